@@ -1,0 +1,25 @@
+"""The contract: every op's schema, checks and fake tensor. Importing this declares `torch.ops.lorafam.*`."""
+
+from . import (
+    adalora_importance,
+    dequantize_4bit,
+    dropout,
+    lora_factors_grad,
+    lora_linear,
+    lora_linear_grad,
+    lora_project,
+    quantize_4bit,
+    row_norm,
+)
+
+__all__ = [
+    "adalora_importance",
+    "dequantize_4bit",
+    "dropout",
+    "lora_factors_grad",
+    "lora_linear",
+    "lora_linear_grad",
+    "lora_project",
+    "quantize_4bit",
+    "row_norm",
+]

@@ -1,0 +1,101 @@
+"""The one place that asks "dense or 4-bit?": how a base weight W [N, K] is flattened into op arguments.
+
+    dense           data = W [N, K]                    scales = []                     layout = []
+    4-bit           data = codes uint8 [ceil(NK/2)]    scales = [absmax]               layout = [N, K, block, type, 0]
+    4-bit, double   the same                           scales = [absmax_codes, nested_absmax, nested_levels, offset]
+                                                       layout = [N, K, block, type, nested block]
+
+`absmax` is fp32 [ceil(NK / block)]; under double quantisation it is uint8 codes of the same length into `nested_levels`
+(fp32 [256]), times `nested_absmax` (fp32 [ceil(blocks / nested block)]), plus `offset` (fp32 scalar tensor).
+Blocks run along the flattened row-major weight; the even element of a pair is the high nibble, as in bitsandbytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+QUANT_TYPES = ("nf4", "fp4")
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+NESTED_BLOCK_SIZE = 256
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Storage(NamedTuple):
+    """A weight as op arguments: `torch.ops.lorafam.lora_linear(x, *storage, ...)`."""
+
+    data: torch.Tensor
+    scales: list[torch.Tensor]
+    layout: list[int]
+
+
+class Layout(NamedTuple):
+    """The integers of a 4-bit layout, by name. `nested_block_size` 0 means no double quantisation."""
+
+    out_features: int
+    in_features: int
+    block_size: int
+    quant_type: int
+    nested_block_size: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.out_features * self.in_features // self.block_size)
+
+
+def is_dense(layout: Sequence[int]) -> bool:
+    """Whether `layout` describes a dense weight."""
+    return len(layout) == 0
+
+
+def dense_storage(weight: torch.Tensor) -> Storage:
+    """A dense weight [N, K] as op arguments."""
+    return Storage(weight, [], [])
+
+
+def weight_shape(data: torch.Tensor, layout: Sequence[int]) -> tuple[int, int]:
+    """(N, K) of a flattened weight."""
+    if is_dense(layout):
+        return data.shape[0], data.shape[1]
+    return layout[0], layout[1]
+
+
+def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Sequence[int]) -> None:
+    """Raises ValueError or TypeError when the three arguments don't describe one weight."""
+    if is_dense(layout):
+        if data.ndim != 2:
+            raise ValueError(f"weight: expected a matrix [N, K], got shape {list(data.shape)}")
+        if data.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"weight: expected a floating-point matrix, got {data.dtype}")
+        return
+    if len(layout) != 5:
+        raise ValueError(f"layout: expected five integers (N, K, block, type, nested block), got {list(layout)}")
+    shape = Layout(*layout)
+    if shape.block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size: expected one of {BLOCK_SIZES}, got {shape.block_size}")
+    if shape.quant_type not in range(len(QUANT_TYPES)):
+        raise ValueError(f"quant_type: expected an index into {QUANT_TYPES}, got {shape.quant_type}")
+    packed = -(-shape.out_features * shape.in_features // 2)
+    if data.dtype != torch.uint8 or data.numel() != packed:
+        raise ValueError(
+            f"codes: expected {packed} bytes (uint8) for [{shape.out_features}, {shape.in_features}], "
+            f"got {data.numel()} of {data.dtype}"
+        )
+    if shape.nested_block_size:
+        expected = {
+            "absmax_codes": (torch.uint8, shape.blocks),
+            "nested_absmax": (torch.float32, -(-shape.blocks // shape.nested_block_size)),
+            "nested_levels": (torch.float32, 256),
+            "offset": (torch.float32, 1),
+        }
+    else:
+        expected = {"absmax": (torch.float32, shape.blocks)}
+    if len(scales) != len(expected):
+        raise ValueError(f"scales: expected {list(expected)}, got {len(scales)} tensors")
+    for tensor, (name, (dtype, size)) in zip(scales, expected.items(), strict=True):
+        if tensor.dtype != dtype or tensor.numel() != size:
+            raise ValueError(f"{name}: expected {size} values of {dtype}, got {tensor.numel()} of {tensor.dtype}")
+        if tensor.device != data.device:
+            raise ValueError(f"{name}: expected device {data.device} (that of the codes), got {tensor.device}")

@@ -37,9 +37,9 @@ def check_dropout_probability(name: str, value: object) -> None:
 class AdapterConfig:
     """What `lorafam.adapt` puts on a model.
 
-    `target_modules`: names that end a module's path ("q_proj"), one regular expression that matches it whole, or None for every
-    linear layer but the output head. `rank_pattern`, `alpha_pattern`: path endings (regular expressions, as in PEFT) to values.
-    `quantize`: first turn the model's linear layers, output head excepted, into 4-bit ones.
+    `target_modules`: names that end a module's path ("q_proj"), one regular expression that matches it whole, or None
+    for every linear layer but the output head. `rank_pattern`, `alpha_pattern`: path endings (regular expressions, as
+    in PEFT) to values. `quantize`: first turn the model's linear layers, output head excepted, into 4-bit ones.
     """
 
     method: str = "lora"

@@ -3,7 +3,8 @@
     I = |w · ∇w|     Ī ← β₁ Ī + (1 − β₁) I     U ← β₂ U + (1 − β₂) |I − Ī|     score = Ī · U
 
 `adalora_importance` updates Ī and U in place. `adalora_scores` averages Ī · U over everything but the rank: one score
-for each rank of each tensor; `rank_dims` says which dimension (0 for A [r, K] and E [r, 1], 1 for B [N, r]) is the rank.
+for each rank of each tensor; `rank_dims` says which dimension (0 for A [r, K] and E [r, 1], 1 for B [N, r]) is the
+rank.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ import torch
 QUANT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK_SIZE = 256
+ABSMAX = ("absmax",)
+NESTED_ABSMAX = ("absmax_codes", "nested_absmax", "nested_levels", "offset")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -62,6 +64,11 @@ def weight_shape(data: torch.Tensor, layout: Sequence[int]) -> tuple[int, int]:
     return layout[0], layout[1]
 
 
+def scale_names(layout: Sequence[int]) -> tuple[str, ...]:
+    """The names of a weight's scales, in their order."""
+    return () if is_dense(layout) else NESTED_ABSMAX if layout[4] else ABSMAX
+
+
 def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Sequence[int]) -> None:
     """Raises ValueError or TypeError when the three arguments don't describe one weight."""
     if is_dense(layout):
@@ -84,17 +91,19 @@ def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Se
             f"got {data.numel()} of {data.dtype}"
         )
     if shape.nested_block_size:
-        expected = {
-            "absmax_codes": (torch.uint8, shape.blocks),
-            "nested_absmax": (torch.float32, -(-shape.blocks // shape.nested_block_size)),
-            "nested_levels": (torch.float32, 256),
-            "offset": (torch.float32, 1),
-        }
+        nested_blocks = -(-shape.blocks // shape.nested_block_size)
+        expected = [
+            (torch.uint8, shape.blocks),
+            (torch.float32, nested_blocks),
+            (torch.float32, 256),
+            (torch.float32, 1),
+        ]
     else:
-        expected = {"absmax": (torch.float32, shape.blocks)}
-    if len(scales) != len(expected):
-        raise ValueError(f"scales: expected {list(expected)}, got {len(scales)} tensors")
-    for tensor, (name, (dtype, size)) in zip(scales, expected.items(), strict=True):
+        expected = [(torch.float32, shape.blocks)]
+    names = scale_names(layout)
+    if len(scales) != len(names):
+        raise ValueError(f"scales: expected {list(names)}, got {len(scales)} tensors")
+    for tensor, name, (dtype, size) in zip(scales, names, expected, strict=True):
         if tensor.dtype != dtype or tensor.numel() != size:
             raise ValueError(f"{name}: expected {size} values of {dtype}, got {tensor.numel()} of {tensor.dtype}")
         if tensor.device != data.device:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from .by_storage import FLOAT_DTYPES, is_dense
+from .library import accumulate_dtype
 
 
 def check_tokens(name: str, x: torch.Tensor, features: int, device: torch.device) -> None:
@@ -23,10 +24,10 @@ def check_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
         raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
 
 
-def check_dense_dtype(x: torch.Tensor, data: torch.Tensor, layout: list[int]) -> None:
-    """A dense weight is multiplied in its own dtype, so `x` must have it."""
-    if is_dense(layout) and x.dtype != data.dtype:
-        raise TypeError(f"x: expected {data.dtype}, the dtype of the dense weight, got {x.dtype}")
+def check_dense_dtype(name: str, x: torch.Tensor, data: torch.Tensor, layout: list[int]) -> None:
+    """A dense weight is multiplied in its own dtype, or widened to that of its sums."""
+    if is_dense(layout) and x.dtype not in (data.dtype, accumulate_dtype(data.dtype)):
+        raise TypeError(f"{name}: expected {data.dtype}, the dtype of the dense weight, got {x.dtype}")
 
 
 def check_factor(name: str, factor: torch.Tensor, shape: tuple[int | None, int | None], device: torch.device) -> None:

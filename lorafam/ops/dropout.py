@@ -1,7 +1,7 @@
 """drop(x): x [M, K] with elements dropped with probability p and the kept ones divided by 1 - p.
 
-The mask is Philox4x32-10 (Salmon et al., SC 2011): key = seed, counter = (row, column // 4), word column % 4, kept where
-word >= floor(p 2^32). It depends on nothing else, so the same op applied to a gradient is its backward.
+The mask is Philox4x32-10 (Salmon et al., SC 2011): key = seed, counter = (row, column // 4), word column % 4, kept
+where word >= floor(p 2^32). It depends on nothing else, so the same op applied to a gradient is its backward.
 """
 
 from __future__ import annotations

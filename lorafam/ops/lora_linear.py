@@ -1,6 +1,7 @@
 """Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias: x [M, K], W [N, K] dense or 4-bit, P [M, r], B̂ [N, r], c and bias [N] → Y [M, N].
 
-Sums are formed in fp32 and rounded to x's dtype. P and B̂ are both given or both None; without them it is the base's product.
+Sums are formed in fp32 and rounded to x's dtype. P and B̂ are both given or both None; without them it is the base's
+product.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _check(
     check_storage(data, scales, layout)
     out_features, in_features = weight_shape(data, layout)
     check_tokens("x", x, in_features, data.device)
-    check_dense_dtype(x, data, layout)
+    check_dense_dtype("x", x, data, layout)
     if (P is None) != (B_hat is None):
         raise ValueError("P, B_hat: expected both or neither")
     if P is not None and B_hat is not None:
@@ -50,7 +51,8 @@ def _fake(
 
 define(
     "lora_linear",
-    "(Tensor x, Tensor data, Tensor[] scales, int[] layout, Tensor? P, Tensor? B_hat, Tensor? c, Tensor? bias) -> Tensor",
+    "(Tensor x, Tensor data, Tensor[] scales, int[] layout, Tensor? P, Tensor? B_hat, Tensor? c, Tensor? bias) "
+    "-> Tensor",
     check=_check,
     fake=_fake,
 )

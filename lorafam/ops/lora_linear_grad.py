@@ -26,7 +26,7 @@ def _check(
     check_storage(data, scales, layout)
     out_features, in_features = weight_shape(data, layout)
     check_tokens("grad_y", grad_y, out_features, data.device)
-    check_dense_dtype(grad_y, data, layout)
+    check_dense_dtype("grad_y", grad_y, data, layout)
     check_vector("magnitude", c, out_features, data.device)
     if (Q is None) != (A is None):
         raise ValueError("Q, A: expected both or neither")

@@ -1,8 +1,10 @@
 """Block-wise 4-bit quantisation of a weight, and the second quantisation of its block scales (arXiv 2305.14314).
 
-    absmax_i = max |w| over block i of the flattened row-major weight;  code = nearest level to w / absmax_i, the lower at a tie
-    offset = mean(absmax);  absmax_codes = nearest 8-bit dynamic level to (absmax - offset) / nested_absmax, after that
-    quotient was rounded to the grid of `ABSMAX_STEPS` equal steps over [-1, 1], as bitsandbytes' CPU library does
+    absmax_i = max |w| over block i of the flattened row-major weight
+    code = nearest level to w / absmax_i, the lower at a tie
+    offset = mean(absmax)
+    absmax_codes = nearest 8-bit dynamic level to (absmax - offset) / nested_absmax, after that quotient was rounded to
+                   the grid of `ABSMAX_STEPS` equal steps over [-1, 1], as bitsandbytes' CPU library does
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ SMALLEST_ABSMAX = 1e-38
 
 
 class LevelBounds(NamedTuple):
-    """Where one level ends and the next begins: fp32 [15] ascending, and the codes (uint8 [16]) in order of their levels."""
+    """Where one level ends and the next begins: fp32 [15] ascending, and the codes (uint8 [16]) in order of their
+    levels.
+    """
 
     bounds: torch.Tensor
     order: torch.Tensor
@@ -71,9 +75,7 @@ def _check_absmax(absmax: torch.Tensor, nested_levels: torch.Tensor) -> None:
         )
 
 
-def _fake_absmax(
-    absmax: torch.Tensor, nested_levels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _fake_absmax(absmax: torch.Tensor, nested_levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     nested = -(-absmax.numel() // NESTED_BLOCK_SIZE)
     return torch.empty_like(absmax, dtype=torch.uint8), absmax.new_empty(nested), absmax.new_empty(())
 

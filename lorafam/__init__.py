@@ -1,0 +1,44 @@
+"""lorafam: LoRA, QLoRA, AdaLoRA and DoRA, fast and checked.
+
+Importing it compiles nothing and needs torch, numpy and safetensors alone; Numba, Triton, bitsandbytes and the rest are
+imported when used.
+"""
+
+from . import backends as backends
+from . import functional, reference
+from .config import AdapterConfig
+from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
+from .model import adapt, load_adapter, merge_and_unload, save_adapter
+from .train.rank_allocator import RankAllocator
+from .weights import NF4Weight, quantize_nf4
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaLoraCallback",
+    "AdaLoraLinear",
+    "AdapterConfig",
+    "DoraLinear",
+    "Explanation",
+    "LoraLinear",
+    "MergeReport",
+    "NF4Linear",
+    "NF4Weight",
+    "RankAllocator",
+    "adapt",
+    "explain",
+    "functional",
+    "load_adapter",
+    "merge_and_unload",
+    "quantize_nf4",
+    "reference",
+    "save_adapter",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "AdaLoraCallback":  # needs transformers
+        from .train.callbacks import AdaLoraCallback
+
+        return AdaLoraCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

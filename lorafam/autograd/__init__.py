@@ -1,0 +1,9 @@
+"""The autograd Functions: what is saved for the backward, and which op is called."""
+
+from .dora_input_dropout import DoraInputDropout
+from .dora_linear import DoraLinear
+from .frozen_linear import FrozenLinear
+from .lora_linear import LoraLinear
+from .low_rank import LowRank
+
+__all__ = ["DoraInputDropout", "DoraLinear", "FrozenLinear", "LoraLinear", "LowRank"]

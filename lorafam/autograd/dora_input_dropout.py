@@ -1,0 +1,96 @@
+"""DoRA as PEFT applies dropout, to both paths: with x_d = drop(x) and U = x_d Wᵀ + P B̂ᵀ,
+
+    Y = x Wᵀ + bias + (c − 1) ∘ U + P B̂ᵀ
+    dm = Σ G ∘ U / n      dx = G W + drop'((Gc − G) W + Q A)
+
+x and x_d go through W in one product, stacked as 2M tokens, so that each weight is decoded once; the backward does the
+same. As in PEFT, U is formed from fp32 tokens and kept in fp32. Saved beyond parameters and codes: x, P, the seed and
+U.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..ops.library import accumulate_dtype
+
+Tensor = torch.Tensor
+
+
+class DoraInputDropout(torch.autograd.Function):
+    """x [M, K], A [r, K], B̂ [N, r], m and n [N] → Y [M, N] in x's dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B_hat: Tensor,
+        magnitude: Tensor,
+        norm: Tensor,
+        bias: Tensor | None,
+        seed: Tensor,
+        dropout_p: float,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        tokens = x.shape[0]
+        wide = x.to(accumulate_dtype(x.dtype))
+        dropped = torch.ops.lorafam.dropout(wide, seed, dropout_p)
+        P = torch.ops.lorafam.lora_project(dropped, A, None, 0.0)
+        both = torch.cat([wide, dropped])
+        product = torch.ops.lorafam.lora_linear(both, data, scales, layout, torch.cat([P, P]), B_hat, None, None)
+        U = product[tokens:].clone()
+        y = (magnitude / norm - 1) * U + product[:tokens]
+        if bias is not None:
+            y = y + bias
+        ctx.dropout_p, ctx.layout = dropout_p, layout
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(x, P, U, A, B_hat, magnitude, norm, seed, data, *scales)
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, P, U, A, B_hat, magnitude, norm, seed, data, *scales = ctx.saved_tensors
+        needs_x, needs_a, needs_b, needs_m, _, needs_bias = ctx.needs_input_grad[:6]
+        c = magnitude / norm
+        Q, dA, dB_hat, dm, dbias = torch.ops.lorafam.lora_factors_grad(
+            grad_y,
+            x,
+            P,
+            B_hat,
+            c,
+            U if needs_m else None,
+            None,
+            norm if needs_m else None,
+            seed,
+            ctx.dropout_p,
+            needs_bias,
+        )
+        dx = None
+        if needs_x:
+            wide = grad_y.to(Q.dtype)
+            both = torch.cat([wide, wide * (c - 1)])
+            stacked = torch.cat([torch.zeros_like(Q), Q])
+            product = torch.ops.lorafam.lora_linear_grad(both, data, scales, ctx.layout, None, stacked, A, None, 0.0)
+            plain, dropped = product.split(grad_y.shape[0])
+            dropped = torch.ops.lorafam.dropout(dropped, seed, ctx.dropout_p)
+            dx = (plain + dropped).to(x.dtype)
+        return (
+            dx,
+            dA.to(A.dtype) if needs_a else None,
+            dB_hat.to(B_hat.dtype) if needs_b else None,
+            dm.to(magnitude.dtype) if needs_m else None,
+            None,
+            dbias.to(ctx.bias_dtype) if needs_bias else None,
+            None,
+            None,
+            None,
+            None,
+            *(None for _ in scales),
+        )

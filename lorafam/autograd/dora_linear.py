@@ -1,0 +1,94 @@
+"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias, c = m / n, n constant (DoRA, arXiv 2402.09353, section 4.3); gradients for x, A, B̂,
+m, bias.
+
+Saved beyond parameters and codes: x, P, the seed and Y itself, the very tensor returned, so that an in-place change of
+it raises in the backward instead of corrupting dm = Σ G ∘ (Y − bias) / m. A compiled graph has no such guard; there the
+unscaled product T = x Wᵀ + P B̂ᵀ is saved instead, which nobody else can reach, and dm = Σ G ∘ T / n.
+
+(Y − bias) / m is 0/0 where m = 0, and loses digits to the bias where |c| is small: its error is up to 1/|c| of eager's.
+Those rows are recomputed from T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+Tensor = torch.Tensor
+
+# below this |c| a bias makes dm from the saved output too inexact for the ratio rule (1.5 x eager)
+WEAK_SCALE = 0.75
+
+
+class DoraLinear(torch.autograd.Function):
+    """x [M, K], A [r, K], B̂ [N, r], m and n [N] → Y [M, N] in x's dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B_hat: Tensor,
+        magnitude: Tensor,
+        norm: Tensor,
+        bias: Tensor | None,
+        seed: Tensor | None,
+        dropout_p: float,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
+        c = magnitude / norm
+        ctx.saves_product = torch.compiler.is_compiling()
+        if ctx.saves_product:
+            kept = torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, None, None)
+            y = c * kept if bias is None else c * kept + bias
+            y = y.to(x.dtype)
+        else:
+            y = kept = torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, c, bias)
+        ctx.dropout_p, ctx.layout = dropout_p, layout
+        ctx.save_for_backward(x, P, A, B_hat, magnitude, norm, bias, seed, kept, data, *scales)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, P, A, B_hat, magnitude, norm, bias, seed, kept, data, *scales = ctx.saved_tensors
+        needs_x, needs_a, needs_b, needs_m, _, needs_bias = ctx.needs_input_grad[:6]
+        c = magnitude / norm
+        y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
+        if not needs_m:
+            y = m = offset = None
+        Q, dA, dB_hat, dm, dbias = torch.ops.lorafam.lora_factors_grad(
+            grad_y, x, P, B_hat, c, y, offset, m, seed, ctx.dropout_p, needs_bias
+        )
+        if needs_m and not ctx.saves_product:
+            weak = magnitude == 0 if bias is None else c.abs() < WEAK_SCALE
+            if weak.any():
+                product = torch.ops.lorafam.lora_linear(x, data, scales, ctx.layout, P, B_hat, None, None)
+                dm = torch.where(weak, _column_sums(grad_y, product) / norm, dm)
+        dx = None
+        if needs_x:
+            dx = torch.ops.lorafam.lora_linear_grad(grad_y, data, scales, ctx.layout, c, Q, A, seed, ctx.dropout_p)
+        return (
+            dx,
+            dA.to(A.dtype) if needs_a else None,
+            dB_hat.to(B_hat.dtype) if needs_b else None,
+            dm.to(magnitude.dtype) if needs_m else None,
+            None,
+            dbias.to(bias.dtype) if needs_bias else None,
+            None,
+            None,
+            None,
+            None,
+            *(None for _ in scales),
+        )
+
+
+def _column_sums(a: Tensor, b: Tensor) -> Tensor:
+    """Σ over tokens of a ∘ b, in fp32 or wider."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(dtype) * b.to(dtype)).sum(0)

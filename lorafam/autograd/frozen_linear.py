@@ -1,0 +1,34 @@
+"""y = x Wᵀ + bias with a frozen W: only x and bias have gradients, and W in float is never kept for the backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+Tensor = torch.Tensor
+
+
+class FrozenLinear(torch.autograd.Function):
+    """Saves the weight's own storage (codes or dense) and nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, data: Tensor, layout: tuple[int, ...], *scales: Tensor
+    ) -> Tensor:
+        ctx.layout = layout
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(data, *scales)
+        return torch.ops.lorafam.lora_linear(x, data, scales, layout, None, None, None, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        data, *scales = ctx.saved_tensors
+        dx = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.ops.lorafam.lora_linear_grad(grad_y, data, scales, ctx.layout, None, None, None, None, 0.0)
+        if ctx.needs_input_grad[1]:
+            dbias = grad_y.sum(0, dtype=torch.promote_types(grad_y.dtype, torch.float32)).to(ctx.bias_dtype)
+        return dx, dbias, None, None, *(None for _ in scales)

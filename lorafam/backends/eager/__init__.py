@@ -1,0 +1,21 @@
+"""Every op in plain PyTorch: the announced fallback, and the yardstick of the tests."""
+
+from .adalora_importance import adalora_importance, adalora_scores
+from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
+from .products import dropout, lora_factors_grad, lora_linear, lora_linear_grad, lora_project
+from .row_norm import row_norm, squared_row_norm
+
+__all__ = [
+    "adalora_importance",
+    "adalora_scores",
+    "dequantize_4bit",
+    "dropout",
+    "lora_factors_grad",
+    "lora_linear",
+    "lora_linear_grad",
+    "lora_project",
+    "quantize_4bit",
+    "quantize_absmax",
+    "row_norm",
+    "squared_row_norm",
+]

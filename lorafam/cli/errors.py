@@ -1,0 +1,38 @@
+"""Bad input ends in one line on stderr and exit code 2, never in a usage screen or a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+# typer has its own copy of click in newer versions; this is the parent of all errors in parsing arguments in either
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands that tells a parsing error in one line."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except _UsageError as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "lorafam"
+            fail(error.format_message(), command=command)  # type: ignore[attr-defined]
+        except typer.Abort:
+            sys.exit(INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, *, command: str, code: int = BAD_INPUT) -> NoReturn:
+    """Prints "command: message" as one line on stderr and exits."""
+    line = " ".join(message.split())
+    sys.stderr.write(f"{command}: {line}\n")
+    sys.exit(code)

@@ -1,0 +1,55 @@
+"""One named adapter of a layer: its trainable tensors and its settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import config
+
+Tensor = torch.Tensor
+
+
+class Adapter(nn.Module):
+    """A [r, K] and B [N, r] (with E [r, 1] for AdaLoRA, magnitude [N] for DoRA, bias [N]), fp32 by default.
+
+    `scaling` multiplies B A: α/r, α/√r for rsLoRA (arXiv 2312.03732), α for AdaLoRA.
+    """
+
+    A: nn.Parameter
+    B: nn.Parameter
+
+    def __init__(self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float) -> None:
+        super().__init__()
+        self.rank, self.alpha, self.dropout, self.rslora, self.scaling = rank, alpha, dropout, rslora, scaling
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, rslora={self.rslora}"
+
+
+def lora_scaling(rank: int, alpha: float, rslora: bool) -> float:
+    """α/r, or α/√r."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def check_settings(r: Any, alpha: Any, dropout: Any, init: Any) -> None:
+    """Raises ValueError naming the setting that is wrong."""
+    config.check_rank("r", r)
+    config.check_alpha("alpha", alpha)
+    config.check_dropout_probability("dropout", dropout)
+    config.check_choice("init", init, config.INITIALISERS)
+
+
+def initial_a(rank: int, in_features: int, init: str, device: torch.device) -> nn.Parameter:
+    """A [r, K]: uniform in ±1/√K ("default", as nn.Linear and PEFT), or normal with standard deviation 1/r
+    ("gaussian").
+    """
+    A = torch.empty(rank, in_features, device=device)
+    if init == "gaussian":
+        nn.init.normal_(A, std=1 / rank)
+    else:
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    return nn.Parameter(A)

@@ -1,0 +1,214 @@
+"""The layer around a frozen base: which adapter is active, whether it is merged or disabled, and how merging is done.
+
+A method (one file beside this one) says what its tensors are, what B̂ and c are, and how its forward goes; everything
+here is the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from .. import functional as F
+from ..weights import NF4Weight, quantize_nf4
+from .adapter import Adapter, check_settings
+from .base_weight import base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
+from .merge_report import MergeReport
+from .nf4_linear import NF4Linear
+
+Tensor = torch.Tensor
+
+
+class AdapterLayer(nn.Module, ABC):
+    """x [..., K] → [..., N]: `base_layer` plus the active adapter."""
+
+    method: ClassVar[str]
+
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 8,
+        alpha: float = 16,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "default",
+        bias: bool = False,
+        adapter: str = "default",
+    ) -> None:
+        super().__init__()
+        if not isinstance(base, nn.Module):
+            raise TypeError(f"base: expected a module, got {type(base).__name__}")
+        if isinstance(base, AdapterLayer):
+            raise TypeError(f"base: expected a layer without an adapter, got a {type(base).__name__}")
+        self.in_features, self.out_features = base_sizes(base)
+        if is_bitsandbytes_4bit(base):
+            # its evaluation forward would repack the weight in place, for its own kernel only
+            base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        self.base_layer = base.requires_grad_(False)
+        self.adapters = nn.ModuleDict()
+        self.enabled = True
+        self._kept: tuple[Any, Tensor | None] | None = None
+        self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
+        self.active_adapter = adapter
+        self.train(base.training)
+
+    @abstractmethod
+    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
+        """The method's tensors, at values where the layer equals its base."""
+
+    @abstractmethod
+    def adapted(self, x: Tensor) -> Tensor:
+        """The forward with the active adapter."""
+
+    @abstractmethod
+    def b_hat(self) -> Tensor:
+        """B̂ [N, r] of the active adapter."""
+
+    def merged_weight(self, weight: Tensor) -> Tensor:
+        """c ∘ (W + B̂ A) for W [N, K] in fp32."""
+        return torch.addmm(weight, self.b_hat().to(weight.dtype), self.A.to(weight.dtype))
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias of the merged layer."""
+        return bias
+
+    def add_adapter(
+        self,
+        name: str,
+        r: int = 8,
+        alpha: float = 16,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "default",
+        bias: bool = False,
+    ) -> None:
+        """A further adapter of this method; `set_adapter` makes it the active one."""
+        if name in self.adapters:
+            raise ValueError(f"adapter: expected a new name, {name!r} is there already")
+        check_settings(r, alpha, dropout, init)
+        self.adapters[name] = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+
+    def set_adapter(self, name: str) -> None:
+        """Makes an adapter the active one; only its tensors are trainable then. Raises KeyError, RuntimeError if
+        merged.
+        """
+        if name not in self.adapters:
+            raise KeyError(f"adapter: expected one of {list(self.adapters)}, got {name!r}")
+        if self.merged:
+            raise RuntimeError("set_adapter: unmerge the layer first")
+        self.active_adapter = name
+        for other, adapter in self.adapters.items():
+            adapter.requires_grad_(other == name)
+
+    @property
+    def active(self) -> Adapter:
+        return self.adapters[self.active_adapter]  # type: ignore[return-value]
+
+    @property
+    def A(self) -> nn.Parameter:
+        return self.active.A
+
+    @property
+    def B(self) -> nn.Parameter:
+        return self.active.B
+
+    @property
+    def merged(self) -> bool:
+        return self._kept is not None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._kept is not None or not self.enabled:
+            return self.base_layer(x, *args, **kwargs)
+        if args or kwargs:
+            return self.around_base(x, self.base_layer(x, *args, **kwargs))
+        return self.adapted(x)
+
+    def around_base(self, x: Tensor, y: Tensor) -> Tensor:
+        """The adapted output from the base's own output y = base(x), for a base whose forward must run."""
+        return y + self.update(x).to(y.dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        """U = drop(x) Aᵀ B̂ᵀ in fp32."""
+        return F.low_rank(x, self.A, self.b_hat(), dropout_p=self.active.dropout, training=self.training)
+
+    def base_bias(self) -> Tensor | None:
+        bias = getattr(self.base_layer, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """What merging adds to W: c ∘ (W + B̂ A) − W, fp32 [N, K]."""
+        weight = self._unmerged_weight()
+        return self.merged_weight(weight) - weight
+
+    @torch.no_grad()
+    def merge(self, safe: bool = True) -> MergeReport:
+        """Folds the active adapter into the base, which then runs alone. What was there is kept, so that `unmerge` is
+        exact.
+
+        A 4-bit base is quantised again, which costs accuracy: the report says how much. `safe` refuses a result that
+        isn't finite (ValueError). Raises RuntimeError when merged already, TypeError for a base whose weight can't be
+        replaced.
+        """
+        if self.merged:
+            raise RuntimeError("merge: the layer is merged already")
+        base = self.base_layer
+        weight = base_weight(base).weight
+        if weight is None:
+            raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
+        target = self.merged_weight(dense_base_weight(base))
+        bias = self.base_bias()
+        new_bias = self.merged_bias(bias)
+        if safe and not (target.isfinite().all() and (new_bias is None or new_bias.isfinite().all())):
+            raise ValueError("merge: the merged weight has NaN or inf")
+        kept_bias = None if bias is None or new_bias is bias else bias.detach().clone()
+        self._kept = (weight if isinstance(weight, NF4Weight) else weight.clone(), kept_bias)
+        _store(base, _like(target, weight))
+        if new_bias is not bias:
+            base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
+        stored = dense_base_weight(base)
+        return MergeReport.measure(type(base).__name__, stored=stored, exact=target)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts back the very base that `merge` kept. Raises RuntimeError when the layer isn't merged."""
+        if self._kept is None:
+            raise RuntimeError("unmerge: the layer isn't merged")
+        weight, bias = self._kept
+        _store(self.base_layer, weight)
+        if bias is not None:
+            self.base_layer.bias = nn.Parameter(bias, requires_grad=False)
+        elif self.merged_bias(None) is not None:
+            self.base_layer.bias = None
+        self._kept = None
+
+    def _unmerged_weight(self) -> Tensor:
+        if self._kept is None:
+            return dense_base_weight(self.base_layer)
+        weight = self._kept[0]
+        if isinstance(weight, NF4Weight):
+            return weight.dequantize(torch.float32)
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    def extra_repr(self) -> str:
+        state = ", merged" if self.merged else "" if self.enabled else ", disabled"
+        return f"active_adapter={self.active_adapter!r}{state}"
+
+
+def _like(target: Tensor, weight: Tensor | NF4Weight) -> Tensor | NF4Weight:
+    """`target` stored as `weight` is: in its dtype, or quantised with its settings."""
+    if not isinstance(weight, NF4Weight):
+        return target.to(weight.dtype)
+    return quantize_nf4(target.to(weight.dtype), weight.block_size, weight.double_quant, quant_type=weight.quant_type)
+
+
+def _store(base: nn.Module, weight: Tensor | NF4Weight) -> None:
+    if isinstance(weight, Tensor):
+        base.weight.copy_(weight)  # type: ignore[operator]
+    elif isinstance(base, NF4Linear):
+        base.weight = weight
+    else:
+        base.weight = weight.to_bitsandbytes()

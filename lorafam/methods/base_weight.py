@@ -1,0 +1,79 @@
+"""What of a base module the fast path may use: its weight, its bias and its sizes.
+
+A base whose own forward must run (an unknown class, or one with hooks) has no usable weight: the adapter layer then
+calls it and adds the low-rank part, and says so through `explain`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..weights import NF4Weight
+from .nf4_linear import NF4Linear
+
+Tensor = torch.Tensor
+
+
+class BaseWeight(NamedTuple):
+    """The frozen weight of a base module, or None with the reason why its own forward must run."""
+
+    weight: Tensor | NF4Weight | None
+    reason: str
+
+
+def is_bitsandbytes_4bit(base: nn.Module) -> bool:
+    """Whether `base` is bitsandbytes' Linear4bit; never imports bitsandbytes."""
+    library = sys.modules.get("bitsandbytes")
+    return library is not None and isinstance(base, library.nn.Linear4bit)
+
+
+def base_weight(base: nn.Module) -> BaseWeight:
+    """The weight the fast path multiplies by."""
+    if base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__:
+        return BaseWeight(None, "the base layer has hooks: its own forward runs")
+    if isinstance(base, NF4Linear):
+        return BaseWeight(base.weight, "4-bit weight")
+    if is_bitsandbytes_4bit(base):
+        return BaseWeight(NF4Weight.from_bitsandbytes(base), "bitsandbytes 4-bit weight, shared")
+    if type(base) is nn.Linear:
+        return BaseWeight(base.weight, "dense weight")
+    return BaseWeight(None, f"{type(base).__name__} is not a layer whose weight is known: its own forward runs")
+
+
+def base_sizes(base: nn.Module) -> tuple[int, int]:
+    """(K, N) of a base module; raises ValueError where it doesn't tell."""
+    try:
+        return int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+    except AttributeError:
+        raise ValueError(
+            f"base: expected a module with in_features and out_features, {type(base).__name__} has none"
+        ) from None
+
+
+def base_device(base: nn.Module) -> torch.device:
+    """Where the adapter's tensors belong."""
+    for tensor in (*base.parameters(), *base.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@torch.no_grad()
+def dense_base_weight(base: nn.Module) -> Tensor:
+    """W [N, K] in fp32 (fp64 for an fp64 base), for merging and for norms: decoded, or, for a module of unknown class,
+    read off by feeding it the identity.
+    """
+    weight = base_weight(base).weight
+    if isinstance(weight, NF4Weight):
+        return weight.dequantize(torch.float32)
+    if weight is not None:
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    in_features, _ = base_sizes(base)
+    dtype = next((p.dtype for p in base.parameters() if p.is_floating_point()), torch.float32)
+    identity = torch.eye(in_features, dtype=dtype, device=base_device(base))
+    offset = base(identity.new_zeros(1, in_features))
+    columns = base(identity) - offset
+    return columns.T.to(torch.promote_types(dtype, torch.float32)).contiguous()

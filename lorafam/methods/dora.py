@@ -1,0 +1,149 @@
+"""DoRA (arXiv 2402.09353): B̂ = s B, c = m / ‖W + s B A‖ per output feature, no gradient through the norm (section 4.3).
+
+The norm is formed anew whenever gradients are on, since nothing tells reliably that A and B haven't changed. In
+evaluation without gradients it is kept, and dropped by `train`, merging, loading and moving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import config
+from .. import functional as F
+from ..ops.row_norm import NORM_FLOOR
+from ..weights import NF4Weight
+from .adapter import Adapter, initial_a, lora_scaling
+from .adapter_layer import AdapterLayer
+from .base_weight import base_device, base_weight, dense_base_weight
+from .registry import register
+
+Tensor = torch.Tensor
+
+
+@register("dora")
+class DoraLinear(AdapterLayer):
+    """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias. `dora_dropout="input"` drops both paths, as PEFT does."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 8,
+        alpha: float = 16,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "default",
+        bias: bool = False,
+        adapter: str = "default",
+        dora_dropout: str = "adapter",
+    ) -> None:
+        config.check_choice("dora_dropout", dora_dropout, config.DORA_DROPOUTS)
+        self._norm: Tensor | None = None
+        self._weight_squared: tuple[int, Tensor] | None = None
+        super().__init__(base, r, alpha, dropout, rslora, init, bias, adapter)
+        self.dora_dropout = dora_dropout
+
+    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
+        if bias:
+            raise ValueError("bias: DoRA has no bias of its own, expected False")
+        device = base_device(self.base_layer)
+        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora))
+        adapter.A = initial_a(r, self.in_features, init, device)
+        adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
+        # B = 0: the norm of the base's rows, so that c = 1
+        adapter.magnitude = nn.Parameter(self._row_norm(adapter.A, adapter.B, adapter.scaling).to(torch.float32))
+        return adapter
+
+    @property
+    def magnitude(self) -> nn.Parameter:
+        return self.active.magnitude  # type: ignore[return-value]
+
+    def b_hat(self) -> Tensor:
+        return self.B * self.active.scaling
+
+    def norm(self) -> Tensor:
+        """n [N] in fp32: ‖W + s B A‖ per output feature, of the unmerged base."""
+        keep = not (self.training or torch.is_grad_enabled())
+        if keep and self._norm is not None:
+            return self._norm
+        norm = self._row_norm(self.A, self.B, self.active.scaling)
+        self._norm = norm if keep else None
+        return norm
+
+    def merged_weight(self, weight: Tensor) -> Tensor:
+        adapted = super().merged_weight(weight)
+        norm = torch.linalg.vector_norm(adapted, dim=1).clamp_min(NORM_FLOOR)
+        return adapted * (self.magnitude.to(adapted.dtype) / norm).unsqueeze(1)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        weight = base_weight(self.base_layer).weight
+        if weight is None:
+            return self.around_base(x, self.base_layer(x))
+        return F.dora_linear(
+            x,
+            weight,
+            self.A,
+            self.B,
+            self.magnitude,
+            self.active.scaling,
+            self.base_bias(),
+            dropout_p=self.active.dropout,
+            dora_dropout=self.dora_dropout,
+            training=self.training,
+            norm=self.norm(),
+        )
+
+    def around_base(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.training and self.active.dropout and self.dora_dropout == "input":
+            raise RuntimeError(
+                f"dora_dropout: 'input' needs the weight of the base layer, which a {type(self.base_layer).__name__}
+                doesn't " "give; use 'adapter'"
+            )
+        bias = self.base_bias()
+        product = (y if bias is None else y - bias) + self.update(x).to(y.dtype)
+        scaled = product * (self.magnitude / self.norm()).to(y.dtype)
+        return scaled if bias is None else scaled + bias
+
+    def _row_norm(self, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        weight = base_weight(self.base_layer).weight
+        if weight is None:
+            weight = dense_base_weight(self.base_layer)
+        squared = None if isinstance(weight, NF4Weight) else self._dense_squared(weight)
+        return F.row_norm(weight, A, B, scaling, weight_squared=squared)
+
+    def _dense_squared(self, weight: Tensor) -> Tensor:
+        """‖w_j‖² of a dense base, kept until the weight changes."""
+        if self._weight_squared is None or self._weight_squared[0] != weight._version:
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            self._weight_squared = weight._version, torch.linalg.vector_norm(weight, dim=1, dtype=dtype).square()
+        return self._weight_squared[1]
+
+    def _forget(self) -> None:
+        self._norm = self._weight_squared = None
+
+    def train(self, mode: bool = True) -> DoraLinear:
+        self._norm = None
+        return super().train(mode)
+
+    def set_adapter(self, name: str) -> None:
+        self._norm = None
+        super().set_adapter(name)
+
+    def merge(self, safe: bool = True) -> Any:
+        self._forget()
+        return super().merge(safe)
+
+    def unmerge(self) -> None:
+        self._forget()
+        super().unmerge()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoraLinear:
+        self._forget()
+        return super()._apply(fn, recurse)

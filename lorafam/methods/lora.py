@@ -1,0 +1,58 @@
+"""LoRA (arXiv 2106.09685), rsLoRA by its scaling; on a 4-bit base QLoRA (arXiv 2305.14314): B̂ = s B, c = 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .. import functional as F
+from .adapter import Adapter, initial_a, lora_scaling
+from .adapter_layer import AdapterLayer
+from .base_weight import base_device, base_weight
+from .registry import register
+
+Tensor = torch.Tensor
+
+
+@register("lora")
+class LoraLinear(AdapterLayer):
+    """Y = x Wᵀ + s drop(x) Aᵀ Bᵀ + bias + s bias_B; the last term only with `bias=True` (PEFT's lora_bias)."""
+
+    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
+        device = base_device(self.base_layer)
+        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora))
+        adapter.A = initial_a(r, self.in_features, init, device)
+        adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
+        if bias:
+            adapter.bias = nn.Parameter(torch.zeros(self.out_features, device=device))
+        return adapter
+
+    def b_hat(self) -> Tensor:
+        return self.B * self.active.scaling
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        own = getattr(self.active, "bias", None)
+        if own is None:
+            return bias
+        scaled = own * self.active.scaling
+        return scaled if bias is None else (bias + scaled).to(bias.dtype)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        weight = base_weight(self.base_layer).weight
+        if weight is None:
+            return self.around_base(x, self.base_layer(x))
+        return F.lora_linear(
+            x,
+            weight,
+            self.A,
+            self.B,
+            self.active.scaling,
+            self.merged_bias(self.base_bias()),
+            dropout_p=self.active.dropout,
+            training=self.training,
+        )
+
+    def around_base(self, x: Tensor, y: Tensor) -> Tensor:
+        y = super().around_base(x, y)
+        own = self.merged_bias(None)
+        return y if own is None else y + own.to(y.dtype)

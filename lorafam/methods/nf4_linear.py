@@ -1,0 +1,91 @@
+"""A linear layer whose weight is stored in 4 bits: y = x Wᵀ + bias, W never in float as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import functional as F
+from ..weights import NF4Weight, quantize_nf4
+
+Tensor = torch.Tensor
+
+
+class NF4Linear(nn.Module):
+    """x [..., K] → [..., N] in x's dtype. `weight` is an `NF4Weight` (NF4 or FP4), frozen; `bias` a frozen parameter or
+    None.
+
+    Its tensors are buffers, so that the layer moves and is saved as any other; `.to(dtype)`, `.half()` and the like
+    leave the codes and their scales as they are, since rounding the scales would change the weight.
+    """
+
+    def __init__(self, weight: NF4Weight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.weight = weight
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, block_size: int = 64, double_quant: bool = True, quant_type: str = "nf4"
+    ) -> NF4Linear:
+        """Quantises a dense layer's weight; the bias is kept as it is.
+
+        Raises TypeError for anything but an nn.Linear, ValueError for a weight that isn't finite.
+        """
+        if type(linear) is not nn.Linear:
+            raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
+        weight = quantize_nf4(linear.weight.detach(), block_size, double_quant, quant_type=quant_type)
+        layer = cls(weight, linear.bias)
+        return layer.train(linear.training)
+
+    @property
+    def weight(self) -> NF4Weight:
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: NF4Weight) -> None:
+        if tuple(weight.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"weight: expected shape {[self.out_features, self.in_features]}, got {list(weight.shape)}"
+            )
+        self._weight = weight
+        for name, tensor in weight.tensors().items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.nf4_linear(x, self._weight, self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NF4Linear:
+        buffers, self._buffers = self._buffers, {}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers = buffers
+        # as bytes a tensor changes device but never dtype
+        moved = {
+            name: fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.ndim else _moved_scalar(fn, tensor)
+            for name, tensor in buffers.items()
+            if tensor is not None
+        }
+        self.weight = self._weight.with_tensors(moved)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # the buffers were copied into in place: what the weight keeps about itself is stale
+        self.weight = self._weight.with_tensors({name: getattr(self, name) for name in self._weight.tensors()})
+
+    def extra_repr(self) -> str:
+        weight = self._weight
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"quant_type={weight.quant_type}, block_size={weight.block_size}, double_quant={weight.double_quant}"
+        )
+
+
+def _moved_scalar(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    return fn(tensor.reshape(1).view(torch.uint8)).view(tensor.dtype).reshape(())

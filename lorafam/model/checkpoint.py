@@ -1,0 +1,147 @@
+"""Adapters on disk, in PEFT's format both ways: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..config import AdapterConfig
+from ..methods import AdapterLayer
+from .adapt import adapt, adapter_layers, remove_adapters
+from .peft_format import CONFIG_FILE, PREFIX, TENSOR_FILE, adapter_config, adapter_tensors, peft_config, tensor_names
+
+
+def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Writes the active adapters of `model`; plain `PeftModel.from_pretrained` reads them.
+
+    Each file is written under a temporary name and renamed. Raises ValueError for a model that `adapt` or
+    `load_adapter` didn't make.
+    """
+    config = getattr(model, "lorafam_config", None)
+    layers = adapter_layers(model)
+    if not isinstance(config, AdapterConfig) or not layers:
+        raise ValueError("model: expected one that lorafam.adapt or lorafam.load_adapter returned, it has no adapters")
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"directory: {folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(layers).items()}
+    _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    text = json.dumps(peft_config(model, config, layers), indent=2, sort_keys=True) + "\n"
+    _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
+    """Reads an adapter that lorafam or PEFT saved into `model` and returns it.
+
+    A bare model (dense, `NF4Linear` or bitsandbytes layers) gets the adapter layers the file describes; one that
+    `adapt` made must have the same. Raises FileNotFoundError for a missing file, ValueError for a damaged one or one
+    that doesn't fit, before the model is changed.
+    """
+    folder = Path(directory)
+    values = _read_config(folder / CONFIG_FILE)
+    config = adapter_config(values)
+    tensors = _read_tensors(folder / TENSOR_FILE)
+    rank_pattern = values.get("rank_pattern") if config.method == "adalora" else None
+    layers = adapter_layers(model)
+    if layers:
+        _check_method(layers, config)
+        _load_tensors(layers, tensors, rank_pattern)
+        return model
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapt(model, config)
+    try:
+        _load_tensors(adapter_layers(model), tensors, rank_pattern)
+    except ValueError:
+        remove_adapters(model)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise
+    return model
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: damaged, expected an object")
+    return values
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged, not a safetensors file ({error})") from None
+
+
+def _check_method(layers: dict[str, AdapterLayer], config: AdapterConfig) -> None:
+    methods = {layer.method for layer in layers.values()}
+    if methods != {config.method}:
+        raise ValueError(f"{CONFIG_FILE}: an adapter of method {config.method!r}, the model has {sorted(methods)}")
+
+
+def _load_tensors(
+    layers: dict[str, AdapterLayer], tensors: dict[str, torch.Tensor], rank_pattern: dict[str, list[bool]] | None
+) -> None:
+    """Checks every tensor first, then copies them in."""
+    wanted: dict[str, tuple[AdapterLayer, str]] = {}
+    for path, layer in layers.items():
+        for attribute, ending in tensor_names(layer.method).items():
+            if getattr(layer.active, attribute, None) is not None:
+                wanted[f"{PREFIX}{path}.{ending}"] = layer, attribute
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unknown:
+        problem = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the model has no place for"
+        raise ValueError(f"{TENSOR_FILE}: {problem} ({len(missing)} missing, {len(unknown)} unknown)")
+    kept = {path: (rank_pattern or {}).get(f"{path}.lora_E") for path in layers}
+    for path, layer in layers.items():
+        for name, (owner, attribute) in ((n, w) for n, w in wanted.items() if w[0] is layer):
+            _check_shape(name, tensors[name], getattr(owner.active, attribute), attribute, kept[path])
+    with torch.no_grad():
+        for path, layer in layers.items():
+            if kept[path] is not None:
+                layer.active.kept_ranks = kept[path]  # type: ignore[assignment]
+        for name, (layer, attribute) in wanted.items():
+            parameter = getattr(layer.active, attribute)
+            value = tensors[name].to(parameter)
+            if value.shape == parameter.shape:
+                parameter.copy_(value)
+            else:
+                setattr(layer.active, attribute, nn.Parameter(value, requires_grad=parameter.requires_grad))
+    for layer in layers.values():
+        # anything a layer keeps about its adapter is stale now
+        layer.train(layer.training)
+
+
+def _check_shape(
+    name: str, tensor: torch.Tensor, parameter: torch.Tensor, attribute: str, kept: list[bool] | None
+) -> None:
+    expected = list(parameter.shape)
+    if kept is not None:
+        expected[1 if attribute == "B" else 0] = sum(kept)
+    if list(tensor.shape) != expected:
+        raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(tensor.shape)}, expected {expected}")

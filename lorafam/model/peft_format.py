@@ -1,0 +1,135 @@
+"""PEFT's adapter format: what adapter_config.json says, and how tensors are named in adapter_model.safetensors.
+
+A tensor's name is "base_model.model." + the module's path + one of
+
+    LoRA      .lora_A.weight [r, K]   .lora_B.weight [N, r]   .lora_B.bias [N]
+    DoRA      the same and .lora_magnitude_vector [N]
+    AdaLoRA   .lora_A [r, K]   .lora_E [r, 1]   .lora_B [N, r], pruned ranks left out and listed in rank_pattern
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import AdapterConfig
+from ..methods import AdapterLayer
+
+PREFIX = "base_model.model."
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+# a trained AdaLoRA adapter without its schedule: PEFT asks for one that has room for a budgeting phase
+_DEFAULT_SCHEDULE = {"total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
+
+
+def tensor_names(method: str) -> dict[str, str]:
+    """Attribute of an `Adapter` → ending of the tensor's name."""
+    if method == "adalora":
+        return {"A": "lora_A", "E": "lora_E", "B": "lora_B"}
+    names = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    if method == "dora":
+        names["magnitude"] = "lora_magnitude_vector"
+    else:
+        names["bias"] = "lora_B.bias"
+    return names
+
+
+def adapter_tensors(layers: dict[str, AdapterLayer]) -> dict[str, torch.Tensor]:
+    """Every tensor of the active adapters under PEFT's name; pruned AdaLoRA ranks are left out."""
+    tensors = {}
+    for path, layer in layers.items():
+        adapter = layer.active
+        for attribute, ending in tensor_names(layer.method).items():
+            tensor = getattr(adapter, attribute, None)
+            if tensor is None:
+                continue
+            kept = getattr(adapter, "kept_ranks", None)
+            if kept is not None and len(kept) == adapter.A.shape[0]:
+                mask = torch.tensor(kept, device=tensor.device)
+                tensor = tensor[:, mask] if attribute == "B" else tensor[mask]
+            tensors[f"{PREFIX}{path}.{ending}"] = tensor.detach().contiguous()
+    return tensors
+
+
+def peft_config(model: nn.Module, config: AdapterConfig, layers: dict[str, AdapterLayer]) -> dict[str, Any]:
+    """adapter_config.json as PEFT reads it."""
+    common: dict[str, Any] = {
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "modules_to_save": None,
+        "target_modules": target_names(model, layers),
+        "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
+    }
+    if config.method == "adalora":
+        patterns = {
+            f"{path}.lora_E": layer.active.kept_ranks
+            for path, layer in layers.items()
+            if getattr(layer.active, "kept_ranks", None) is not None
+        }
+        schedule = {"target_r": config.r, **_DEFAULT_SCHEDULE, **getattr(model, "lorafam_rank_schedule", {})}
+        return {
+            **common,
+            "peft_type": "ADALORA",
+            "init_r": config.r,
+            **schedule,
+            "rank_pattern": patterns or None,
+        }
+    return {
+        **common,
+        "peft_type": "LORA",
+        "r": config.r,
+        "use_dora": config.method == "dora",
+        "use_rslora": config.rslora,
+        "lora_bias": config.bias,
+        "init_lora_weights": True if config.init == "default" else config.init,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+    }
+
+
+def target_names(model: nn.Module, layers: dict[str, AdapterLayer]) -> list[str]:
+    """The shortest names that mean these layers and no others: last parts of their paths, or whole paths."""
+    endings = {path.rsplit(".", 1)[-1] for path in layers}
+    adapted = tuple(f"{path}." for path in layers)
+    meant = {
+        path for path, _ in model.named_modules() if path.rsplit(".", 1)[-1] in endings and not path.startswith(adapted)
+    }
+    return sorted(endings if meant == set(layers) else layers)
+
+
+def adapter_config(values: dict[str, Any]) -> AdapterConfig:
+    """The `AdapterConfig` of an adapter_config.json. Raises ValueError for what lorafam doesn't have."""
+    kind = values.get("peft_type")
+    if kind not in ("LORA", "ADALORA"):
+        raise ValueError(f"{CONFIG_FILE}: expected peft_type LORA or ADALORA, got {kind!r}")
+    for key in ("modules_to_save", "layers_to_transform", "target_parameters", "alora_invocation_tokens"):
+        if values.get(key):
+            raise ValueError(f"{CONFIG_FILE}: {key} = {values[key]!r} is not supported")
+    if values.get("fan_in_fan_out"):
+        raise ValueError(f"{CONFIG_FILE}: fan_in_fan_out = True is not supported")
+    if values.get("bias", "none") != "none":
+        raise ValueError(f"{CONFIG_FILE}: bias = {values['bias']!r} is not supported, expected 'none'")
+    common: dict[str, Any] = {
+        "alpha": values.get("lora_alpha", 8),
+        "dropout": values.get("lora_dropout", 0.0),
+        "target_modules": values.get("target_modules"),
+    }
+    if kind == "ADALORA":
+        return AdapterConfig(method="adalora", r=values.get("init_r", 12), **common)
+    return AdapterConfig(
+        method="dora" if values.get("use_dora") else "lora",
+        r=values.get("r", 8),
+        rslora=bool(values.get("use_rslora")),
+        bias=bool(values.get("lora_bias")),
+        # PEFT drops the input of both paths
+        dora_dropout="input",
+        rank_pattern=values.get("rank_pattern") or {},
+        alpha_pattern=values.get("alpha_pattern") or {},
+        **common,
+    )

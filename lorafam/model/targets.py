@@ -1,0 +1,90 @@
+"""Which modules of a model an `AdapterConfig` means, and the rank and alpha of each."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ..methods import AdapterLayer, NF4Linear
+from ..methods.base_weight import base_sizes, is_bitsandbytes_4bit
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer by class: dense, lorafam's 4-bit or bitsandbytes'."""
+    return isinstance(module, (nn.Linear, NF4Linear)) or is_bitsandbytes_4bit(module)
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The layer that makes logits, which gets no adapter by default and stays dense."""
+    get = getattr(model, "get_output_embeddings", None)
+    return get() if callable(get) else None
+
+
+def find_targets(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    """Path → module. Raises ValueError for a name that no module has, with names that come near it, and for modules
+    that can't be adapted.
+    """
+    modules = _adaptable_paths(model)
+    if target_modules is None or target_modules == "all-linear":
+        head = output_head(model)
+        found = {path: module for path, module in modules.items() if is_linear(module) and module is not head}
+        if not found:
+            raise ValueError("target_modules: the model has no linear layer")
+        return found
+    if isinstance(target_modules, str):
+        return _check_sizes(_matching(modules, [target_modules], regular=True))
+    return _check_sizes(_matching(modules, list(target_modules), regular=False))
+
+
+def _adaptable_paths(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules but the root and the insides of adapter layers."""
+    paths: dict[str, nn.Module] = {}
+    inside = ""
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        if isinstance(module, AdapterLayer):
+            inside = f"{path}."
+        if path:
+            paths[path] = module
+    return paths
+
+
+def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
+    for name in names:
+        hits = {
+            path: module
+            for path, module in modules.items()
+            if (re.fullmatch(name, path) if regular else path == name or path.endswith(f".{name}"))
+        }
+        if not hits:
+            endings = sorted({path.rsplit(".", 1)[-1] for path, module in modules.items() if is_linear(module)})
+            near = difflib.get_close_matches(name, endings, n=3) or endings[:8]
+            raise ValueError(f"target_modules: no module is called {name!r}; the model has {', '.join(near)}")
+        found.update(hits)
+    return found
+
+
+def _check_sizes(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    for path, module in found.items():
+        if isinstance(module, AdapterLayer):
+            continue
+        try:
+            base_sizes(module)
+        except ValueError as error:
+            raise ValueError(f"target_modules: {path!r} can't be adapted ({error})") from None
+    return found
+
+
+def pattern_value(pattern: Mapping[str, float], path: str, default: float) -> float:
+    """The value of the first key that ends the path, as a regular expression, as PEFT reads rank_pattern and
+    alpha_pattern.
+    """
+    for key, value in pattern.items():
+        if re.fullmatch(rf"(.*\.)?({key})", path):
+            return value
+    return default

@@ -1,0 +1,95 @@
+"""AdaLoRA in transformers' Trainer: `Trainer(..., callbacks=[AdaLoraCallback(allocator)])`.
+
+Trainer knows nothing of rank allocation, so two things happen in every optimiser step: the orthogonality penalty is added to the model's loss, by a forward hook
+while the model trains (PEFT does it in AdaLoraModel.forward), and the allocator steps when the optimiser has, while
+gradients are still there. The allocator's state goes into Trainer's checkpoints and comes back from them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .checkpoints import ALLOCATOR
+from .rank_allocator import RankAllocator
+
+
+class AdaLoraCallback(TrainerCallback):
+    """Steps a `RankAllocator`. `penalty` is what the last optimiser step's loss had added, 0-dimensional, detached."""
+
+    def __init__(self, allocator: RankAllocator) -> None:
+        self.allocator = allocator
+        self.penalty = torch.zeros(())
+        self._hook: RemovableHandle | None = None
+        self._due = True
+        self._saved_step = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step > 0:
+            self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._remove_hook()
+        self._hook = kwargs["model"].register_forward_hook(self._add_penalty, with_kwargs=True)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._due = True
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Trainer counts the step later; PEFT's allocator counts from 1
+        self.allocator.step(state.global_step + 1)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._saved_step != state.global_step:
+            self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._remove_hook()
+
+    def save(self, folder: Path, step: int) -> None:
+        """Writes the allocator's state into a checkpoint's folder, under a temporary name first."""
+        path = folder / ALLOCATOR
+        temporary = path.with_name(f".{ALLOCATOR}.{os.getpid()}")
+        torch.save(self.allocator.state_dict(), temporary)
+        os.replace(temporary, path)
+        self._saved_step = step
+
+    def load(self, folder: Path) -> None:
+        """Reads it back. Raises FileNotFoundError where the checkpoint has none."""
+        path = folder / ALLOCATOR
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the checkpoint has no state of the rank allocator")
+        self.allocator.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _add_penalty(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if not model.training or not torch.is_grad_enabled():
+            return output
+        loss = output.get("loss") if isinstance(output, dict) else None
+        if loss is None:
+            raise RuntimeError("AdaLoraCallback: the model's output has no loss to add the penalty to")
+        # A loss divided by all items of the step is summed over the step's forward passes: the penalty counts in one
+        # of them. Otherwise Trainer averages the passes, and it counts in each.
+        if kwargs.get("num_items_in_batch") is not None and not self._due:
+            return output
+        self._due = False
+        penalty = self.allocator.penalty()
+        self.penalty = penalty.detach()
+        output["loss"] = loss + penalty.to(loss.dtype)
+        return output
+
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None

@@ -1,0 +1,135 @@
+"""Checkpoints that are whole or not there.
+
+transformers writes a checkpoint's files one after the other under its final name and, when asked to resume, takes the
+highest number, whole or not. So here a checkpoint is written into a hidden folder beside, flushed to disk and
+renamed: `checkpoint-N` appears in one step. Reading it, files are looked at again, so that one damaged later is
+passed over.
+
+    checkpoint-N/ adapter_model.safetensors, adapter_config.json   the adapter in PEFT's format
+                  trainable.safetensors     every trainable parameter as it is; PEFT's format leaves pruned ranks out
+                  optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json   transformers'
+                  rank_allocator.pt         AdaLoRA's importance so far
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .errors import InputError
+
+TRAINABLE = "trainable.safetensors"
+ALLOCATOR = "rank_allocator.pt"
+KEPT = 2
+_FILES = (TRAINABLE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The folders called checkpoint-N, oldest first."""
+    numbered = [(_NAME.fullmatch(path.name), path) for path in output.glob("checkpoint-*") if path.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+
+
+def newest_complete(output: Path, *, allocator: bool = False) -> Path | None:
+    """The newest checkpoint all of whose files can be read, or None. `allocator`: AdaLoRA's state is one of them."""
+    for folder in reversed(checkpoints(output)):
+        if damage(folder, allocator=allocator) is None:
+            return folder
+    return None
+
+
+def damage(folder: Path, *, allocator: bool = False) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    for name in (*_FILES, ALLOCATOR) if allocator else _FILES:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif not zipfile.is_zipfile(path):
+                return f"{name} is damaged"
+        except (UnicodeDecodeError, json.JSONDecodeError, SafetensorError):
+            return f"{name} is damaged"
+    return None
+
+
+@contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A hidden folder in `output` to write into; it is gone afterwards, whatever happened."""
+    folder = output / f".saving-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Flushes a written folder to disk and gives it its name, in place of what had that name."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or os.name == "posix":
+            _flush(path)
+    if target.exists():
+        os.rename(target, folder.parent / "replaced")
+    os.rename(folder, target)
+    if os.name == "posix":
+        _flush(target.parent)
+
+
+def remove_old(output: Path) -> None:
+    """Removes all but the newest checkpoints. Each is renamed first, so that none is ever seen half removed."""
+    for path in checkpoints(output)[:-KEPT]:
+        with staging(output) as folder:
+            os.rename(path, folder / path.name)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Removes what processes that were killed had begun to write."""
+    for path in output.glob(".saving-*"):
+        shutil.rmtree(path)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name → parameter, for all that require gradients."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_trainable(model: nn.Module, folder: Path) -> None:
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable_parameters(model).items()}
+    save_file(tensors, folder / TRAINABLE, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, folder: Path) -> None:
+    """Copies the saved values in. Raises InputError, before any is changed, when the model has other parameters."""
+    saved, mine = load_file(folder / TRAINABLE), trainable_parameters(model)
+    for name in sorted(saved.keys() | mine.keys()):
+        if name not in saved or name not in mine or saved[name].shape != mine[name].shape:
+            raise InputError(f"resume: {folder / TRAINABLE} doesn't fit the model, they differ in {name}")
+    for name, parameter in mine.items():
+        parameter.copy_(saved[name])
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

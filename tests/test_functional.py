@@ -1,0 +1,265 @@
+"""Every method on every backend and storage against the fp64 reference: output and every gradient, by the ratio rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lorafam import functional as F
+from lorafam import quantize_nf4, reference
+from lorafam.reference import peft_order
+from tests.tolerances import assert_as_good_as_eager
+
+Tensor = torch.Tensor
+M, K, N, RANK, SEEDS, DROPOUT = 19, 130, 70, 5, 16, 0.3
+# E has one number a rank, and the ratio rule wants 1,024 of them
+ADALORA_RANK = 64
+LEAVES = ("x", "A", "E", "B", "magnitude", "bias")
+METHODS = ("nf4_linear", "lora_linear", "adalora_linear", "dora_linear")
+
+
+def make(method: str, seed: int, dtype: torch.dtype, mean: float) -> dict[str, Any]:
+    """Random arguments: x and bias in `dtype`, the adapter in fp32."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int, scale: float = 1.0, to: torch.dtype = torch.float32) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(to)
+
+    rank = ADALORA_RANK if method == "adalora_linear" else RANK
+    every = {
+        "x": (random(M, K) + mean).to(dtype),
+        "A": random(rank, K, scale=0.1),
+        "E": random(rank, 1),
+        "B": random(N, rank, scale=0.1),
+        "magnitude": random(N).abs() + 0.5,
+        "scaling": 1.7,
+        "rank_num": 5.0,
+        "bias": random(N, to=dtype),
+    }
+    names = {
+        "nf4_linear": ["x", "bias"],
+        "lora_linear": ["x", "A", "B", "scaling", "bias"],
+        "adalora_linear": ["x", "A", "E", "B", "scaling", "rank_num", "bias"],
+        "dora_linear": ["x", "A", "B", "magnitude", "scaling", "bias"],
+    }
+    return {name: every[name] for name in names[method]}
+
+
+def weight_of(storage: str, seed: int, dtype: torch.dtype) -> tuple[Any, Tensor]:
+    """A weight as the user has it, and what it stands for as a dense tensor."""
+    dense = torch.randn(N, K, generator=torch.Generator().manual_seed(1000 + seed)) * 0.1
+    if storage == "dense":
+        return dense.to(dtype), dense.to(dtype)
+    quantised = quantize_nf4(dense, 64, storage == "nf4", quant_type="nf4" if storage == "nf4" else "fp4")
+    return quantised, quantised.dequantize(torch.float32)
+
+
+def run(forward: Callable[..., Tensor], given: dict[str, Any], grad_y: Tensor, **more: Any) -> dict[str, Tensor]:
+    """{"y": ..., "dx": ..., ...} of a forward, by autograd."""
+    leaves = {name: given[name].detach().clone().requires_grad_() for name in LEAVES if name in given}
+    y = forward(**{**given, **leaves}, **more)
+    grads = torch.autograd.grad(y, list(leaves.values()), grad_y.to(y.dtype))
+    return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}}
+
+
+def widened(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.double() if isinstance(value, Tensor) else value for name, value in given.items()}
+
+
+def compare(
+    method: str, storage: str, dtype: torch.dtype, mean: float, dropout_p: float, dora_dropout: str | None = None
+) -> None:
+    results: dict[str, list[dict[str, Tensor]]] = {"ours": [], "eager": [], "exact": []}
+    own = {} if dora_dropout is None else {"dora_dropout": dora_dropout}
+    for seed in range(SEEDS):
+        given = make(method, seed, dtype, mean)
+        weight, dense = weight_of(storage, seed, dtype)
+        grad_y = torch.randn(M, N, generator=torch.Generator().manual_seed(2000 + seed)).to(dtype)
+        masked: dict[str, Any] = {}
+        ours: dict[str, Any] = {}
+        if method != "nf4_linear" and dropout_p:
+            mask = reference.dropout_mask(seed, M, K, dropout_p, dtype=torch.float64)
+            masked = {"mask": mask}
+            ours = {"dropout_p": dropout_p, "training": True, "seed": seed}
+        results["ours"].append(run(getattr(F, method), {**given, "weight": weight}, grad_y, **ours, **own))
+        narrow = {name: value.float() for name, value in masked.items()}
+        eager = {**given, "weight": dense.to(dtype)}
+        results["eager"].append(run(getattr(peft_order, method), eager, grad_y, **narrow, **own))
+        exact = {**widened(given), "weight": dense.double()}
+        results["exact"].append(run(getattr(reference, method), exact, grad_y.double(), **masked, **own))
+    for name in results["exact"][0]:
+        ours_all, eager_all, exact_all = ([result[name] for result in results[who]] for who in results)
+        assert_as_good_as_eager(ours_all, eager_all, exact_all, name=f"{method} {name}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("storage", ["dense", "nf4", "fp4"])
+@pytest.mark.parametrize("method", METHODS)
+def test_output_and_gradients(method: str, storage: str, dtype: torch.dtype, backend: str) -> None:
+    compare(method, storage, dtype, mean=0.0, dropout_p=0.0)
+
+
+@pytest.mark.parametrize("mean", [0.0, 2.0])
+@pytest.mark.parametrize("storage", ["dense", "nf4"])
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_with_dropout_and_inputs_off_zero(method: str, storage: str, mean: float, backend: str) -> None:
+    compare(method, storage, torch.float32, mean=mean, dropout_p=DROPOUT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("storage", ["dense", "nf4"])
+def test_dora_with_peft_dropout(storage: str, dtype: torch.dtype, backend: str) -> None:
+    compare("dora_linear", storage, dtype, mean=1.0, dropout_p=DROPOUT, dora_dropout="input")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_off_zero_in_bf16(method: str, backend: str) -> None:
+    compare(method, "nf4", torch.bfloat16, mean=3.0, dropout_p=0.0)
+
+
+@pytest.mark.parametrize("leading", [(0,), (), (2, 0), (2, 3)])
+@pytest.mark.parametrize("method", METHODS)
+def test_leading_dimensions_and_strides(method: str, leading: tuple[int, ...], backend: str) -> None:
+    given = make(method, 0, torch.float32, 0.0)
+    weight, _ = weight_of("nf4", 0, torch.float32)
+    x = torch.randn(*leading, K, 2)[..., 0].requires_grad_()
+    y = getattr(F, method)(**{**given, "x": x}, weight=weight)
+    assert y.shape == (*leading, N)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    flat = getattr(F, method)(**{**given, "x": x.detach().reshape(-1, K).contiguous()}, weight=weight)
+    torch.testing.assert_close(y.detach().reshape(-1, N), flat, rtol=0, atol=0)
+
+
+def test_dora_zero_magnitude(backend: str) -> None:
+    """m = 0 in a row: dm there is Σ G ∘ (x Wᵀ + P B̂ᵀ)/n, not 0/0."""
+    given = make("dora_linear", 0, torch.float32, 0.0)
+    given["magnitude"][::7] = 0.0
+    weight, dense = weight_of("nf4", 0, torch.float32)
+    grad_y = torch.randn(M, N)
+    ours = run(F.dora_linear, {**given, "weight": weight}, grad_y)
+    exact = run(reference.dora_linear, {**widened(given), "weight": dense.double()}, grad_y.double())
+    torch.testing.assert_close(ours["dmagnitude"].double(), exact["dmagnitude"], rtol=1e-4, atol=1e-4)
+
+
+def test_dora_zero_rows(backend: str) -> None:
+    """A row of W + B̂A that is zero gives zero outputs and finite gradients."""
+    given = make("dora_linear", 0, torch.float32, 0.0)
+    dense = torch.randn(N, K)
+    dense[3] = 0.0
+    given["B"][3] = 0.0
+    result = run(F.dora_linear, {**given, "bias": torch.zeros(N), "weight": dense}, torch.ones(M, N))
+    assert result["y"][:, 3].eq(0).all()
+    for name in ("y", "dx", "dA", "dmagnitude"):
+        assert result[name].isfinite().all(), name
+
+
+def test_dora_output_changed_in_place_raises(backend: str) -> None:
+    """The saved output is the returned one: changing it must not give a wrong dm silently."""
+    given = make("dora_linear", 0, torch.float32, 0.0)
+    given["magnitude"].requires_grad_()
+    y = F.dora_linear(**given, weight=weight_of("nf4", 0, torch.float32)[0])
+    y.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_dora_output_changed_in_place_under_compile() -> None:
+    """A compiled graph has no version check: there the gradient must simply be right."""
+    given = make("dora_linear", 0, torch.float32, 0.0)
+    weight = weight_of("dense", 0, torch.float32)[0]
+    magnitude = given["magnitude"].requires_grad_()
+    expected = torch.autograd.grad(F.dora_linear(**given, weight=weight).square().sum(), magnitude)[0]
+    compiled = torch.compile(F.dora_linear, backend="aot_eager", fullgraph=True)
+    y = compiled(**given, weight=weight)
+    gradient = 2 * y.detach()
+    y.add_(1.0)
+    found = torch.autograd.grad(y, magnitude, gradient)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_same_seed_same_mask_on_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seed = torch.ones(50, 37), torch.tensor(1234567890123)
+    masks = []
+    for name in ("numba", "eager"):
+        monkeypatch.setenv("LORAFAM_BACKEND", name)
+        masks.append(torch.ops.lorafam.dropout(x, seed, DROPOUT))
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], reference.dropout_mask(seed, 50, 37, DROPOUT))
+
+
+def test_checkpointing_draws_the_same_mask(backend: str) -> None:
+    given = make("lora_linear", 0, torch.float32, 0.0)
+    weight = weight_of("nf4", 0, torch.float32)[0]
+
+    def gradients(checkpointed: bool) -> dict[str, Tensor]:
+        def forward(**arguments: Any) -> Tensor:
+            call = lambda x: F.lora_linear(**{**arguments, "x": x}, dropout_p=DROPOUT, training=True)  # noqa: E731
+            if checkpointed:
+                return torch.utils.checkpoint.checkpoint(call, arguments["x"], use_reentrant=False)
+            return call(arguments["x"])
+
+        torch.manual_seed(7)
+        return run(forward, {**given, "weight": weight}, torch.ones(M, N))
+
+    plain, again = gradients(False), gradients(True)
+    for name, value in plain.items():
+        assert torch.equal(value, again[name]), name
+
+
+def test_autocast_takes_autocast_dtype(backend: str) -> None:
+    given = make("dora_linear", 0, torch.float32, 0.0)
+    weight = weight_of("nf4", 0, torch.float32)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = F.dora_linear(**given, weight=weight)
+    expected = F.dora_linear(**{**given, "x": given["x"].bfloat16()}, weight=weight)
+    assert torch.equal(y, expected)
+
+
+BAD = {
+    "x shape": ({"x": torch.zeros(3, K + 1)}, ValueError, r"x: expected \[\.\.\., 130\], got \[3, 131\]"),
+    "x dtype": ({"x": torch.zeros(3, K, dtype=torch.int64)}, TypeError, "x: expected a floating-point dtype"),
+    "A shape": ({"A": torch.zeros(RANK, K - 1)}, ValueError, r"A: expected \[r, 130\], got \[5, 129\]"),
+    "B shape": ({"B": torch.zeros(N, RANK + 1)}, ValueError, r"B: expected \[70, 5\], got \[70, 6\]"),
+    "bias shape": ({"bias": torch.zeros(N + 1)}, ValueError, r"bias: expected \[70\], got \[71\]"),
+    "dropout": ({"dropout_p": 1.0}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got 1.0"),
+    "device": ({"A": torch.zeros(RANK, K, device="meta")}, ValueError, "A: expected device cpu, got meta"),
+    "seed": ({"seed": torch.zeros(2), "dropout_p": 0.1, "training": True}, ValueError, "seed: expected one int64"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_names_the_argument(case: str) -> None:
+    changes, error, message = BAD[case]
+    given = make("lora_linear", 0, torch.float32, 0.0)
+    with pytest.raises(error, match=message):
+        F.lora_linear(**{**given, "weight": weight_of("nf4", 0, torch.float32)[0], **changes})
+
+
+def test_a_weight_that_wants_gradients_is_refused() -> None:
+    given = make("lora_linear", 0, torch.float32, 0.0)
+    with pytest.raises(ValueError, match="weight: expected a frozen weight"):
+        F.lora_linear(**given, weight=torch.zeros(N, K, requires_grad=True))
+
+
+@pytest.mark.parametrize("size", [0.1, 0.6])
+def test_dora_magnitude_gradient_with_a_large_bias(size: float, backend: str) -> None:
+    """Y − bias loses the digits of a small c ∘ (x Wᵀ + P B̂ᵀ): dm must not."""
+    results: dict[str, list[Tensor]] = {"ours": [], "eager": [], "exact": []}
+    for seed in range(SEEDS):
+        given = make("dora_linear", seed, torch.bfloat16, 0.0)
+        weight, dense = weight_of("nf4", seed, torch.bfloat16)
+        norm = reference.row_norm(dense, given["A"], given["B"], given["scaling"])
+        given |= {"magnitude": norm * size, "bias": given["bias"] * 10}
+        grad_y = torch.randn(M, N, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        results["ours"].append(run(F.dora_linear, {**given, "weight": weight}, grad_y)["dmagnitude"])
+        eager = run(peft_order.dora_linear, {**given, "weight": dense.bfloat16()}, grad_y)
+        exact = run(reference.dora_linear, {**widened(given), "weight": dense.double()}, grad_y.double())
+        results["eager"].append(eager["dmagnitude"])
+        results["exact"].append(exact["dmagnitude"])
+    assert_as_good_as_eager(results["ours"], results["eager"], results["exact"], name=f"dm, c = {size}")

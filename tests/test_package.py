@@ -1,0 +1,62 @@
+"""What importing costs and needs, run as a user would: in fresh processes."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, cwd: Path = ROOT) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_needs_no_extra() -> None:
+    """Importing lorafam works where triton, numba and the extras can't be imported, and loads none of them where they
+    can.
+    """
+    blocked = ["triton", "numba", "bitsandbytes", "peft", "transformers", "accelerate", "typer", "rich", "matplotlib"]
+    code = f"""
+import sys, json
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is not there")
+sys.meta_path.insert(0, Blocked())
+import lorafam
+print(json.dumps([name for name in {blocked!r} if name in sys.modules]))
+"""
+    assert json.loads(python(code)) == []
+
+
+def test_import_time() -> None:
+    """At most 0.3 s beyond `import torch`: the median of five paired differences."""
+
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        python(code)
+        return time.perf_counter() - start
+
+    python("import lorafam")
+    differences = [seconds("import torch, lorafam") - seconds("import torch") for _ in range(5)]
+    assert statistics.median(differences) <= 0.3, differences
+
+
+@pytest.mark.parametrize("library", ["transformers", "peft"])
+def test_our_kernels_folder_shadows_nothing(library: str) -> None:
+    """Run from the repository's root, other libraries find the folder `kernels/` when they probe for a package of that
+    name.
+    """
+    python(f"import {library}; from transformers import Trainer, LlamaForCausalLM")
+
+
+def test_installed_names() -> None:
+    """kernels/ and bench/ are importable inside lorafam, from anywhere."""
+    python("import lorafam.kernels.nf4_codebook, lorafam.bench", cwd=Path("/"))

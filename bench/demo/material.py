@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 LICENCE = "google/gemma-3-270m, under the Gemma Terms of Use (https://ai.google.dev/gemma/terms)"
@@ -53,3 +54,7 @@ def prepare_text(folder: Path) -> Path:
     temporary.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+if __name__ == "__main__":
+    prepare_model(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -17,11 +18,21 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 class OneLineErrors(TyperGroup):
     """A group of commands that tells a parsing error in one line."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As typer's; `standalone_mode` False raises instead of printing and exiting."""
+        extra |= {"windows_expand_args": windows_expand_args, "standalone_mode": False}
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return super().main(args, prog_name, complete_var, **extra)
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(args, prog_name, complete_var, **extra)
         except _UsageError as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "lorafam"

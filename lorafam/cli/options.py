@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..train.settings import FinetuneConfig
-from .settings import TYPES, flag
+from .settings import flag, kind_of
 
 CONFIG_HELP = "YAML file with settings; its keys are the flags' names."
 
@@ -23,14 +22,24 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     """
     parameters = [_parameter("config", Path, typer.Option("--config", help=CONFIG_HELP, rich_help_panel="Data"))]
     for field in dataclasses.fields(FinetuneConfig):
-        kind, names = _flag_type(field.name), flag(field.name)
+        kind, names = kind_of(field.name), flag(field.name)
         if kind is bool and field.name != "resume":
             names += f"/--no-{names[2:]}"
-        option = typer.Option(names, help=_help(field), rich_help_panel=field.metadata["group"], show_default=False)
-        parameters.append(_parameter(field.name, kind, option))
+        option = typer.Option(
+            names,
+            metavar=_METAVARS.get(kind),
+            help=_help(field),
+            rich_help_panel=field.metadata["group"],
+            show_default=False,
+        )
+        # numbers come as texts, so that a wrong one is told by the same words as in a file
+        parameters.append(_parameter(field.name, bool if kind is bool else str, option))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+_METAVARS = {int: "INTEGER", float: "NUMBER"}
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
@@ -38,18 +47,15 @@ def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _flag_type(name: str) -> Any:
-    kinds = typing.get_args(TYPES[name]) or (TYPES[name],)
-    return kinds[0] if kinds[0] in (int, float, bool) else str
-
-
 def _help(field: dataclasses.Field[Any]) -> str:
-    text = field.metadata["help"]
-    if field.default is dataclasses.MISSING or text.endswith("]") or field.name == "resume":
-        return text.replace("[", r"\[")
-    default = (
-        {None: "none", True: "yes", False: "no"}.get(field.default, field.default)
-        if not isinstance(field.default, (int, float)) or isinstance(field.default, bool)
-        else field.default
-    )
-    return rf"{text} \[{default}]"
+    """The field's help and its default in brackets, which rich must not take for markup."""
+    text: str = field.metadata["help"]
+    if field.default is not dataclasses.MISSING and not text.endswith("]") and field.name != "resume":
+        text += f" [{_shown(field.default)}]"
+    return text.replace("[", r"\[")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)

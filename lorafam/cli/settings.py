@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def merge(flags: Mapping[str, Any], config: Path | None) -> FinetuneConfig:
     """
     from ..train.run_folder import read_settings
 
-    given = {name: convert(name, value) for name, value in flags.items() if value is not None}
+    given = {name: convert(name, _read(name, value)) for name, value in flags.items() if value is not None}
     values = parse(read_settings(config)) | given if config is not None else given
     saved = Path(values.get("output", "")) / "run.yaml"
     if values.get("resume") and values.get("output") and saved.is_file():
@@ -52,12 +53,10 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def convert(name: str, value: Any) -> Any:
     """`value` in the type of the field `name`. Raises InputError naming the field when it isn't of that type."""
-    kinds = [kind for kind in typing.get_args(TYPES[name]) or (TYPES[name],) if kind is not type(None)]
-    optional = len(kinds) < len(typing.get_args(TYPES[name]) or (TYPES[name],))
-    kind = kinds[0]
-    if optional and (value is None or value == "none"):
+    kind = kind_of(name)
+    if type(None) in _kinds(name) and (value is None or value == "none"):
         return None
-    if typing.get_origin(kind) is tuple or kind is Ellipsis:
+    if typing.get_origin(kind) is tuple:
         return _names(name, value)
     if kind is float:
         return _number(name, value)
@@ -69,6 +68,27 @@ def convert(name: str, value: Any) -> Any:
 def flag(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def kind_of(name: str) -> Any:
+    """The type of a field's values, None left aside: str, int, float, bool, or a tuple of str."""
+    return _kinds(name)[0]
+
+
+def _kinds(name: str) -> list[Any]:
+    """The types a field's annotation allows: one, and NoneType where it is optional."""
+    union = isinstance(TYPES[name], types.UnionType)
+    return [*typing.get_args(TYPES[name])] if union else [TYPES[name]]
+
+
+def _read(name: str, value: Any) -> Any:
+    """A flag's text as YAML would read it where the field has integers; other texts are `convert`'s."""
+    if kind_of(name) is int and isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return value
+    return value
 
 
 _SAID = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}

@@ -99,8 +99,8 @@ class DoraLinear(AdapterLayer):
     def around_base(self, x: Tensor, y: Tensor) -> Tensor:
         if self.training and self.active.dropout and self.dora_dropout == "input":
             raise RuntimeError(
-                f"dora_dropout: 'input' needs the weight of the base layer, which a {type(self.base_layer).__name__}
-                doesn't " "give; use 'adapter'"
+                "dora_dropout: 'input' needs the weight of the base layer, which a "
+                f"{type(self.base_layer).__name__} doesn't give; use 'adapter'"
             )
         bias = self.base_bias()
         product = (y if bias is None else y - bias) + self.update(x).to(y.dtype)

@@ -84,6 +84,8 @@ def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Se
         raise ValueError(f"block_size: expected one of {BLOCK_SIZES}, got {shape.block_size}")
     if shape.quant_type not in range(len(QUANT_TYPES)):
         raise ValueError(f"quant_type: expected an index into {QUANT_TYPES}, got {shape.quant_type}")
+    if shape.nested_block_size not in (0, NESTED_BLOCK_SIZE):
+        raise ValueError(f"nested_block_size: expected 0 or {NESTED_BLOCK_SIZE}, got {shape.nested_block_size}")
     packed = -(-shape.out_features * shape.in_features // 2)
     if data.dtype != torch.uint8 or data.numel() != packed:
         raise ValueError(

@@ -1,10 +1,10 @@
 """Block-wise 4-bit quantisation of a weight, and the second quantisation of its block scales (arXiv 2305.14314).
 
-    absmax_i = max |w| over block i of the flattened row-major weight
-    code = nearest level to w / absmax_i, the lower at a tie
-    offset = mean(absmax)
-    absmax_codes = nearest 8-bit dynamic level to (absmax - offset) / nested_absmax, after that quotient was rounded to
-                   the grid of `ABSMAX_STEPS` equal steps over [-1, 1], as bitsandbytes' CPU library does
+absmax_i = max |w| over block i of the flattened row-major weight
+code = nearest level to w / absmax_i, the lower at a tie
+offset = mean(absmax)
+absmax_codes = nearest 8-bit dynamic level to (absmax - offset) / nested_absmax, after that quotient was rounded to
+               the grid of `ABSMAX_STEPS` equal steps over [-1, 1], as bitsandbytes' CPU library does
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """AdaLoRA in transformers' Trainer: `Trainer(..., callbacks=[AdaLoraCallback(allocator)])`.
 
-Trainer knows nothing of rank allocation, so two things happen in every optimiser step: the orthogonality penalty is added to the model's loss, by a forward hook
-while the model trains (PEFT does it in AdaLoraModel.forward), and the allocator steps when the optimiser has, while
-gradients are still there. The allocator's state goes into Trainer's checkpoints and comes back from them.
+Trainer knows nothing of rank allocation, so two things happen in every optimiser step: the orthogonality penalty is
+added to the model's loss, by a forward hook while the model trains (PEFT does it in AdaLoraModel.forward), and the
+allocator steps when the optimiser has, while gradients are still there. The allocator's state goes into Trainer's
+checkpoints and comes back from them.
 """
 
 from __future__ import annotations

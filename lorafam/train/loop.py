@@ -1,6 +1,7 @@
 """`finetune`: adapts a causal language model, trains it on a text and leaves the adapter, a log and curves.
 
-The loop is transformers' Trainer. The run can be killed at any moment: `resume=True` goes on from the newest whole checkpoint, to the same result.
+The loop is transformers' Trainer. The run can be killed at any moment: `resume=True` goes on from the newest whole
+checkpoint, to the same result.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ def finetune(
     resumed after any of the latter.
     """
     reporter = reporter or SilentReporter()
-    config = _with_absolute_paths(config)
     if model is None:
         check_model_path(config.model)
     read_text(config.text)
+    config = _with_absolute_paths(config)
     folder = RunFolder(config)
     with termination_interrupts():
         checkpoint = folder.open()

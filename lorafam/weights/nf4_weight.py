@@ -160,9 +160,7 @@ class NF4Weight:
         )
 
 
-def quantize_nf4(
-    weight: Tensor, block_size: int = 64, double_quant: bool = True, quant_type: str = "nf4"
-) -> NF4Weight:
+def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True, quant_type: str = "nf4") -> NF4Weight:
     """Quantises W [N, K] (fp32, bf16 or fp16) to 4 bits in blocks of 32 … 4096; `double_quant` also quantises the block scales to 8.
 
     `quant_type` is "nf4" or "fp4". Codes and scales equal those of bitsandbytes 0.50 on the CPU bit for bit, for any N and K. Raises TypeError for

@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,10 @@ from tests.train.tiny_run import write_model, write_text
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+    folder = write_model(tmp_path_factory.mktemp("models") / "tiny")
+    # each run collects garbage twice; without the libraries' objects that takes no time
+    gc.freeze()
+    return folder
 
 
 @pytest.fixture(scope="session")

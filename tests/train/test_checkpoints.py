@@ -53,10 +53,15 @@ def test_allocator_state_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_nothing_is_seen_before_it_is_published(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), c.staging(tmp_path) as folder:
-        write(folder / "checkpoint-1")
-        assert c.newest_complete(tmp_path) is None
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with c.staging(tmp_path) as folder:
+            write(folder / "checkpoint-1")
+            assert c.newest_complete(tmp_path) is None
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert os.listdir(tmp_path) == []
     with c.staging(tmp_path) as folder:
         write(folder / "checkpoint-1")
@@ -99,10 +104,12 @@ def test_trainable_parameters_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(now[2:], kept[2:], strict=True))
 
 
-@pytest.mark.parametrize("other", [torch.nn.Linear(3, 3), torch.nn.Linear(2, 3, bias=False), torch.nn.Bilinear(3, 3, 2)])
+@pytest.mark.parametrize(
+    "other", [torch.nn.Linear(3, 3), torch.nn.Linear(2, 3, bias=False), torch.nn.Bilinear(3, 3, 2)]
+)
 def test_parameters_of_another_model_are_refused(other: torch.nn.Module, tmp_path: Path) -> None:
     c.save_trainable(torch.nn.Linear(2, 3), tmp_path)
     before = [parameter.detach().clone() for parameter in other.parameters()]
-    with pytest.raises(InputError, match="^resume: .*differ in (weight|bias)"):
+    with pytest.raises(InputError, match=r"^resume: .*differ in (weight|bias)"):
         c.load_trainable(other, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))

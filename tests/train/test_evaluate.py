@@ -19,10 +19,12 @@ def test_losses_are_the_chunks_cross_entropies() -> None:
 
 def test_leaves_mode_and_random_state() -> None:
     model = tiny_model().train()
-    model.model.layers[0].register_forward_pre_hook(lambda *_: torch.rand(1))
+    drawn = []
+    model.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(1)))
     state = torch.get_rng_state()
     evaluate(model, tokens())
     assert model.training
+    assert len(drawn) == 2
     assert torch.equal(torch.get_rng_state(), state)
     model.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

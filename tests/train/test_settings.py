@@ -50,7 +50,10 @@ def test_wrong_value_is_named(name: str, value: Any) -> None:
     [
         ({"target_rank": 9}, r"target_rank: expected at most 8 \(rank\), got 9"),
         ({"target_rank": 0}, "target_rank: expected at least 1"),
-        ({"adalora_warmup": 50, "adalora_final": 50}, "adalora_warmup, adalora_final: expected together fewer than 100"),
+        (
+            {"adalora_warmup": 50, "adalora_final": 50},
+            "adalora_warmup, adalora_final: expected together fewer than 100",
+        ),
         ({"adalora_interval": 0}, "adalora_interval: expected at least 1"),
         ({"orthogonality": -1.0}, "orthogonality: expected a finite number"),
         ({"rslora": True}, "rslora: "),

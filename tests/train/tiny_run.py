@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lorafam.train import FinetuneConfig
 from lorafam.train.recorder import SilentReporter
 
-WORDS = "the rank of a matrix is small and its weights are frozen while two thin factors learn".split()
+SENTENCE = "the rank of a matrix is small and its weights are frozen while two thin factors learn"
 
 
 def write_model(folder: Path, *, bos: bool = True) -> Path:
@@ -39,7 +39,7 @@ def write_model(folder: Path, *, bos: bool = True) -> Path:
 
 def write_text(path: Path, words: int = 800) -> Path:
     """Words in a random order; about five tokens each."""
-    path.write_text(" ".join(random.Random(0).choices(WORDS, k=words)), encoding="utf-8")
+    path.write_text(" ".join(random.Random(0).choices(SENTENCE.split(), k=words)), encoding="utf-8")
     return path
 
 

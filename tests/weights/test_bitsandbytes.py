@@ -160,7 +160,9 @@ def test_repacked_weight_is_refused(double_quant: bool, dtype: torch.dtype) -> N
         layer.support_avx512bf16_for_cpu = True
         layer.eval()(torch.randn(3, 128))
     else:
-        layer.weight.data, _ = bnb.functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+        layer.weight.data, _ = bnb.functional._convert_weight_packed_for_cpu(
+            layer.weight.data, layer.weight.quant_state
+        )
     assert layer.weight.quant_state.packing_format_for_cpu
     for source in (layer, layer.weight):
         with pytest.raises(ValueError, match=REPACKED):
@@ -181,7 +183,9 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="Params4bit: its weight isn't quantised yet"):
         NF4Weight.from_bitsandbytes(bnb.nn.Params4bit(dense))
     for other in (torch.nn.Linear(4, 4), dense, bnb.nn.Linear8bitLt(4, 4), None):
-        with pytest.raises(TypeError, match=f"expected a bitsandbytes Linear4bit or Params4bit, got {type(other).__name__}"):
+        with pytest.raises(
+            TypeError, match=f"expected a bitsandbytes Linear4bit or Params4bit, got {type(other).__name__}"
+        ):
             NF4Weight.from_bitsandbytes(other)
     with pytest.raises(ValueError, match=r"shape: expected a matrix \[N, K\], got a weight of shape \[128\]"):
         NF4Weight.from_bitsandbytes(bnb.nn.Params4bit(dense[0], requires_grad=False, quant_type="nf4").to("cpu"))

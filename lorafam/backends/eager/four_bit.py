@@ -52,7 +52,7 @@ def quantize_4bit(weight: Tensor, block_size: int, quant_type: str) -> tuple[Ten
     """Codes uint8 [ceil(NK/2), 1] and absmax fp32 [ceil(NK / block)] of W [N, K]. A missing last nibble is the code of
     0.
     """
-    flat = weight.reshape(-1)
+    flat = weight.detach().reshape(-1)
     count = flat.numel()
     bounds, order = (tensor.to(weight.device) for tensor in level_bounds(quant_type))
     codes = flat.new_empty(((count + 1) // 2, 1), dtype=torch.uint8)

@@ -13,11 +13,14 @@ from numba import njit
 
 from ...ops.by_storage import NESTED_BLOCK_SIZE
 from ...ops.quantize_4bit import ABSMAX_STEPS, SMALLEST_ABSMAX, level_bounds
+from .threads import parallel_ranges
 
 Tensor = torch.Tensor
 
 _FLOAT32, _BFLOAT16, _FLOAT16 = 0, 1, 2
 _KINDS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
+# elements for which another thread is worth its start
+_GRAIN = 1 << 16
 _SMALLEST = np.float32(SMALLEST_ABSMAX)
 _STEPS = np.float32(ABSMAX_STEPS)
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
@@ -30,13 +33,20 @@ def quantize_4bit(weight: Tensor, block_size: int, quant_type: str) -> tuple[Ten
     0.
     """
     words = torch.uint32 if weight.dtype == torch.float32 else torch.uint16
-    source = weight.reshape(-1).view(words).numpy()
+    source = weight.detach().reshape(-1).view(words).numpy()
     bounds, order = level_bounds(quant_type)
     codes = torch.empty(((source.size + 1) // 2, 1), dtype=torch.uint8)
     absmax = torch.empty(-(-source.size // block_size), dtype=torch.float32)
     _quantize_blocks(
-        source, _KINDS[weight.dtype], bounds.numpy(), order.numpy(), block_size, codes.numpy()[:, 0], absmax.numpy(), 0,
-        absmax.numel()
+        source,
+        _KINDS[weight.dtype],
+        bounds.numpy(),
+        order.numpy(),
+        block_size,
+        codes.numpy()[:, 0],
+        absmax.numpy(),
+        0,
+        absmax.numel(),
     )
     return codes, absmax
 
@@ -51,7 +61,12 @@ def quantize_absmax(absmax: Tensor, nested_levels: Tensor) -> tuple[Tensor, Tens
     bounds = (nested_levels[:-1] + nested_levels[1:]) / 2
     codes = torch.empty(absmax.numel(), dtype=torch.uint8)
     nested_absmax = torch.empty(-(-absmax.numel() // NESTED_BLOCK_SIZE), dtype=torch.float32)
-    _quantize_absmax(centred.numpy(), bounds.numpy(), codes.numpy(), nested_absmax.numpy())
+    arguments = (centred.numpy(), bounds.numpy(), codes.numpy(), nested_absmax.numpy())
+    parallel_ranges(
+        lambda first, last: _quantize_absmax(*arguments, first, last),
+        nested_absmax.numel(),
+        _GRAIN // NESTED_BLOCK_SIZE,
+    )
     return codes, nested_absmax, offset
 
 
@@ -124,9 +139,11 @@ def _as_float(word: np.uint32) -> np.float32:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _quantize_absmax(centred: np.ndarray, bounds: np.ndarray, codes: np.ndarray, nested_absmax: np.ndarray) -> None:
-    """Centred block scales fp32 [blocks], 256 to a nested block."""
-    for block in range(nested_absmax.size):
+def _quantize_absmax(
+    centred: np.ndarray, bounds: np.ndarray, codes: np.ndarray, nested_absmax: np.ndarray, first: int, last: int
+) -> None:
+    """Nested blocks first … last - 1 of 256 centred block scales each."""
+    for block in range(first, last):
         start = block * NESTED_BLOCK_SIZE
         stop = min(start + NESTED_BLOCK_SIZE, centred.size)
         scale = np.float32(0)

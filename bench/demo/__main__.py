@@ -1,0 +1,75 @@
+"""`python -m lorafam.bench.demo`: prepares model and text, makes every run in a process of its own, checks and reports.
+
+Everything lands in ./demo-output: adapters in PEFT's format, a JSONL log and curves for each run, summary.json, loss.png.
+Exit code 1 when a claim does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .material import LICENCE, prepare_model, prepare_text
+from .plan import HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH, STEPS
+from .verdict import claims, plot, table
+
+OUTPUT = Path("demo-output")
+
+
+def child(module: str, *arguments: str) -> None:
+    """Runs a part in a fresh process, so that its memory is its own; its failure ends the demo."""
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-m", f"lorafam.bench.demo.{module}", *arguments]
+    subprocess.run(command, check=True, env={**os.environ, **quiet})
+
+
+def main() -> int:
+    start = time.monotonic()
+    print(f"Model: {LICENCE}")
+    print("Text: the language reference that CPython carries (pydoc_data.topics, PSF licence)")
+    OUTPUT.mkdir(exist_ok=True)
+    child("material", str(OUTPUT))
+    model, text = prepare_model(OUTPUT), prepare_text(OUTPUT)
+    summaries = {}
+    for run in RUNS:
+        folder = OUTPUT / run.key
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"\n{run.title}: {STEPS} steps of {SEQUENCE_LENGTH} tokens", flush=True)
+        child("one_run", run.key, str(model), str(text), str(folder))
+        summaries[run.key] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    print("\nSteps of two live models in turn, and the adapters read by PEFT", flush=True)
+    child("measure", str(model), str(text), str(OUTPUT))
+    measured = json.loads((OUTPUT / "measured.json").read_text(encoding="utf-8"))
+    plot([(run.title, OUTPUT / run.key / "log.jsonl") for run in RUNS], OUTPUT / "loss.png")
+    return report(summaries, measured, time.monotonic() - start)
+
+
+def report(summaries: dict, measured: dict, seconds: float) -> int:
+    from .pace import Pace
+
+    paces = {ours: Pace(*measured["pace"][ours]) for ours, _ in PAIRS}
+    rows = claims(summaries, paces, measured["logits"])
+    print(f"\n{table(summaries)}\n")
+    tokens = max(summary["held_out_tokens"] for summary in summaries.values())
+    print(f"Held-out loss on {tokens:,} tokens (at least {HELD_OUT_TOKENS:,}), mean ± standard error over chunks.\n")
+    for holds, seen in rows:
+        print(f"{'ok    ' if holds else 'FAILED'}  {seen}")
+    print(f"\nAdapters (PEFT's format), logs, curves: {OUTPUT}/*/   all curves: {OUTPUT}/loss.png   {seconds / 60:.1f} minutes")
+    result = {"runs": summaries, **measured, "minutes": seconds / 60}
+    (OUTPUT / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(holds for holds, _ in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

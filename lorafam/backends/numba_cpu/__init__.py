@@ -1,0 +1,26 @@
+"""Every op for CPU tensors: 4-bit weights decoded by Numba in panels that stay in cache, products by torch's own GEMM."""
+
+from .adalora_importance import adalora_importance, adalora_scores
+from .dequantize_4bit import dequantize_4bit
+from .dropout import dropout
+from .lora_factors_grad import lora_factors_grad
+from .lora_linear import lora_linear
+from .lora_linear_grad import lora_linear_grad
+from .lora_project import lora_project
+from .quantize_4bit import quantize_4bit, quantize_absmax
+from .row_norm import row_norm, squared_row_norm
+
+__all__ = [
+    "adalora_importance",
+    "adalora_scores",
+    "dequantize_4bit",
+    "dropout",
+    "lora_factors_grad",
+    "lora_linear",
+    "lora_linear_grad",
+    "lora_project",
+    "quantize_4bit",
+    "quantize_absmax",
+    "row_norm",
+    "squared_row_norm",
+]

@@ -1,0 +1,68 @@
+"""drop(x): kept where Philox4x32-10's word is at least floor(p 2³²), divided by 1 − p (`reference.dropout` has the formula)."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+
+from ...ops.library import accumulate_dtype
+from .decode import kernel
+from .threads import parallel_ranges
+
+_GRAIN = 1 << 13
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
+def dropout(x: torch.Tensor, seed: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    """drop(x) [M, K] in x's dtype; narrower dtypes are rounded once from fp32."""
+    dtype = accumulate_dtype(x.dtype)
+    return dropped(x.detach().to(dtype), seed, dropout_p).to(x.dtype)
+
+
+def dropped(x: torch.Tensor, seed: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    """drop(x) for x in fp32 or fp64."""
+    source = x.detach().contiguous().numpy()
+    result = torch.empty(source.shape, dtype=x.dtype)
+    out = result.numpy()
+    key = np.uint64(int(seed) & 0xFFFFFFFFFFFFFFFF)
+    threshold = np.uint64(int(dropout_p * 2**32))
+    scale = source.dtype.type(1 / (1 - dropout_p))
+    columns = max(1, source.shape[1])
+    parallel_ranges(
+        lambda start, stop: _drop_rows(source, out, start, stop, key, threshold, scale),
+        source.shape[0],
+        max(1, _GRAIN // columns),
+    )
+    return result
+
+
+@numba.njit(inline="always")
+def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    for _ in range(10):
+        product0, product1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            (product1 >> _SHIFT) ^ c1 ^ k0,
+            product1 & _LOW,
+            (product0 >> _SHIFT) ^ c3 ^ k1,
+            product0 & _LOW,
+        )
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@kernel
+def _drop_rows(x, out, first, end, seed, threshold, scale):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    for row in range(first, end):
+        counter = np.uint64(row)
+        for group in range((columns + 3) // 4):
+            words = _philox(
+                counter & _LOW, np.uint64(group), counter >> _SHIFT, np.uint64(0), seed & _LOW, seed >> _SHIFT
+            )
+            for lane in range(min(4, columns - 4 * group)):
+                column = 4 * group + lane
+                out[row, column] = x[row, column] * scale if words[lane] >= threshold else x.dtype.type(0)

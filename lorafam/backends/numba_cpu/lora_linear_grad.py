@@ -1,0 +1,50 @@
+"""dx = (G ∘ c) W + drop'(Q A): panels of W's rows, each adding its share to dx; the mask is regenerated, never stored."""
+
+from __future__ import annotations
+
+import torch
+
+from ...ops.by_storage import is_dense
+from ...ops.library import accumulate_dtype
+from .dropout import dropped
+from .panels import panels
+
+Tensor = torch.Tensor
+
+
+@torch.no_grad()
+def lora_linear_grad(
+    grad_y: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    layout: list[int],
+    c: Tensor | None,
+    Q: Tensor | None,
+    A: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    dtype = accumulate_dtype(grad_y.dtype)
+    if is_dense(layout):
+        scaled = grad_y if c is None else (grad_y * c).to(grad_y.dtype)
+        product = scaled @ data.to(grad_y.dtype)
+        if Q is None or A is None:
+            return product
+        dx = product.to(dtype)
+        if seed is None:
+            dx.addmm_(Q.to(dtype), A.to(dtype))
+        else:
+            dx.add_(dropped(Q.to(dtype) @ A.to(dtype), seed, dropout_p))
+        return dx.to(grad_y.dtype)
+    wide = grad_y.to(dtype)
+    if Q is None or A is None:
+        dx = wide.new_zeros(wide.shape[0], layout[1])
+    else:
+        dx = Q.to(dtype) @ A.to(dtype)
+        if seed is not None:
+            dx = dropped(dx, seed, dropout_p)
+    for first, end, rows in panels(data, scales, layout, dtype):
+        part = wide[:, first:end]
+        # the panel is small and in cache: scaling its rows or G's columns costs the same, G's needs no second buffer
+        dx.addmm_(part if c is None else part * c[first:end].to(dtype), rows)
+    return dx.to(grad_y.dtype)

@@ -1,0 +1,52 @@
+"""A 4-bit weight W [N, K] as a few rows at a time in fp32: decoded into a buffer that stays in cache, used, decoded over.
+
+W in float never exists whole. One buffer per thread, kept between calls and bounded by `PANEL_BYTES`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from ...ops.by_storage import Layout
+from .decode import as_arrays, decode_run
+from .threads import parallel_ranges
+
+PANEL_BYTES = 1 << 22
+_GRAIN = 1 << 15
+_local = threading.local()
+
+
+def panels(
+    data: torch.Tensor, scales: list[torch.Tensor], layout: list[int], dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(first row, end row, those rows [rows, K] in `dtype`); the tensor is overwritten by the next panel."""
+    shape = Layout(*layout)
+    columns = shape.in_features
+    if columns == 0 or shape.out_features == 0:
+        return
+    height = min(shape.out_features, max(1, PANEL_BYTES // (4 * columns)))
+    weight = as_arrays(data, scales, layout)
+    buffer = _buffer(height * columns)
+    array = buffer.numpy()
+    grain_rows = max(1, _GRAIN // columns)
+    for first in range(0, shape.out_features, height):
+        end = min(first + height, shape.out_features)
+
+        def decode(start: int, stop: int, first: int = first) -> None:
+            run = array[start * columns : stop * columns]
+            decode_run(weight, (first + start) * columns, (first + stop) * columns, run)
+
+        parallel_ranges(decode, end - first, grain_rows)
+        rows = buffer[: (end - first) * columns].view(end - first, columns)
+        yield first, end, rows if dtype == torch.float32 else rows.to(dtype)
+
+
+def _buffer(size: int) -> torch.Tensor:
+    """fp32 [at least size], this thread's own; nested use of panels within a thread isn't possible."""
+    buffer = getattr(_local, "buffer", None)
+    if buffer is None or buffer.numel() < size:
+        buffer = _local.buffer = torch.empty(size, dtype=torch.float32)
+    return buffer

@@ -1,0 +1,42 @@
+"""One layer, square: forward, and forward + backward, of the four methods."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+
+import pytest
+import torch
+from lorafam.bench.contenders import Case, forward_of, make_case, train_of
+from lorafam.bench.gate import check
+
+# what to run comes from run.py
+PLAN = json.loads(os.environ["LORAFAM_BENCH_PLAN"])
+BUDGET = PLAN["seconds"]
+ROUNDS = 5, 60
+
+
+@functools.lru_cache(maxsize=1)
+def checked_case(name: str, size: int, tokens: int) -> Case:
+    case = make_case(name, size, tokens, getattr(torch, PLAN["dtype"]), PLAN["rank"])
+    check(case)
+    return case
+
+
+# contenders last: those of one case run next to each other
+@pytest.mark.parametrize("contender", PLAN["contenders"])
+@pytest.mark.parametrize("direction", ["forward", "train"])
+@pytest.mark.parametrize("tokens", PLAN["tokens"])
+@pytest.mark.parametrize("size", PLAN["sizes"])
+@pytest.mark.parametrize("name", PLAN["methods"])
+def test_layer(benchmark, name: str, size: int, tokens: int, direction: str, contender: str) -> None:
+    case = checked_case(name, size, tokens)
+    call = forward_of(contender, case)[0] if direction == "forward" else train_of(contender, case)
+    start = time.perf_counter()
+    call()
+    call()
+    rounds = int(BUDGET / max(1e-9, (time.perf_counter() - start) / 2))
+    benchmark.extra_info.update(name=name, size=size, tokens=tokens, direction=direction, contender=contender)
+    benchmark.pedantic(call, rounds=max(ROUNDS[0], min(rounds, ROUNDS[1])), iterations=1)

@@ -36,7 +36,11 @@ class OneLineErrors(TyperGroup):
         except _UsageError as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "lorafam"
-            fail(error.format_message(), command=command)  # type: ignore[attr-defined]
+            message: str = error.format_message()  # type: ignore[attr-defined]
+            if not message:
+                # called without a command: the help has been shown
+                sys.exit(BAD_INPUT)
+            fail(message, command=command)
         except typer.Abort:
             sys.exit(INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)

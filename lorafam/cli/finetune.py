@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def finetune(config: Path | None = None, **settings: Any) -> None:
 
     Leaves adapter/ (PEFT's format), log.jsonl, loss.png and checkpoints in the output folder.
     An interrupted run goes on with: lorafam finetune --resume --output FOLDER
+    What a file given by --config switches on, --no-NAME switches off.
     """
     try:
         run(merge(settings, config))
@@ -37,6 +39,11 @@ def finetune(config: Path | None = None, **settings: Any) -> None:
 
 def run(config: FinetuneConfig) -> None:
     """Trains and prints the result; an interruption is told with how to go on."""
+    # PEFT imports bitsandbytes, which then misses a kernel of its own that isn't used here
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        # bars of the libraries' own, for decoding a GGUF file or downloading a model
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
@@ -45,8 +52,6 @@ def run(config: FinetuneConfig) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # PEFT imports bitsandbytes, which then misses a kernel of its own that isn't used here
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         result = train(config, reporter=ConsoleReporter(Console(stderr=True)))

@@ -54,6 +54,14 @@ def load_base_model(model: str, dtype: str) -> Any:
     return _load("model", model, transformers.AutoModelForCausalLM, source, options)
 
 
+def check_length(model: Any, length: int) -> None:
+    """Raises InputError where `length` tokens are more than the model has positions for."""
+    config = getattr(model, "config", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    if limit is not None and length > limit:
+        raise InputError(f"sequence_length: chunks have {length} tokens with <bos>, the model takes at most {limit}")
+
+
 def _source(model: str) -> tuple[str, dict[str, Any]]:
     path = Path(model)
     if path.suffix == ".gguf":

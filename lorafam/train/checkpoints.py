@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,12 +43,22 @@ def checkpoints(output: Path) -> list[Path]:
     return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
-def newest_complete(output: Path, *, allocator: bool = False) -> Path | None:
-    """The newest checkpoint all of whose files can be read, or None. `allocator`: AdaLoRA's state is one of them."""
+class Found(NamedTuple):
+    """The newest checkpoint all of whose files can be read, or None; and what is wrong with newer ones."""
+
+    newest: Path | None
+    damaged: tuple[str, ...]
+
+
+def find_newest(output: Path, *, allocator: bool = False) -> Found:
+    """Looks from the newest on. `allocator`: AdaLoRA's state is one of the files."""
+    damaged: list[str] = []
     for folder in reversed(checkpoints(output)):
-        if damage(folder, allocator=allocator) is None:
-            return folder
-    return None
+        wrong = damage(folder, allocator=allocator)
+        if wrong is None:
+            return Found(folder, tuple(damaged))
+        damaged.append(f"{folder.name}: {wrong}")
+    return Found(None, tuple(damaged))
 
 
 def damage(folder: Path, *, allocator: bool = False) -> str | None:
@@ -96,8 +107,14 @@ def publish(folder: Path, target: Path) -> None:
 def remove_old(output: Path) -> None:
     """Removes all but the newest checkpoints. Each is renamed first, so that none is ever seen half removed."""
     for path in checkpoints(output)[:-KEPT]:
-        with staging(output) as folder:
-            os.rename(path, folder / path.name)
+        _remove(path)
+
+
+def remove_newer(output: Path, kept: Path | None) -> None:
+    """Removes the checkpoints after `kept`, all where it is None: a run goes on from there and writes its own."""
+    every = checkpoints(output)
+    for path in every[every.index(kept) + 1 if kept is not None else 0 :]:
+        _remove(path)
 
 
 def remove_leftovers(output: Path) -> None:
@@ -125,6 +142,11 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
             raise InputError(f"resume: {folder / TRAINABLE} doesn't fit the model, they differ in {name}")
     for name, parameter in mine.items():
         parameter.copy_(saved[name])
+
+
+def _remove(path: Path) -> None:
+    with staging(path.parent) as folder:
+        os.rename(path, folder / path.name)
 
 
 def _flush(path: Path) -> None:

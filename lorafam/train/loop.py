@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ..model import adapt, adapter_layers
-from .base_model import check_model_path, load_base_model, load_tokenizer
+from .arguments import training_arguments
+from .base_model import check_length, check_model_path, load_base_model, load_tokenizer
 from .callbacks import AdaLoraCallback
 from .checkpoints import publish, staging, trainable_parameters
 from .curves import plot_curves
@@ -32,8 +33,6 @@ from .run_folder import RunFolder
 from .run_log import RunLog
 from .settings import FinetuneConfig
 from .trainer import AdapterTrainer, Timetable, write_adapter
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def finetune(
@@ -56,14 +55,20 @@ def finetune(
     config = _with_absolute_paths(config)
     folder = RunFolder(config)
     with termination_interrupts():
-        checkpoint = folder.open()
+        checkpoint, damaged = folder.open()
+        for wrong in damaged:
+            reporter.note(f"passed over: {wrong}")
         if config.resume:
-            reporter.note(f"resuming from {checkpoint.name}" if checkpoint else "no checkpoint yet, starting over")
+            reporter.note(
+                f"resuming from {checkpoint.name}" if checkpoint else "no checkpoint to go on from, starting over"
+            )
         reporter.note(f"loading {Path(config.model).name}")
         tokenizer = tokenizer or load_tokenizer(config.model)
         chunks = load_chunks(config.text, tokenizer, config.sequence_length, config.held_out_tokens)
         before = folder.read_before(chunks.text_sha256)
-        model = _prepare(model if model is not None else load_base_model(config.model, config.dtype), config)
+        model = model if model is not None else load_base_model(config.model, config.dtype)
+        check_length(model, chunks.train.shape[1])
+        model = _prepare(model, config)
         return _train(model, chunks, before, folder, checkpoint, reporter)
 
 
@@ -127,38 +132,6 @@ def _train(
     )
 
 
-def training_arguments(config: FinetuneConfig) -> TrainingArguments:
-    """What Trainer is told. Saving and evaluating are `Timetable`'s, reporting is `Recorder`'s."""
-    known = {item.name for item in dataclasses.fields(TrainingArguments)}
-    # renamed within transformers 5
-    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
-    arguments = TrainingArguments(
-        output_dir=config.output,
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=_SCHEDULES[config.schedule],
-        warmup_steps=config.warmup_steps,
-        optim="adamw_torch_fused",
-        seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
-        **{checkpointing: config.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
-    )
-    if arguments.n_gpu > 1:
-        # several GPUs in one process would mean nn.DataParallel, which copies the layers at every step
-        arguments._n_gpu = 1
-    return arguments
-
-
 def _prepare(model: Any, config: FinetuneConfig) -> Any:
     if hasattr(model, "peft_config"):
         if any(item.peft_type == "ADALORA" for item in model.peft_config.values()):
@@ -168,9 +141,13 @@ def _prepare(model: Any, config: FinetuneConfig) -> Any:
         return model
     torch.manual_seed(config.seed)
     try:
-        return adapt(model, config.adapter_config())
+        adapt(model, config.adapter_config())
     except (TypeError, ValueError) as error:
         raise InputError(one_line(error)) from error
+    if getattr(model, "is_quantized", False):
+        # what transformers asks for before it trains adapters on a model that was loaded quantised
+        model._hf_peft_config_loaded = True
+    return model
 
 
 def _adalora_callback(model: Any, config: FinetuneConfig) -> AdaLoraCallback | None:

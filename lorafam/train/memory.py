@@ -27,15 +27,14 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.peak = 0
-        self.source = "kernel" if _forget_peak() else "sampled every 10 ms"
+        self.source = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> PeakMemory:
+        self.source = "kernel" if _forget_peak() else "sampled every 10 ms"
         self.peak = resident()
-        if self.source == "kernel":
-            _forget_peak()
-        else:
+        if self.source != "kernel":
             self._thread = threading.Thread(target=self._sample, daemon=True)
             self._thread.start()
         return self

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from .checkpoints import newest_complete, remove_leftovers
+from .checkpoints import Found, find_newest, remove_leftovers, remove_newer
 from .errors import InputError, one_line
 from .evaluate import HeldOut
 from .settings import FREE_ON_RESUME, FinetuneConfig
@@ -36,8 +36,8 @@ class RunFolder:
         self.curves = self.path / "loss.png"
         self.adapter = self.path / "adapter"
 
-    def open(self) -> Path | None:
-        """Makes the folder ready and returns the checkpoint to go on from, None to start at the beginning.
+    def open(self) -> Found:
+        """Makes the folder ready and returns the checkpoint to go on from, one that is None to start at the beginning.
 
         Raises InputError: the folder can't be written; it has a run and `resume` isn't set; it has none and `resume`
         is; its run has other settings.
@@ -48,15 +48,19 @@ class RunFolder:
             if not self.settings.is_file():
                 raise InputError(f"output: {self.path} has no run to resume (no {self.settings.name})")
             self._check_settings()
-        elif self.adapter.exists() or newest_complete(self.path) is not None:
+        elif self.adapter.exists() or find_newest(self.path).newest is not None:
             raise InputError(f"output: {self.path} has a run already; resume it (--resume) or choose another folder")
+        found = Found(None, ())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write(self.settings, settings_text(self.config))
             remove_leftovers(self.path)
+            if self.config.resume:
+                found = find_newest(self.path, allocator=self.config.method == "adalora")
+            remove_newer(self.path, found.newest)
         except OSError as error:
             raise InputError(f"output: {self.path} can't be written ({error.strerror})") from None
-        return newest_complete(self.path, allocator=self.config.method == "adalora") if self.config.resume else None
+        return found
 
     def read_before(self, text_sha256: str) -> HeldOut | None:
         """The evaluation before training that an interrupted run has left. Raises InputError when it was on another

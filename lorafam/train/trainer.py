@@ -20,9 +20,9 @@ from .evaluate import HeldOut, evaluate
 
 
 class AdapterTrainer(Trainer):
-    """Trains `samples` in their own order; `held_out` [k, length] is evaluated, and `evaluations` keeps each step's
-    result.
-    """
+    """Trains `samples` in their own order and evaluates `held_out` [k, length]; `evaluations` keeps the results."""
+
+    control: TrainerControl
 
     def __init__(
         self,

@@ -18,9 +18,9 @@ Tensor = torch.Tensor
 
 _LEVELS = {"nf4": NF4_LEVELS, "fp4": FP4_LEVELS}
 _REPACKED = (
-    "bitsandbytes repacked this weight for AVX512_BF16 in an evaluation forward, which rounded its block scales to bf16: the "
-    "weight that was loaded can't be recovered. Load it again, and set layer.support_avx512bf16_for_cpu = False before the "
-    "first evaluation"
+    "bitsandbytes repacked this weight for AVX512_BF16 in an evaluation forward, which rounded its block scales to "
+    "bf16: the weight that was loaded can't be recovered. Load it again, and set layer.support_avx512bf16_for_cpu = "
+    "False before the first evaluation"
 )
 
 
@@ -37,7 +37,7 @@ _kept: Any = WeakIdKeyDictionary()
 
 
 def from_bitsandbytes(source: Any) -> NF4Weight:
-    """See `NF4Weight.from_bitsandbytes`. Converted once for each `QuantState`, until bitsandbytes replaces its tensors."""
+    """See `NF4Weight.from_bitsandbytes`. Converted once for each `QuantState`, until its tensors are replaced."""
     params, state = _parts(source)
     if torch.compiler.is_compiling():
         return _convert(params, state)
@@ -115,7 +115,7 @@ def _convert(params: Tensor, state: Any) -> NF4Weight:
     shape = tuple(state.shape)
     if len(shape) != 2:
         raise ValueError(f"shape: expected a matrix [N, K], got a weight of shape {list(shape)}")
-    scales = (state.absmax,)
+    scales: tuple[Tensor, ...] = (state.absmax,)
     nested_block_size = 0
     if state.nested:
         scales = (state.absmax, state.state2.absmax, state.state2.code, state.offset)

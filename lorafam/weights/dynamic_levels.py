@@ -1,7 +1,7 @@
-"""The 256 levels of the 8-bit dynamic data type (Dettmers et al., arXiv 2110.02861), which hold the scales of 4-bit blocks.
+"""The 256 levels of the 8-bit dynamic data type (Dettmers et al., arXiv 2110.02861), for the scales of 4-bit blocks.
 
-For i = 0 … 6: the 2^i midpoints of 2^i + 1 equally spaced points over [0.1, 1], times 10^(i-6), with both signs; and 0 and 1.
-fp32 [256], ascending; the same bits as bitsandbytes' `create_dynamic_map()`.
+For i = 0 … 6: the 2^i midpoints of 2^i + 1 equally spaced points over [0.1, 1], times 10^(i-6), with both signs; and 0
+and 1. fp32 [256], ascending; the same bits as bitsandbytes' `create_dynamic_map()`.
 """
 
 from __future__ import annotations

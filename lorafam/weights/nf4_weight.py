@@ -1,9 +1,10 @@
-"""A frozen weight W [N, K] in 4 bits (QLoRA, arXiv 2305.14314): its codes, the scales of its blocks, and how to read them.
+"""A frozen weight W [N, K] in 4 bits (QLoRA, arXiv 2305.14314): its codes, the scales of its blocks, how to read them.
 
-    w = level[code] · absmax of its block        absmax = nested_level[absmax_code] · nested_absmax + offset  (double quantisation)
+    w = level[code] · absmax of its block
+    absmax = nested_level[absmax_code] · nested_absmax + offset        under double quantisation
 
-Blocks run along the flattened row-major weight; the even element of a pair is a byte's high nibble. `ops.by_storage` has the
-shapes; codes and scales are bit-identical to those of bitsandbytes 0.50 on the CPU.
+Blocks run along the flattened row-major weight; the even element of a pair is a byte's high nibble. `ops.by_storage`
+has the shapes; codes and scales are bit-identical to those of bitsandbytes 0.50 on the CPU.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NF4Weight:
-    """Plain data, immutable: `codes` uint8 [ceil(NK/2), 1], `scales` and `layout` as `ops.by_storage` describes them, and the
-    `dtype` of the weight that was quantised. NF4 or FP4.
+    """Plain data, immutable: `codes` uint8 [ceil(NK/2), 1], `scales` and `layout` as `ops.by_storage` describes them,
+    and the `dtype` of the weight that was quantised. NF4 or FP4.
 
     Made by `quantize_nf4` or `from_bitsandbytes`. Raises ValueError where the parts don't fit each other.
     """
@@ -65,18 +66,19 @@ class NF4Weight:
     def from_bitsandbytes(cls, source: Any) -> NF4Weight:
         """The weight of a bitsandbytes `Linear4bit`, or a `Params4bit`, sharing its storage: nothing is copied.
 
-        The result is kept as long as bitsandbytes' own state, so asking again is cheap. Raises TypeError for another object, ValueError for a
-        weight that isn't quantised yet, that isn't a matrix, that has other than the standard levels, or that bitsandbytes repacked
-        for AVX512_BF16 in an evaluation forward.
+        The result is kept as long as bitsandbytes' own state, so asking again is cheap. Raises TypeError for another
+        object; ValueError for a weight that isn't quantised yet, that isn't a matrix, that has other than the standard
+        levels, or that bitsandbytes repacked for AVX512_BF16 in an evaluation forward.
         """
         from .bitsandbytes import from_bitsandbytes
 
         return from_bitsandbytes(source)
 
     def to_bitsandbytes(self) -> Any:
-        """A bitsandbytes `Params4bit` on the same storage, for a `Linear4bit`'s weight. Raises ImportError without bitsandbytes.
+        """A bitsandbytes `Params4bit` on the same storage, for a `Linear4bit`'s weight.
 
-        On CPUs with AVX512_BF16, set `support_avx512bf16_for_cpu = False` on that layer: bitsandbytes repacks it in evaluation otherwise.
+        On CPUs with AVX512_BF16, set `support_avx512bf16_for_cpu = False` on that layer: bitsandbytes repacks it in
+        evaluation otherwise. Raises ImportError without bitsandbytes.
         """
         from .bitsandbytes import to_bitsandbytes
 
@@ -99,11 +101,11 @@ class NF4Weight:
         return self._squared_row_norm  # type: ignore[return-value]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Codes and scales by name: `codes`, then `absmax`, or `absmax_codes`, `nested_absmax`, `nested_levels` and `offset`."""
+        """By name: `codes`, then `absmax`, or `absmax_codes`, `nested_absmax`, `nested_levels` and `offset`."""
         return {"codes": self.codes, **dict(zip(scale_names(self.layout), self.scales, strict=True))}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> NF4Weight:
-        """The same layout over other tensors, named as in `tensors`. Raises ValueError for other names, sizes or dtypes."""
+        """The same layout over other tensors, named as by `tensors()`. Raises ValueError for other names or sizes."""
         names = ("codes", *scale_names(self.layout))
         if set(tensors) != set(names):
             raise ValueError(f"tensors: expected {list(names)}, got {list(tensors)}")
@@ -155,16 +157,18 @@ class NF4Weight:
 
     def __repr__(self) -> str:
         return (
-            f"NF4Weight(shape={list(self.shape)}, dtype={self.dtype}, device={self.device}, quant_type={self.quant_type!r}, "
-            f"block_size={self.block_size}, double_quant={self.double_quant}, bits_per_parameter={self.bits_per_parameter:.3f})"
+            f"NF4Weight(shape={list(self.shape)}, dtype={self.dtype}, device={self.device}, "
+            f"quant_type={self.quant_type!r}, block_size={self.block_size}, double_quant={self.double_quant}, "
+            f"bits_per_parameter={self.bits_per_parameter:.3f})"
         )
 
 
 def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True, quant_type: str = "nf4") -> NF4Weight:
-    """Quantises W [N, K] (fp32, bf16 or fp16) to 4 bits in blocks of 32 … 4096; `double_quant` also quantises the block scales to 8.
+    """Quantises W [N, K] (fp32, bf16 or fp16) to 4 bits in blocks of 32 … 4096 (QLoRA, arXiv 2305.14314).
 
-    `quant_type` is "nf4" or "fp4". Codes and scales equal those of bitsandbytes 0.50 on the CPU bit for bit, for any N and K. Raises TypeError for
-    another dtype; ValueError for anything but a matrix, an empty one, NaN or inf in it, another block size or type.
+    `double_quant` also quantises the fp32 block scales, to 8 bits. `quant_type` is "nf4" or "fp4". Codes and scales
+    equal those of bitsandbytes 0.50 on the CPU bit for bit, for any N and K. Raises TypeError for another dtype;
+    ValueError for anything but a matrix, an empty one, NaN or inf in it, another block size or type.
     """
     return NF4Weight.quantize(weight, block_size, double_quant, quant_type)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lorafam.kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 
 from lorafam.backends.eager import four_bit
-from lorafam.kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from lorafam.ops.by_storage import BLOCK_SIZES, QUANT_TYPES
 from lorafam.ops.quantize_4bit import level_bounds
 from lorafam.weights.dynamic_levels import dynamic_levels
@@ -55,8 +55,8 @@ def random_weight(rows: int, columns: int, dtype: torch.dtype, seed: int) -> Ten
 
 
 def flat_reference(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
-    """bitsandbytes' decoded weight. Asked for one long row, since its AVX-512 path takes the scales of other blocks where a row isn't
-    a whole number of blocks, unlike its own portable path and its CUDA kernels.
+    """bitsandbytes' decoded weight. Asked for one long row, since its AVX-512 path takes the scales of other blocks
+    where a row isn't a whole number of blocks, unlike its own portable path and its CUDA kernels.
     """
     shape = state.shape
     flat = bnb_functional.QuantState(
@@ -150,7 +150,7 @@ def test_decode_equals_bitsandbytes(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
 def test_ties_take_the_lower_level(ops: ModuleType, quant_type: str, dtype: torch.dtype) -> None:
-    """Values on every midpoint and on its two neighbours, in blocks whose absmax is 1, where nothing is rounded before."""
+    """Values on every midpoint and on its two neighbours, in a block whose absmax is 1: nothing is rounded before."""
     bounds, order = level_bounds(quant_type)
     on = bounds.to(dtype)
     around = torch.stack([torch.nextafter(on, on.new_tensor(-2)), on, torch.nextafter(on, on.new_tensor(2))])
@@ -168,8 +168,27 @@ def test_ties_take_the_lower_level(ops: ModuleType, quant_type: str, dtype: torc
         assert not torch.equal(tie, above)
 
 
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+def test_near_ties(ops: ModuleType, quant_type: str) -> None:
+    """Whole blocks are multiplied by the reciprocal of absmax, a shorter last one is divided: near a tie that shows."""
+    bounds, _ = level_bounds(quant_type)
+    absmax = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    on = absmax * bounds
+    values = torch.cat([absmax, torch.nextafter(on, -absmax), on, torch.nextafter(on, absmax)], dim=1)
+    divided, multiplied = (torch.bucketize(v, bounds) for v in (values / absmax, values * absmax.reciprocal()))
+    assert (divided != multiplied).sum() > 10
+    whole = torch.nn.functional.pad(values, (0, 64 - values.shape[1]))
+    packed, state = bnb_functional.quantize_4bit(whole, blocksize=64, quant_type=quant_type)
+    codes, scale = ops.quantize_4bit(whole, 64, quant_type)
+    assert torch.equal(codes, packed)
+    assert torch.equal(scale, state.absmax)
+    for row in values.split(1):
+        packed, _ = bnb_functional.quantize_4bit(row, blocksize=64, quant_type=quant_type)
+        assert torch.equal(ops.quantize_4bit(row, 64, quant_type)[0], packed)
+
+
 def test_absmax_is_rounded_to_a_grid_first(ops: ModuleType) -> None:
-    """The second quantisation isn't to the nearest level: bitsandbytes' CPU library looks the code up in a table of 65,536 steps."""
+    """Not to the nearest level: bitsandbytes' CPU library looks the code up in a table of 65,536 steps."""
     bounds = (LEVELS[:-1] + LEVELS[1:]) / 2
     steps = torch.arange(-400, 401, dtype=torch.int32)
     near = (bounds.view(torch.int32).unsqueeze(1) + 997 * steps).view(torch.float32)
@@ -228,9 +247,21 @@ def test_weights_that_are_not_contiguous_and_need_gradients(ops: ModuleType) -> 
     assert not absmax.requires_grad
 
 
+def test_sizes_that_are_shared_out_to_threads(ops: ModuleType) -> None:
+    weight = random_weight(257, 1031, torch.bfloat16, seed=2)
+    for ours, theirs in zip(ops.quantize_4bit(weight, 32, "nf4"), bnb_quantized(weight), strict=True):
+        assert torch.equal(ours, theirs)
+    absmax = torch.rand(300_001, generator=torch.Generator().manual_seed(3))
+    codes, nested_absmax, offset = ops.quantize_absmax(absmax, LEVELS)
+    expected, state = bnb_functional.quantize_blockwise(absmax - absmax.mean(), blocksize=256)
+    assert torch.equal(codes, expected)
+    assert torch.equal(nested_absmax, state.absmax)
+    assert torch.equal(offset, absmax.mean())
+
+
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_eager_pieces_join(monkeypatch: pytest.MonkeyPatch, double_quant: bool) -> None:
-    """The same results when the weight is worked on in small pieces, the last of them cut inside a block and inside a byte."""
+    """The same results from small pieces, the last of them cut inside a block and inside a byte."""
     weight = random_weight(31, 399, torch.bfloat16, seed=0)
     whole = four_bit.quantize_4bit(weight, 4096, "nf4")
     scales, nested = [whole[1]], 0

@@ -12,6 +12,9 @@ def test_help_and_version() -> None:
     assert shown.exit_code == 0
     assert "finetune" in shown.output
     assert "doctor" in shown.output
+    bare = CliRunner().invoke(app, [])
+    assert (bare.exit_code, bare.stderr) == (2, "")
+    assert "finetune" in bare.stdout
     assert CliRunner().invoke(app, ["--version"]).output == f"lorafam {lorafam.__version__}\n"
 
 

@@ -6,9 +6,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from lorafam.train import InputError
-from lorafam.train.base_model import check_model_path, load_base_model, load_tokenizer
+from lorafam.train.base_model import check_length, check_model_path, load_base_model, load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_gguf_is_decoded_and_can_be_trained(tmp_path: Path) -> None:
-    """Loaded from 8-bit blocks, the model is dense and marked as no quantised one, which Trainer refuses."""
+    """Loaded from 8-bit blocks, the model is dense; Trainer would refuse one that is marked as quantised."""
     path = tmp_path / "model.gguf"
     values = write_gguf(path)
     check_model_path(str(path))
@@ -113,4 +114,12 @@ def test_gguf_is_decoded_and_can_be_trained(tmp_path: Path) -> None:
     weight = model.model.layers[0].mlp.down_proj.weight
     assert type(weight) is torch.nn.Parameter
     np.testing.assert_allclose(weight.detach().numpy(), values["blk.0.ffn_down"], atol=0.02)
-    assert getattr(model, "hf_quantizer", None) is None
+    Trainer(model, TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True))
+
+
+def test_length_is_limited_by_the_models_positions(model_folder: Path) -> None:
+    model = load_base_model(str(model_folder), "float32")
+    check_length(model, 64)
+    check_length(torch.nn.Linear(2, 2), 10**6)
+    with pytest.raises(InputError, match=r"^sequence_length: chunks have 65 tokens with <bos>, .* at most 64"):
+        check_length(model, 65)

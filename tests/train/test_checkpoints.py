@@ -24,12 +24,12 @@ def write(folder: Path) -> Path:
 
 
 def test_newest_is_by_number(tmp_path: Path) -> None:
-    assert c.newest_complete(tmp_path) is None
+    assert c.find_newest(tmp_path).newest is None
     for step in (9, 100, 20):
         write(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-last").mkdir()
     (tmp_path / "checkpoint-200").write_text("a file")
-    assert c.newest_complete(tmp_path) == tmp_path / "checkpoint-100"
+    assert c.find_newest(tmp_path).newest == tmp_path / "checkpoint-100"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -37,19 +37,19 @@ def test_newest_is_by_number(tmp_path: Path) -> None:
 def test_damaged_one_is_passed_over(name: str, how: str, tmp_path: Path) -> None:
     write(tmp_path / "checkpoint-1")
     path = write(tmp_path / "checkpoint-2") / name
-    assert c.newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    assert c.find_newest(tmp_path).newest == tmp_path / "checkpoint-2"
     if how == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if how == "cut" else 0])
     assert name in str(c.damage(tmp_path / "checkpoint-2"))
-    assert c.newest_complete(tmp_path) == tmp_path / "checkpoint-1"
+    assert c.find_newest(tmp_path).newest == tmp_path / "checkpoint-1"
 
 
 def test_allocator_state_is_asked_for(tmp_path: Path) -> None:
     (write(tmp_path / "checkpoint-1") / c.ALLOCATOR).unlink()
-    assert c.newest_complete(tmp_path) is not None
-    assert c.newest_complete(tmp_path, allocator=True) is None
+    assert c.find_newest(tmp_path).newest is not None
+    assert c.find_newest(tmp_path, allocator=True).newest is None
 
 
 def test_nothing_is_seen_before_it_is_published(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_nothing_is_seen_before_it_is_published(tmp_path: Path) -> None:
     def interrupted() -> None:
         with c.staging(tmp_path) as folder:
             write(folder / "checkpoint-1")
-            assert c.newest_complete(tmp_path) is None
+            assert c.find_newest(tmp_path).newest is None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -67,7 +67,7 @@ def test_nothing_is_seen_before_it_is_published(tmp_path: Path) -> None:
         write(folder / "checkpoint-1")
         c.publish(folder / "checkpoint-1", tmp_path / "checkpoint-1")
     assert os.listdir(tmp_path) == ["checkpoint-1"]
-    assert c.newest_complete(tmp_path) == tmp_path / "checkpoint-1"
+    assert c.find_newest(tmp_path).newest == tmp_path / "checkpoint-1"
 
 
 def test_publish_replaces(tmp_path: Path) -> None:
@@ -88,6 +88,15 @@ def test_old_ones_and_leftovers_go(tmp_path: Path) -> None:
     c.remove_old(tmp_path)
     c.remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-10", "checkpoint-3"]
+
+
+@pytest.mark.parametrize(("kept", "left"), [(2, [1, 2]), (10, [1, 2, 3, 10]), (None, [])])
+def test_newer_ones_go(kept: int | None, left: list[int], tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        write(tmp_path / f"checkpoint-{step}")
+    c.remove_newer(tmp_path, None if kept is None else tmp_path / f"checkpoint-{kept}")
+    assert [path.name for path in c.checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_trainable_parameters_round_trip(tmp_path: Path) -> None:

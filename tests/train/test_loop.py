@@ -11,10 +11,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
 
 import lorafam
 from lorafam.train import FinetuneResult, InputError, finetune
+from lorafam.train.recorder import SilentReporter
 from lorafam.train.run_log import read_log
 from tests.train.tiny_run import StopAt, settings
 
@@ -156,6 +157,35 @@ def test_finished_run_can_be_resumed(model_folder: Path, text_file: Path, tmp_pa
     assert (again.after, again.seconds_per_step) == (first.after, None)
 
 
+class Notes(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_lost_evaluation_is_made_again(model_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    """Without held_out.json the bare model is evaluated again, before the checkpoint is loaded."""
+    config = settings(model_folder, text_file, tmp_path / "run", method="dora")
+    first = finetune(config)
+    (tmp_path / "run" / "held_out.json").unlink()
+    assert finetune(dataclasses.replace(config, resume=True)).before == first.before
+
+
+def test_model_that_is_quantised_already(model_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    """A folder that bitsandbytes has quantised is trained as it is, like the dense one quantised here."""
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, quantization_config=quantised, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "model")
+    theirs = finetune(settings(tmp_path / "model", text_file, tmp_path / "theirs"))
+    mine = finetune(settings(model_folder, text_file, tmp_path / "mine", quantize="nf4"))
+    assert theirs.before.mean == pytest.approx(mine.before.mean, abs=1e-5)
+    assert theirs.after.mean == pytest.approx(mine.after.mean, abs=1e-3)
+    assert theirs.fall[0] > 0.01
+
+
 def test_damaged_checkpoint_is_passed_over(model_folder: Path, text_file: Path, tmp_path: Path) -> None:
     """A newest checkpoint with half an optimiser state isn't used; the one before leads to the same result."""
     config = settings(model_folder, text_file, tmp_path / "run", save_every=3, dropout=0.3)
@@ -163,7 +193,9 @@ def test_damaged_checkpoint_is_passed_over(model_folder: Path, text_file: Path, 
     expected = adapter_bytes(tmp_path / "run")
     optimizer = tmp_path / "run" / "checkpoint-12" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
-    result = finetune(dataclasses.replace(config, resume=True))
+    reporter = Notes()
+    result = finetune(dataclasses.replace(config, resume=True), reporter=reporter)
+    assert reporter.notes[:2] == ["passed over: checkpoint-12: optimizer.pt is damaged", "resuming from checkpoint-9"]
     assert len(result.step_seconds) == 3
     assert adapter_bytes(tmp_path / "run") == expected
 

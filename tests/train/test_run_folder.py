@@ -26,10 +26,10 @@ def test_settings_survive_yaml(tmp_path: Path) -> None:
 
 def test_new_folder_is_made(tmp_path: Path) -> None:
     folder = RunFolder(config(tmp_path / "a" / "b"))
-    assert folder.open() is None
+    assert folder.open() == (None, ())
     assert os.listdir(tmp_path / "a" / "b") == ["run.yaml"]
     # a run that has nothing to lose yet may be started again
-    assert RunFolder(config(tmp_path / "a" / "b", rank=2)).open() is None
+    assert RunFolder(config(tmp_path / "a" / "b", rank=2)).open() == (None, ())
     assert read_settings(folder.settings)["rank"] == 2
 
 
@@ -54,10 +54,13 @@ def test_resuming_takes_the_newest_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^output: .* has no run to resume"):
         RunFolder(resume).open()
     RunFolder(config(tmp_path)).open()
-    assert RunFolder(resume).open() is None
+    assert RunFolder(resume).open() == (None, ())
     write_checkpoint(tmp_path / "checkpoint-3")
     (tmp_path / ".saving-77" / "checkpoint-6").mkdir(parents=True)
-    assert RunFolder(resume).open() == tmp_path / "checkpoint-3"
+    (write_checkpoint(tmp_path / "checkpoint-9") / "optimizer.pt").unlink()
+    damaged = ("checkpoint-9: optimizer.pt is missing",)
+    assert RunFolder(resume).open() == (tmp_path / "checkpoint-3", damaged)
+    assert not (tmp_path / "checkpoint-9").exists()
     assert not (tmp_path / ".saving-77").exists()
 
 
@@ -65,7 +68,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     RunFolder(config(tmp_path)).open()
     with pytest.raises(InputError, match=r"^rank: the run in .* has 8, it can't go on with 4"):
         RunFolder(config(tmp_path, rank=4, resume=True)).open()
-    assert RunFolder(config(tmp_path, save_every=1, evaluate_every=7, resume=True)).open() is None
+    assert RunFolder(config(tmp_path, save_every=1, evaluate_every=7, resume=True)).open().newest is None
 
 
 def test_held_out_losses_are_kept_for_the_same_text(tmp_path: Path) -> None:

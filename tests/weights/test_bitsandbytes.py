@@ -86,7 +86,7 @@ def test_both_ways(
     assert again.dtype == ours.dtype
     expected = bnb.functional.dequantize_4bit(theirs, state)
     assert torch.equal(bnb.functional.dequantize_4bit(params, params.quant_state), expected)
-    # bitsandbytes transposes a weight of one byte, and its AVX-512 path takes wrong scales where rows aren't whole blocks
+    # bitsandbytes transposes a weight of one byte; its AVX-512 path takes wrong scales where rows aren't whole blocks
     if columns % block_size == 0:
         assert torch.equal(again.dequantize(), expected)
 
@@ -127,6 +127,7 @@ def test_state_on_the_layer_alone() -> None:
 def test_a_second_conversion_is_the_first() -> None:
     layer = linear4bit(dense_weight())
     weight = NF4Weight.from_bitsandbytes(layer)
+    norm = weight.squared_row_norm()
     assert NF4Weight.from_bitsandbytes(layer) is weight
     assert NF4Weight.from_bitsandbytes(layer.weight) is weight
     # a copy, a replaced or a rewritten weight is another one
@@ -134,8 +135,17 @@ def test_a_second_conversion_is_the_first() -> None:
     with torch.no_grad():
         layer.weight.copy_(quantize_nf4(dense_weight(seed=1)).codes)
     rewritten = NF4Weight.from_bitsandbytes(layer)
-    assert not torch.equal(rewritten.squared_row_norm(), weight.squared_row_norm())
+    assert not torch.equal(rewritten.squared_row_norm(), norm)
     layer.weight.quant_state.absmax = layer.weight.quant_state.absmax.clone()
+    assert_same_storage(NF4Weight.from_bitsandbytes(layer), layer.weight)
+    layer.weight.data = layer.weight.data.clone()
+    assert_same_storage(NF4Weight.from_bitsandbytes(layer), layer.weight)
+
+
+def test_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        layer = linear4bit(dense_weight())
+    assert layer.weight.is_inference()
     assert_same_storage(NF4Weight.from_bitsandbytes(layer), layer.weight)
 
 
@@ -152,7 +162,7 @@ def test_a_conversion_lives_as_long_as_the_layer() -> None:
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_repacked_weight_is_refused(double_quant: bool, dtype: torch.dtype) -> None:
-    """An evaluation forward repacks the weight on CPUs with AVX512_BF16; elsewhere its packing function is called directly."""
+    """An evaluation forward repacks on CPUs with AVX512_BF16; elsewhere the packing function is called directly."""
     layer = linear4bit(dense_weight(dtype=dtype), compress_statistics=double_quant)
     before = NF4Weight.from_bitsandbytes(layer)
     expected = before.dequantize()
@@ -172,6 +182,13 @@ def test_repacked_weight_is_refused(double_quant: bool, dtype: torch.dtype) -> N
     # saving undoes the packing, but not the rounding of the scales
     layer.state_dict()
     assert not layer.weight.quant_state.packing_format_for_cpu
+    with pytest.raises(ValueError, match=REPACKED):
+        NF4Weight.from_bitsandbytes(layer)
+
+
+def test_marked_as_repacked_is_refused() -> None:
+    layer = linear4bit(dense_weight())
+    layer.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(ValueError, match=REPACKED):
         NF4Weight.from_bitsandbytes(layer)
 
@@ -197,7 +214,7 @@ def test_other_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="code: expected the standard nf4 levels, got tensor"):
         NF4Weight.from_bitsandbytes(layer)
     layer.weight.quant_state.quant_type = "af4"
-    with pytest.raises(ValueError, match="quant_type: expected one of .*, got 'af4'"):
+    with pytest.raises(ValueError, match=r"quant_type: expected one of .*, got 'af4'"):
         NF4Weight.from_bitsandbytes(layer)
 
 

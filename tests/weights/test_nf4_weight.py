@@ -53,8 +53,8 @@ def test_bytes() -> None:
 
 def test_repr(dense: torch.Tensor) -> None:
     assert repr(quantize_nf4(dense.half(), quant_type="fp4")) == (
-        "NF4Weight(shape=[24, 200], dtype=torch.float16, device=cpu, quant_type='fp4', block_size=64, double_quant=True, "
-        "bits_per_parameter=4.138)"
+        "NF4Weight(shape=[24, 200], dtype=torch.float16, device=cpu, quant_type='fp4', block_size=64, "
+        "double_quant=True, bits_per_parameter=4.138)"
     )
 
 
@@ -138,9 +138,9 @@ def test_refused_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_refused_settings(dense: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="block_size: expected one of .*, got 48"):
+    with pytest.raises(ValueError, match=r"block_size: expected one of .*, got 48"):
         quantize_nf4(dense, block_size=48)
-    with pytest.raises(ValueError, match="quant_type: expected one of .*, got 'nf5'"):
+    with pytest.raises(ValueError, match=r"quant_type: expected one of .*, got 'nf5'"):
         quantize_nf4(dense, quant_type="nf5")
 
 
@@ -148,11 +148,11 @@ def test_refused_parts(dense: torch.Tensor) -> None:
     weight = quantize_nf4(dense)
     with pytest.raises(ValueError, match=r"codes: expected 2400 bytes \(uint8\)"):
         NF4Weight(weight.codes[1:], weight.scales, weight.layout, weight.dtype)
-    with pytest.raises(ValueError, match="scales: expected .*'absmax'.*, got 4 tensors"):
+    with pytest.raises(ValueError, match=r"scales: expected .*'absmax'.*, got 4 tensors"):
         NF4Weight(weight.codes, weight.scales, Layout(24, 200, 64, 0, 0), weight.dtype)
     with pytest.raises(ValueError, match="absmax_codes: expected device"):
         weight.with_tensors(weight.tensors() | {"codes": weight.codes.to("meta")})
-    with pytest.raises(ValueError, match="tensors: expected .*'absmax_codes'.*, got"):
+    with pytest.raises(ValueError, match=r"tensors: expected .*'absmax_codes'.*, got"):
         weight.with_tensors({"codes": weight.codes, "absmax": weight.scales[0]})
-    with pytest.raises(TypeError, match="dtype: expected one of"):
+    with pytest.raises(TypeError, match=r"dtype: expected one of"):
         NF4Weight(weight.codes, weight.scales, weight.layout, torch.int8)

@@ -49,9 +49,7 @@ def absmax(scales: list[Tensor], layout: list[int]) -> Tensor:
 
 
 def quantize_4bit(weight: Tensor, block_size: int, quant_type: str) -> tuple[Tensor, Tensor]:
-    """Codes uint8 [ceil(NK/2), 1] and absmax fp32 [ceil(NK / block)] of W [N, K]. A missing last nibble is the code of
-    0.
-    """
+    """Codes uint8 [ceil(NK/2), 1] and absmax fp32 [ceil(NK / block)] of W [N, K]; a missing last nibble is 0's code."""
     flat = weight.detach().reshape(-1)
     count = flat.numel()
     bounds, order = (tensor.to(weight.device) for tensor in level_bounds(quant_type))
@@ -70,9 +68,7 @@ def quantize_4bit(weight: Tensor, block_size: int, quant_type: str) -> tuple[Ten
 
 
 def quantize_absmax(absmax: Tensor, nested_levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 [blocks], nested_absmax fp32 [ceil(blocks / 256)] and offset fp32 scalar of block scales fp32
-    [blocks].
-    """
+    """Codes uint8 [blocks], nested_absmax fp32 [ceil(blocks / 256)] and offset fp32 [] of absmax fp32 [blocks]."""
     offset = absmax.mean()
     blocks = torch.nn.functional.pad(absmax - offset, (0, -absmax.numel() % NESTED_BLOCK_SIZE)).view(
         -1, NESTED_BLOCK_SIZE

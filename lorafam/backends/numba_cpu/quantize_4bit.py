@@ -29,32 +29,20 @@ _FLOAT16_SCALE = np.float32(2.0**112)
 
 
 def quantize_4bit(weight: Tensor, block_size: int, quant_type: str) -> tuple[Tensor, Tensor]:
-    """Codes uint8 [ceil(NK/2), 1] and absmax fp32 [ceil(NK / block)] of W [N, K]. A missing last nibble is the code of
-    0.
-    """
+    """Codes uint8 [ceil(NK/2), 1] and absmax fp32 [ceil(NK / block)] of W [N, K]; a missing last nibble is 0's code."""
     words = torch.uint32 if weight.dtype == torch.float32 else torch.uint16
     source = weight.detach().reshape(-1).view(words).numpy()
     bounds, order = level_bounds(quant_type)
     codes = torch.empty(((source.size + 1) // 2, 1), dtype=torch.uint8)
     absmax = torch.empty(-(-source.size // block_size), dtype=torch.float32)
-    _quantize_blocks(
-        source,
-        _KINDS[weight.dtype],
-        bounds.numpy(),
-        order.numpy(),
-        block_size,
-        codes.numpy()[:, 0],
-        absmax.numpy(),
-        0,
-        absmax.numel(),
-    )
+    kind = _KINDS[weight.dtype]
+    arguments = (source, kind, bounds.numpy(), order.numpy(), block_size, codes[:, 0].numpy(), absmax.numpy())
+    parallel_ranges(lambda first, last: _quantize_blocks(*arguments, first, last), absmax.numel(), _GRAIN // block_size)
     return codes, absmax
 
 
 def quantize_absmax(absmax: Tensor, nested_levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 [blocks], nested_absmax fp32 [ceil(blocks / 256)] and offset fp32 scalar of block scales fp32
-    [blocks].
-    """
+    """Codes uint8 [blocks], nested_absmax fp32 [ceil(blocks / 256)] and offset fp32 [] of absmax fp32 [blocks]."""
     # torch's own sum, which bitsandbytes uses: another order of summation gives other bits
     offset = absmax.mean()
     centred = absmax - offset
@@ -156,7 +144,7 @@ def _quantize_absmax(
 
 
 @njit(cache=True, nogil=True)
-def _nearest_on_grid(value: np.float32, bounds: np.ndarray) -> int:
+def _nearest_on_grid(value: np.float32, bounds: np.ndarray) -> np.integer | int:
     """The number of bounds below the grid point nearest to `value`; 0 for NaN (the 0 · inf of a block of zeros)."""
     if not value > -_ONE:
         return 0

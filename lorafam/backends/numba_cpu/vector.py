@@ -3,29 +3,30 @@
     out[i] = levels[code i] · scale          code 2j is the high nibble of byte j, code 2j + 1 the low one
 
 AVX-512 looks up 16 codes with one `vpermps`; AVX2 permutes the two halves of the table and blends on bit 3 of the code. Other
-processors look up a table from a byte to its two levels (`decode.py`). One product and one rounding per weight on each path, so
+processors look up one level after the other (`decode.py`). One product and one rounding per weight on each path, so
 their bits agree.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 
-@functools.cache
 def lanes() -> int:
-    """Weights decoded at once: 16 with AVX-512, 8 with AVX2, 0 where the table path must serve."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f") and features.get("avx512vl") and features.get("avx512bw"):
+    """Weights decoded at once: 16 with AVX-512, 8 with AVX2, 0 where one level is looked up after the other.
+
+    Asks for what Numba compiles for, which NUMBA_CPU_FEATURES may restrict; Numba's cache on disk is kept apart by the same.
+    """
+    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    if {"+avx512f", "+avx512vl", "+avx512bw"} <= set(features):
         return 16
-    return 8 if features.get("avx2") else 0
+    return 8 if "+avx2" in features else 0
 
 
 LANES = lanes()

@@ -1,0 +1,47 @@
+"""The settings of a run as transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from transformers import TrainingArguments
+
+from .settings import FinetuneConfig
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def training_arguments(config: FinetuneConfig) -> TrainingArguments:
+    """What Trainer is told. Saving and evaluating are `Timetable`'s, reporting is `Recorder`'s.
+
+    What isn't set here is Trainer's default: AdamW's betas, gradients clipped at norm 1, no weight decay.
+    """
+    known = {item.name for item in dataclasses.fields(TrainingArguments)}
+    # renamed within transformers 5
+    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
+    arguments = TrainingArguments(
+        output_dir=config.output,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=_SCHEDULES[config.schedule],
+        warmup_steps=config.warmup_steps,
+        optim="adamw_torch_fused",
+        seed=config.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        **{checkpointing: config.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
+    )
+    if arguments.n_gpu > 1:
+        # several GPUs in one process would mean nn.DataParallel, which copies the layers at every step
+        arguments._n_gpu = 1
+    return arguments

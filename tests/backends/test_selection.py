@@ -1,0 +1,70 @@
+"""Which backend runs, what forces it, and that a slow path is never silent."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from lorafam import explain, quantize_nf4
+from lorafam.backends import selection
+
+
+@pytest.fixture(autouse=True)
+def _forget_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(selection.VARIABLE, raising=False)
+    for cached in (selection._choose, selection._announce, selection._numba_failure):
+        cached.cache_clear()
+
+
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_numba_failure", lambda: "numba can't be imported: not there")
+
+
+def test_numba_runs_cpu_tensors() -> None:
+    assert selection.choose("cpu")[:2] == ("numba", "CPU tensors")
+
+
+@pytest.mark.parametrize("name", ["numba", "eager"])
+def test_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(selection.VARIABLE, name)
+    assert selection.choose("cpu") == (name, f"LORAFAM_BACKEND={name}", True)
+
+
+def test_forced_backend_that_cannot_run_raises_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(selection.VARIABLE, "numba")
+    with pytest.raises(RuntimeError, match="the tensors are on cuda"):
+        selection.choose("cuda")
+    without_numba(monkeypatch)
+    with pytest.raises(RuntimeError, match="LORAFAM_BACKEND=numba: numba can't be imported: not there"):
+        selection.choose("cpu")
+
+
+def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(selection.VARIABLE, "fast")
+    with pytest.raises(ValueError, match="LORAFAM_BACKEND: expected one of numba, eager, got 'fast'"):
+        torch.ops.lorafam.dropout(torch.ones(2, 2), torch.tensor(1), 0.5)
+
+
+def test_fallback_is_announced_once_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_numba(monkeypatch)
+    with pytest.warns(selection.SlowPathWarning, match="numba can't be imported: not there"):
+        weight = quantize_nf4(torch.randn(4, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight.dequantize()
+    told = explain(weight, 16)
+    assert told.backend == "eager"
+    assert "not there" in told.reason
+
+
+def test_report_has_every_op() -> None:
+    rows = selection.report()
+    assert {row.op for row in rows if row.device == "cpu"} == set(selection.OPS)
+    assert {row.backend for row in rows if row.device == "cpu"} == {"numba"}
+
+
+@pytest.mark.parametrize("tokens", [-1, 2.5, True])
+def test_explain_refuses_what_is_no_number_of_tokens(tokens: object) -> None:
+    with pytest.raises(ValueError, match="M: expected a number of tokens"):
+        explain(torch.ones(2, 2), tokens)  # type: ignore[arg-type]

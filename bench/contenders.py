@@ -1,7 +1,7 @@
 """The three that are timed on one layer: lorafam, eager PyTorch in PEFT's order of operations, and PEFT + bitsandbytes.
 
-All have the same weight, adapter values and input. `forward` gives Y; `train` gives Y and the gradients of x and of every adapter
-tensor.
+All have the same weight, adapter values and input. `forward` gives Y; `train` gives Y and the gradients of x and of
+every adapter tensor.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..methods import METHODS, AdapterLayer, NF4Linear
-from ..reference import peft_order
-from ..weights import NF4Weight
+from lorafam.methods import METHODS, AdapterLayer, NF4Linear
+from lorafam.reference import peft_order
+from lorafam.weights import NF4Weight
 
 Tensor = torch.Tensor
 CONTENDERS = ("lorafam", "eager", "peft")
@@ -49,7 +49,7 @@ class Case:
         """The arguments of a method that aren't tensors."""
         settings: dict[str, Any] = {"scaling": self.layer.active.scaling}
         if self.method == "adalora":
-            settings["rank_num"] = self.layer.rank_num  # type: ignore[attr-defined]
+            settings["rank_num"] = self.layer.rank_num
         return settings
 
 
@@ -73,7 +73,9 @@ def make_case(name: str, size: int, tokens: int, dtype: torch.dtype = torch.floa
 
 
 def forward_of(contender: str, case: Case) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """The contender's forward on the case's input, and the adapter tensors it differentiates, in the order of `case.leaves()`."""
+    """The contender's forward on the case's input, and the adapter tensors it differentiates, in the order of
+    `case.leaves()`.
+    """
     if contender == "lorafam":
         return lambda: case.layer(case.x), list(case.leaves().values())
     if contender == "eager":
@@ -122,10 +124,10 @@ def _peft(case: Case) -> tuple[Callable[[], Tensor], list[Tensor]]:
     weight = case.layer.base_layer.weight
     holder = nn.Sequential()
     if isinstance(weight, NF4Weight):
-        base: nn.Module = bitsandbytes.nn.Linear4bit(case.size, case.size, bias=False, compute_dtype=case.dtype)
+        base: Any = bitsandbytes.nn.Linear4bit(case.size, case.size, bias=False, compute_dtype=case.dtype)
         base.weight = weight.to_bitsandbytes()
         base.quant_state = base.weight.quant_state
-        base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        base.support_avx512bf16_for_cpu = False
         holder.is_loaded_in_4bit = True  # type: ignore[assignment]
     else:
         base = nn.Linear(case.size, case.size, bias=False)

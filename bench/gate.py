@@ -1,11 +1,12 @@
-"""Correct first: before a case is timed, its output and every gradient must satisfy the ratio rule of `tests/tolerances.py`."""
+"""Correct first: before a case is timed, its output and gradients must satisfy the rule of `tests/tolerances.py`."""
 
 from __future__ import annotations
 
 import torch
 
-from .. import reference
-from ..weights import NF4Weight
+from lorafam import reference
+from lorafam.weights import NF4Weight
+
 from .contenders import Case, train_of
 
 Tensor = torch.Tensor
@@ -23,7 +24,8 @@ def exact(case: Case) -> tuple[Tensor, ...]:
 
 
 def check(case: Case, contender: str = "lorafam") -> None:
-    """Raises AssertionError where the contender's result is worse than the rule allows, RuntimeError outside the repository.
+    """Raises AssertionError where the contender's result is worse than the rule allows, RuntimeError outside the
+    repository.
 
     A gradient of fewer elements than the rule needs (AdaLoRA's E, one number a rank) is only checked to be finite here;
     `tests/test_functional.py` holds it to the rule at a rank where there are enough.

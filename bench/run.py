@@ -40,7 +40,7 @@ def contenders() -> list[str]:
     """Those that can run here; the others are named with the reason."""
     missing = [name for name in ("peft", "bitsandbytes") if importlib.util.find_spec(name) is None]
     if "bitsandbytes" in missing:
-        raise SystemExit("bench: eager PyTorch decodes with bitsandbytes, which is not installed: pip install lorafam[bench]")
+        raise SystemExit("bench: eager PyTorch decodes with bitsandbytes, which is not installed (extra: bench)")
     if missing:
         print(f"PEFT is left out: {', '.join(missing)} not installed")
         return [name for name in CONTENDERS if name != "peft"]
@@ -65,9 +65,11 @@ def main(given: list[str] | None = None) -> int:
         "seconds": options.seconds,
         "contenders": contenders(),
     }
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba", "bitsandbytes", *plan["contenders"][2:]))
+    packages = ("torch", "numba", "bitsandbytes", *plan["contenders"][2:])
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     print(f"{processor()}, {torch.get_num_threads()} threads; {versions}")
-    print(f"{options.dtype}, rank {options.rank}; median ms of lorafam, and how many times as long the others take\n", flush=True)
+    print(f"{options.dtype}, rank {options.rank}; median ms of lorafam, and how many times as long the others take\n")
+    sys.stdout.flush()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "results.json"
         command = [sys.executable, "-m", "pytest", str(CASE_FOLDER), "-q", "--no-header", "-p", "no:cacheprovider"]

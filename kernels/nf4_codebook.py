@@ -1,7 +1,7 @@
 """The sixteen levels of the 4-bit formats, in code order, once for the whole project.
 
 NF4: quantiles of the normal distribution, normalised to [-1, 1] (QLoRA, arXiv 2305.14314, appendix E).
-FP4: one sign bit (bit 3), two exponent bits, one mantissa bit, normalised by its largest value 12 (bitsandbytes' format).
+FP4: one sign bit (bit 3), two exponent bits, one mantissa bit, normalised by its largest value 12 (bitsandbytes).
 Values are exact decimal forms of the float32 levels that bitsandbytes stores.
 """
 

@@ -1,5 +1,4 @@
-"""Every method on every backend and storage against the fp64 reference: output and every gradient, by the ratio rule.
-"""
+"""Every method, backend and storage against the fp64 reference: output and every gradient, by the ratio rule."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`python -m lorafam.bench.demo`: prepares model and text, makes every run in a process of its own, checks and reports.
 
-Everything lands in ./demo-output: adapters in PEFT's format, a JSONL log and curves for each run, summary.json, loss.png.
-Exit code 1 when a claim does not hold.
+Everything lands in ./demo-output: adapters in PEFT's format, a JSONL log and curves for each run, summary.json,
+loss.png. Exit code 1 when a claim does not hold.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def report(summaries: dict, measured: dict, seconds: float) -> int:
     print(f"Held-out loss on {tokens:,} tokens (at least {HELD_OUT_TOKENS:,}), mean ± standard error over chunks.\n")
     for holds, seen in rows:
         print(f"{'ok    ' if holds else 'FAILED'}  {seen}")
-    print(f"\nAdapters (PEFT's format), logs, curves: {OUTPUT}/*/   all curves: {OUTPUT}/loss.png   {seconds / 60:.1f} minutes")
+    print(f"\nAdapters (PEFT's format), logs, curves: {OUTPUT}/*/   all curves: {OUTPUT}/loss.png")
+    print(f"{seconds / 60:.1f} minutes")
     result = {"runs": summaries, **measured, "minutes": seconds / 60}
     (OUTPUT / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if all(holds for holds, _ in rows) else 1

@@ -49,6 +49,8 @@ def same_logits(run: Run, model_folder: Path, adapter: Path, chunk: torch.Tensor
 
 def _decoded(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Path of each quantised layer in the bare model → the weight it stands for."""
+    from lorafam import NF4Linear
     from lorafam.model import adapter_layers
 
-    return {path: layer.base_layer.weight.dequantize(torch.float32) for path, layer in adapter_layers(model).items()}
+    bases = {path: layer.base_layer for path, layer in adapter_layers(model).items()}
+    return {path: base.weight.dequantize(torch.float32) for path, base in bases.items() if isinstance(base, NF4Linear)}

@@ -49,4 +49,4 @@ def peft_model(model: nn.Module, run: Run) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)

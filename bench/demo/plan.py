@@ -1,11 +1,10 @@
-"""What the demo runs. Everything is fixed here, before any result is seen: runs, learning rates, steps, chunks, seed.
-"""
+"""What the demo runs, all fixed before any result is seen: runs, learning rates, steps, chunks, seed."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-STEPS = 24
+STEPS = 16
 SEQUENCE_LENGTH = 128
 HELD_OUT_TOKENS = 4096
 RANK = 8

@@ -35,12 +35,8 @@ def table(summaries: dict[str, Summary]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(_padded(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:]])
-
-
-def _padded(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
 def claims(summaries: dict[str, Summary], paces: dict[str, Pace], checked: dict[str, str]) -> list[tuple[bool, str]]:
@@ -50,7 +46,8 @@ def claims(summaries: dict[str, Summary], paces: dict[str, Pace], checked: dict[
         if run.library != "lorafam":
             continue
         fall, error = summaries[run.key]["fall"], summaries[run.key]["fall_error"]
-        rows.append((fall > 2 * error, f"{run.title}: held-out loss fell by {fall:.3f} ± {error:.3f} (paired by chunk)"))
+        seen = f"held-out loss fell by {fall:.3f} ± {error:.3f} (paired by chunk)"
+        rows.append((fall > 2 * error, f"{run.title}: {seen}"))
     for ours, theirs in PAIRS:
         title, pace = summaries[ours]["title"], paces[ours]
         seen = f"{pace.ours:.2f} s a step, PEFT {pace.theirs:.2f} s, {pace.ratio:.2f}x in turn"
@@ -79,7 +76,8 @@ def plot(outputs: Sequence[tuple[str, Path]], path: Path) -> None:
         trained = [record for record in records if "loss" in record]
         style = "--" if title.startswith("PEFT") else "-"
         axes.plot([r["step"] for r in trained], smooth([r["loss"] for r in trained]), style, label=title)
-    axes.set(xlabel="step", ylabel="training loss (nats a token, smoothed)", title="gemma-3-270m on the Python reference")
+    axes.set(xlabel="step", ylabel="training loss (nats a token, smoothed)")
+    axes.set_title("gemma-3-270m on the Python reference")
     axes.grid(alpha=0.3)
     axes.legend()
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

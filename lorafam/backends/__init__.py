@@ -1,5 +1,4 @@
-"""The implementations of the ops. Importing this registers them with torch's dispatcher; none is loaded before it runs.
-"""
+"""The implementations of the ops. Importing this registers them with torch; none is loaded before it runs."""
 
 from .. import ops as ops
 from .selection import register

@@ -31,8 +31,6 @@ class AdaLoraLinear(AdapterLayer):
             raise ValueError(f"init: AdaLoRA has one initialisation, expected 'default', got {init!r}")
         device = base_device(self.base_layer)
         adapter = Adapter(r, alpha, dropout, rslora, float(alpha))
-        adapter.rank_num = r
-        adapter.kept_ranks = None
         # E = 0: the layer equals its base; A and B as in PEFT
         adapter.A = nn.Parameter(torch.randn(r, self.in_features, device=device) * 0.02)
         adapter.E = nn.Parameter(torch.zeros(r, 1, device=device))
@@ -45,7 +43,7 @@ class AdaLoraLinear(AdapterLayer):
 
     @property
     def rank_num(self) -> int:
-        return self.active.rank_num  # type: ignore[return-value]
+        return self.active.rank_num
 
     def b_hat(self) -> Tensor:
         return F.adalora_b_hat(self.E, self.B, self.active.scaling, self.rank_num)

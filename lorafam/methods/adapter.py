@@ -21,10 +21,14 @@ class Adapter(nn.Module):
 
     A: nn.Parameter
     B: nn.Parameter
+    # AdaLoRA's: the rank at the start, and which of those ranks were kept for good
+    rank_num: int
+    kept_ranks: list[bool] | None
 
     def __init__(self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float) -> None:
         super().__init__()
         self.rank, self.alpha, self.dropout, self.rslora, self.scaling = rank, alpha, dropout, rslora, scaling
+        self.rank_num, self.kept_ranks = rank, None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, rslora={self.rslora}"

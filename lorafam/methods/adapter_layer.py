@@ -182,7 +182,7 @@ class AdapterLayer(nn.Module, ABC):
         if bias is not None:
             self.base_layer.bias = nn.Parameter(bias, requires_grad=False)
         elif self.merged_bias(None) is not None:
-            self.base_layer.bias = None
+            self.base_layer.bias = None  # type: ignore[assignment]
         self._kept = None
 
     def _unmerged_weight(self) -> Tensor:

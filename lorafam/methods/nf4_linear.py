@@ -75,6 +75,9 @@ class NF4Linear(nn.Module):
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self._weight.double_quant:
+            # all weights on a device share this table: loading must not write into it
+            self.register_buffer("nested_levels", self.get_buffer("nested_levels").clone())
         super()._load_from_state_dict(*args, **kwargs)
         # the buffers were copied into in place: what the weight keeps about itself is stale
         self.weight = self._weight.with_tensors({name: getattr(self, name) for name in self._weight.tensors()})

@@ -124,7 +124,7 @@ def _load_tensors(
     with torch.no_grad():
         for path, layer in layers.items():
             if kept[path] is not None:
-                layer.active.kept_ranks = kept[path]  # type: ignore[assignment]
+                layer.active.kept_ranks = kept[path]
         for name, (layer, attribute) in wanted.items():
             parameter = getattr(layer.active, attribute)
             value = tensors[name].to(parameter)

@@ -45,7 +45,7 @@ def adapter_tensors(layers: dict[str, AdapterLayer]) -> dict[str, torch.Tensor]:
             tensor = getattr(adapter, attribute, None)
             if tensor is None:
                 continue
-            kept = getattr(adapter, "kept_ranks", None)
+            kept = adapter.kept_ranks
             if kept is not None and len(kept) == adapter.A.shape[0]:
                 mask = torch.tensor(kept, device=tensor.device)
                 tensor = tensor[:, mask] if attribute == "B" else tensor[mask]
@@ -70,7 +70,7 @@ def peft_config(model: nn.Module, config: AdapterConfig, layers: dict[str, Adapt
         patterns = {
             f"{path}.lora_E": layer.active.kept_ranks
             for path, layer in layers.items()
-            if getattr(layer.active, "kept_ranks", None) is not None
+            if layer.active.kept_ranks is not None
         }
         schedule = {"target_r": config.r, **_DEFAULT_SCHEDULE, **getattr(model, "lorafam_rank_schedule", {})}
         return {

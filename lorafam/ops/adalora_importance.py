@@ -17,7 +17,7 @@ from .library import accumulate_dtype, define
 def _check_same(name: str, tensors: list[torch.Tensor], like: list[torch.Tensor]) -> None:
     if len(tensors) != len(like):
         raise ValueError(f"{name}: expected {len(like)} tensors, got {len(tensors)}")
-    for index, (tensor, other) in enumerate(zip(tensors, like)):
+    for index, (tensor, other) in enumerate(zip(tensors, like, strict=True)):
         if tensor.shape != other.shape:
             raise ValueError(f"{name}[{index}]: expected shape {list(other.shape)}, got {list(tensor.shape)}")
 
@@ -72,7 +72,7 @@ def _fake_scores(
 ) -> list[torch.Tensor]:
     return [
         tensor.new_empty(tensor.shape[dim], dtype=accumulate_dtype(tensor.dtype))
-        for tensor, dim in zip(sensitivity, rank_dims)
+        for tensor, dim in zip(sensitivity, rank_dims, strict=True)
     ]
 
 

@@ -32,7 +32,7 @@ def check_dense_dtype(name: str, x: torch.Tensor, data: torch.Tensor, layout: li
 
 def check_factor(name: str, factor: torch.Tensor, shape: tuple[int | None, int | None], device: torch.device) -> None:
     """A low-rank factor must be a floating-point matrix; `None` in `shape` leaves that size free."""
-    fits = factor.ndim == 2 and all(want is None or have == want for have, want in zip(factor.shape, shape))
+    fits = factor.ndim == 2 and all(size in (None, have) for have, size in zip(factor.shape, shape, strict=True))
     if not fits:
         wanted = ", ".join("r" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected [{wanted}], got {list(factor.shape)}")

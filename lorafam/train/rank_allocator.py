@@ -100,11 +100,11 @@ class RankAllocator:
                 self._prune(ranks)
         elif global_step == self._last_pruning:
             kept = self._prune(self._schedule["target_ranks"])
-            for layer, mask in zip(self._layers.values(), kept):
-                layer.active.kept_ranks = mask.tolist()  # type: ignore[assignment]
+            for layer, mask in zip(self._layers.values(), kept, strict=True):
+                layer.active.kept_ranks = mask.tolist()
         else:
             for layer in self._layers.values():
-                kept_ranks = getattr(layer.active, "kept_ranks", None)
+                kept_ranks = layer.active.kept_ranks
                 if kept_ranks is not None:
                     layer.E[~torch.tensor(kept_ranks, device=layer.E.device)] = 0.0
 
@@ -114,7 +114,7 @@ class RankAllocator:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs: the importance so far, and the ranks kept for good once there are."""
-        kept = {path: getattr(layer.active, "kept_ranks", None) for path, layer in self._layers.items()}
+        kept = {path: layer.active.kept_ranks for path, layer in self._layers.items()}
         return {"sensitivity": self._sensitivity, "uncertainty": self._uncertainty, "kept_ranks": kept}
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class RankAllocator:
             for tensor, saved in zip(mine, theirs, strict=True):
                 tensor.copy_(saved)
         for path, kept in state["kept_ranks"].items():
-            self._layers[path].active.kept_ranks = kept  # type: ignore[assignment]
+            self._layers[path].active.kept_ranks = kept
 
     def _update_importance(self) -> None:
         factors, gradients = [], []
@@ -139,13 +139,12 @@ class RankAllocator:
         torch.ops.lorafam.adalora_importance(factors, gradients, self._sensitivity, self._uncertainty, *self._betas)
 
     def _prune(self, ranks: int) -> list[Tensor]:
-        """Zeroes the E of all but the `ranks` most important triplets of all layers; returns the masks of those kept.
-        """
+        """Zeroes the E of all but the `ranks` most important triplets of all layers; returns who is kept."""
         dims = [0, 0, 1] * len(self._layers)
         scores = torch.ops.lorafam.adalora_scores(self._sensitivity, self._uncertainty, dims)
         # S_i = score(E_i) + mean score(A_i) + mean score(B_i), in PEFT's order of addition
         triplets = [scores[i + 1] + scores[i] + scores[i + 2] for i in range(0, len(scores), 3)]
         kept = keep_mask(torch.cat(triplets), ranks).split([len(score) for score in triplets])
-        for layer, mask in zip(self._layers.values(), kept):
+        for layer, mask in zip(self._layers.values(), kept, strict=True):
             layer.E[~mask] = 0.0
         return list(kept)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+
 from lorafam import explain, quantize_nf4
 from lorafam.backends import selection
 

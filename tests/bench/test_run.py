@@ -16,7 +16,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_small_run(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     result = run(
-        "--sizes", "64", "--tokens", "2", "--methods", "qlora", "--rank", "4", "--seconds", "0.01", "--json", str(output)
+        "--sizes",
+        "64",
+        "--tokens",
+        "2",
+        "--methods",
+        "qlora",
+        "--rank",
+        "4",
+        "--seconds",
+        "0.01",
+        "--json",
+        str(output),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("qlora")

@@ -18,7 +18,7 @@ def adalora_importance(
     beta2: float,
 ) -> None:
     """Updates Ī and U in place."""
-    for parameter, gradient, smoothed, spread in zip(parameters, gradients, sensitivity, uncertainty):
+    for parameter, gradient, smoothed, spread in zip(parameters, gradients, sensitivity, uncertainty, strict=True):
         importance = (parameter * gradient).abs().to(smoothed.dtype)
         smoothed.mul_(beta1).add_(importance, alpha=1 - beta1)
         spread.mul_(beta2).add_((importance - smoothed).abs(), alpha=1 - beta2)
@@ -28,5 +28,5 @@ def adalora_scores(sensitivity: list[Tensor], uncertainty: list[Tensor], rank_di
     """The mean of Ī · U over everything but the rank."""
     return [
         (smoothed * spread).to(accumulate_dtype(smoothed.dtype)).mean(1 - dim)
-        for smoothed, spread, dim in zip(sensitivity, uncertainty, rank_dims)
+        for smoothed, spread, dim in zip(sensitivity, uncertainty, rank_dims, strict=True)
     ]

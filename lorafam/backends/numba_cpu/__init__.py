@@ -1,4 +1,4 @@
-"""Every op for CPU tensors: 4-bit weights decoded by Numba in panels that stay in cache, products by torch's own GEMM."""
+"""Every op for CPU tensors: Numba decodes 4-bit weights in panels that stay in cache, torch's GEMM multiplies."""
 
 from .adalora_importance import adalora_importance, adalora_scores
 from .dequantize_4bit import dequantize_4bit

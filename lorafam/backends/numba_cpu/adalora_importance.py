@@ -26,7 +26,7 @@ def adalora_importance(
 
 
 @kernel
-def _update(parameter, gradient, smoothed, spread, beta1, beta2):  # type: ignore[no-untyped-def]
+def _update(parameter, gradient, smoothed, spread, beta1, beta2):
     kind = smoothed.dtype.type
     one = kind(1)
     first, second = kind(beta1), kind(beta2)

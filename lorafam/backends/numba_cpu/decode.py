@@ -1,7 +1,8 @@
 """A run of a 4-bit weight as fp32: w = level[code] · absmax of its block, bit-identical to bitsandbytes.
 
-A run is any part of the flattened row-major weight, so K need not be a multiple of the block, nor even. Double quantisation is undone
-on the way: absmax = nested_level[absmax_code] · nested_absmax + offset, rounded after the product and after the sum.
+A run is any part of the flattened row-major weight, so K need not be a multiple of the block, nor even. Double
+quantisation is undone on the way: absmax = nested_level[absmax_code] · nested_absmax + offset, rounded after the
+product and after the sum.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def as_arrays(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int])
     return Codes(codes, levels, block_bits, offset, absmax_codes, nested_absmax, nested_levels, True)
 
 
-def kernel(function):  # type: ignore[no-untyped-def]
-    """Compiled on first use, kept on disk, run without the interpreter's lock; IEEE arithmetic, so bits don't depend on it."""
+def kernel(function):
+    """Compiled on first use, kept on disk, run without the interpreter's lock, in IEEE arithmetic."""
     return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
 @kernel
-def decode_run(weight, start, stop, out):  # type: ignore[no-untyped-def]
+def decode_run(weight, start, stop, out):
     """Elements start … stop of the flattened weight into out fp32 [stop - start]."""
     # out of the tuple once: taking an array from it counts a reference, which in the loop would cost more than a block
     codes, levels, block_bits, absmax, absmax_codes, nested_absmax, nested_levels, nested = weight

@@ -1,4 +1,4 @@
-"""drop(x): kept where Philox4x32-10's word is at least floor(p 2³²), divided by 1 − p (`reference.dropout` has the formula)."""
+"""drop(x): kept where Philox4x32-10's word is at least floor(p 2³²), divided by 1 − p; see `reference.dropout`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dropped(x: torch.Tensor, seed: torch.Tensor, dropout_p: float) -> torch.Tens
 
 
 @numba.njit(inline="always")
-def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+def _philox(c0, c1, c2, c3, k0, k1):
     for _ in range(10):
         product0, product1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (
@@ -55,7 +55,7 @@ def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _drop_rows(x, out, first, end, seed, threshold, scale):  # type: ignore[no-untyped-def]
+def _drop_rows(x, out, first, end, seed, threshold, scale):
     columns = x.shape[1]
     for row in range(first, end):
         counter = np.uint64(row)

@@ -1,4 +1,4 @@
-"""dx = (G ∘ c) W + drop'(Q A): panels of W's rows, each adding its share to dx; the mask is regenerated, never stored."""
+"""dx = (G ∘ c) W + drop'(Q A): panels of W's rows, each adding its share to dx; the mask is regenerated."""
 
 from __future__ import annotations
 

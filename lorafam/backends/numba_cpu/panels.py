@@ -1,4 +1,4 @@
-"""A 4-bit weight W [N, K] as a few rows at a time in fp32: decoded into a buffer that stays in cache, used, decoded over.
+"""A 4-bit weight W [N, K] a few rows at a time in fp32: decoded into a buffer that stays in cache, then over it again.
 
 W in float never exists whole. One buffer per thread, kept between calls and bounded by `PANEL_BYTES`.
 """

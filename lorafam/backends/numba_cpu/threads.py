@@ -1,12 +1,13 @@
-"""Runs nogil kernels on a few threads of our own: no parallel region of Numba's, so no threading layer to choose or to fight with
-torch's.
+"""Runs nogil kernels on a few threads of our own: no parallel region of Numba's, so no threading layer to choose or to
+fight with torch's.
 
-The number of threads is torch's (`torch.set_num_threads`). Safe from several Python threads at once, after a fork and in
-dataloader workers: a child process makes a pool of its own.
+The number of threads is torch's (`torch.set_num_threads`). Safe from several Python threads at once, after a fork and
+in dataloader workers: a child process makes a pool of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def parallel_ranges(function: Callable[[int, int], object], count: int, grain: i
         return
     bounds = [count * part // parts for part in range(parts + 1)]
     pool = _pool(torch.get_num_threads() - 1)
-    futures = [pool.submit(function, start, stop) for start, stop in zip(bounds[1:-1], bounds[2:], strict=True)]
+    futures = [pool.submit(function, start, stop) for start, stop in itertools.pairwise(bounds[1:])]
     try:
         function(bounds[0], bounds[1])
     finally:

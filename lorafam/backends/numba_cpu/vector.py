@@ -2,9 +2,9 @@
 
     out[i] = levels[code i] · scale          code 2j is the high nibble of byte j, code 2j + 1 the low one
 
-AVX-512 looks up 16 codes with one `vpermps`; AVX2 permutes the two halves of the table and blends on bit 3 of the code. Other
-processors look up one level after the other (`decode.py`). One product and one rounding per weight on each path, so
-their bits agree.
+AVX-512 looks up 16 codes with one `vpermps`; AVX2 permutes the two halves of the table and blends on bit 3 of the code.
+Other processors look up one level after the other (`decode.py`). One product and one rounding per weight on each path,
+so their bits agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 def lanes() -> int:
     """Weights decoded at once: 16 with AVX-512, 8 with AVX2, 0 where one level is looked up after the other.
 
-    Asks for what Numba compiles for, which NUMBA_CPU_FEATURES may restrict; Numba's cache on disk is kept apart by the same.
+    Asks for what Numba compiles for, which NUMBA_CPU_FEATURES may restrict; Numba's cache on disk is kept apart by the
+    same.
     """
     features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
     if {"+avx512f", "+avx512vl", "+avx512bw"} <= set(features):
@@ -34,10 +35,8 @@ _F32, _I8, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(32)
 
 
 @intrinsic
-def decode_vectors(  # type: ignore[no-untyped-def]
-    typingctx, codes, byte, out, position, levels, scale, count
-):
-    """`count` times `LANES` weights: codes uint8 from `byte` on, to out fp32 from `position` on, times the fp32 `scale`."""
+def decode_vectors(typingctx, codes, byte, out, position, levels, scale, count):
+    """`count` times `LANES` weights: codes uint8 from `byte` on, times fp32 `scale`, to out fp32 from `position` on."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def pointer(index: int, offset: Any, kind: Any) -> Any:

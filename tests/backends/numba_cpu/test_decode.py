@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lorafam import quantize_nf4
 from lorafam.backends import eager, numba_cpu
 from lorafam.backends.numba_cpu import panels as panels_module

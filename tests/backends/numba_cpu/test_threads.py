@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+
 from lorafam import functional as F
 from lorafam import quantize_nf4
 from lorafam.backends.numba_cpu.threads import parallel_ranges

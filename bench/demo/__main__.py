@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from .material import LICENCE, prepare_model, prepare_text
-from .plan import HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH, STEPS
+from .plan import HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH
 from .verdict import claims, plot, table
 
 OUTPUT = Path("demo-output")
@@ -45,7 +45,7 @@ def main() -> int:
     for run in RUNS:
         folder = OUTPUT / run.key
         shutil.rmtree(folder, ignore_errors=True)
-        print(f"\n{run.title}: {STEPS} steps of {SEQUENCE_LENGTH} tokens", flush=True)
+        print(f"\n{run.title}: {run.steps} steps of {SEQUENCE_LENGTH} tokens", flush=True)
         child("one_run", run.key, str(model), str(text), str(folder))
         summaries[run.key] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     print("\nSteps of two live models in turn, and the adapters read by PEFT", flush=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main(model: Path, text: Path, output: Path) -> None:
     from lorafam.train.base_model import load_tokenizer
     from lorafam.train.data import load_chunks
 
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     chunks = load_chunks(str(text), load_tokenizer(str(model)), SEQUENCE_LENGTH, HELD_OUT_TOKENS)
     paces = {}
     for ours, theirs in PAIRS:

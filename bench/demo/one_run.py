@@ -6,11 +6,12 @@ Writes OUTPUT/summary.json: losses, seconds a step, memory, sizes.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from .plan import ALPHA, BY_KEY, HELD_OUT_TOKENS, RANK, SEED, SEQUENCE_LENGTH, STEPS, Run
+from .plan import ALPHA, BY_KEY, HELD_OUT_TOKENS, RANK, SEED, SEQUENCE_LENGTH, Run
 
 
 def settings(run: Run, model: Path, text: Path, output: Path) -> Any:
@@ -27,7 +28,7 @@ def settings(run: Run, model: Path, text: Path, output: Path) -> Any:
         rank=RANK,
         alpha=ALPHA,
         quantize=run.quantize,
-        steps=STEPS,
+        steps=run.steps,
         learning_rate=run.learning_rate,
         seed=SEED,
         save_every=0,
@@ -56,6 +57,8 @@ def main(key: str, model: Path, text: Path, output: Path) -> None:
     from .pace import build
 
     output.mkdir(parents=True, exist_ok=True)
+    # bitsandbytes looks for a kernel library that isn't used here, and finds our folder of that name
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     run = BY_KEY[key]
     built = build(run, model)
     result = finetune(settings(run, model, text, output), model=built, reporter=ConsoleReporter(Console(stderr=True)))

@@ -22,14 +22,15 @@ class Run(NamedTuple):
     method: str
     quantize: str | None
     learning_rate: float = 2e-4
+    steps: int = STEPS
 
 
 RUNS = (
     Run("lora", "LoRA (dense base)", "lorafam", "lora", None),
     Run("qlora", "QLoRA", "lorafam", "lora", "nf4"),
     Run("qdora", "QDoRA", "lorafam", "dora", "nf4"),
-    # AdaLoRA starts from E = 0 and B, A near 0.02: its authors use rates several times LoRA's
-    Run("adalora", "AdaLoRA (NF4 base)", "lorafam", "adalora", "nf4", learning_rate=1e-3),
+    # AdaLoRA starts from E = 0 with A and B near 0.02, so its first steps change little: higher rate, more steps
+    Run("adalora", "AdaLoRA (NF4 base)", "lorafam", "adalora", "nf4", learning_rate=5e-3, steps=32),
     Run("peft-qlora", "PEFT + bitsandbytes QLoRA", "peft", "lora", "nf4"),
     Run("peft-qdora", "PEFT + bitsandbytes QDoRA", "peft", "dora", "nf4"),
 )

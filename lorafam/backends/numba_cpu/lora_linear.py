@@ -1,4 +1,4 @@
-"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias: a 4-bit W goes by in panels of rows, a dense one through torch's own product.
+"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias: a 4-bit W goes by in panels of rows, a dense one in one product.
 
 The accumulator starts from P B̂ᵀ; everything is formed in fp32 (fp64 for fp64 x) and rounded once.
 """
@@ -10,6 +10,7 @@ import torch
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.library import accumulate_dtype
 from .panels import panels
+from .product import add_product, product
 
 Tensor = torch.Tensor
 
@@ -27,22 +28,19 @@ def lora_linear(
 ) -> Tensor:
     dtype = accumulate_dtype(x.dtype)
     dense = is_dense(layout)
-    if dense and P is None and c is None and x.dtype == data.dtype and (bias is None or bias.dtype == x.dtype):
-        return torch.nn.functional.linear(x, data, bias)
     wide = x.to(dtype)
     if dense:
         # the base's product in the weight's own dtype, as eager has it; what follows is formed in fp32
-        y = (x @ data.to(x.dtype).T).to(dtype)
+        y = product(x, data.to(x.dtype).T).to(dtype)
         if P is not None and B_hat is not None:
-            y.addmm_(P.to(dtype), B_hat.to(dtype).T)
+            add_product(y, P.to(dtype), B_hat.to(dtype).T)
     else:
         y = _start(wide, weight_shape(data, layout)[0], P, B_hat)
         for first, end, rows in panels(data, scales, layout, dtype):
-            part = y[:, first:end]
             if P is None:
-                torch.mm(wide, rows.T, out=part)
+                y[:, first:end] = product(wide, rows.T)
             else:
-                part.addmm_(wide, rows.T)
+                add_product(y[:, first:end], wide, rows.T)
     if c is not None:
         y.mul_(c)
     if bias is not None:
@@ -53,6 +51,6 @@ def lora_linear(
 def _start(x: Tensor, out_features: int, P: Tensor | None, B_hat: Tensor | None) -> Tensor:
     """The accumulator: P B̂ᵀ, or uninitialised where each panel writes its columns."""
     if P is not None and B_hat is not None:
-        return P.to(x.dtype) @ B_hat.to(x.dtype).T
+        return product(P.to(x.dtype), B_hat.to(x.dtype).T)
     y = x.new_empty(x.shape[0], out_features)
     return y if x.shape[1] else y.zero_()

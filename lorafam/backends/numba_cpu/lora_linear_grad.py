@@ -8,6 +8,7 @@ from ...ops.by_storage import is_dense
 from ...ops.library import accumulate_dtype
 from .dropout import dropped
 from .panels import panels
+from .product import add_product, product
 
 Tensor = torch.Tensor
 
@@ -27,24 +28,22 @@ def lora_linear_grad(
     dtype = accumulate_dtype(grad_y.dtype)
     if is_dense(layout):
         scaled = grad_y if c is None else (grad_y * c).to(grad_y.dtype)
-        product = scaled @ data.to(grad_y.dtype)
+        dx = product(scaled, data.to(grad_y.dtype))
         if Q is None or A is None:
-            return product
-        dx = product.to(dtype)
-        if seed is None:
-            dx.addmm_(Q.to(dtype), A.to(dtype))
-        else:
-            dx.add_(dropped(Q.to(dtype) @ A.to(dtype), seed, dropout_p))
-        return dx.to(grad_y.dtype)
+            return dx
+        return dx.to(dtype).add_(_low_rank(Q, A, seed, dropout_p, dtype)).to(grad_y.dtype)
     wide = grad_y.to(dtype)
-    if Q is None or A is None:
-        dx = wide.new_zeros(wide.shape[0], layout[1])
-    else:
-        dx = Q.to(dtype) @ A.to(dtype)
-        if seed is not None:
-            dx = dropped(dx, seed, dropout_p)
+    dx = wide.new_zeros(wide.shape[0], layout[1])
+    if Q is not None and A is not None:
+        dx = _low_rank(Q, A, seed, dropout_p, dtype)
     for first, end, rows in panels(data, scales, layout, dtype):
         part = wide[:, first:end]
         # the panel is small and in cache: scaling its rows or G's columns costs the same, G's needs no second buffer
-        dx.addmm_(part if c is None else part * c[first:end].to(dtype), rows)
+        add_product(dx, part if c is None else part * c[first:end].to(dtype), rows)
     return dx.to(grad_y.dtype)
+
+
+def _low_rank(Q: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float, dtype: torch.dtype) -> Tensor:
+    """drop'(Q A)."""
+    update = product(Q.to(dtype), A.to(dtype))
+    return update if seed is None else dropped(update, seed, dropout_p)

@@ -6,6 +6,7 @@ import torch
 
 from ...ops.library import accumulate_dtype
 from .dropout import dropped
+from .product import product
 
 Tensor = torch.Tensor
 
@@ -15,4 +16,4 @@ def lora_project(x: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float) ->
     wide = x.detach().to(dtype)
     if seed is not None:
         wide = dropped(wide, seed, dropout_p)
-    return wide @ A.detach().to(dtype).T
+    return product(wide, A.detach().to(dtype).T)

@@ -15,7 +15,8 @@ from .decode import as_arrays, decode_run
 from .threads import parallel_ranges
 
 PANEL_BYTES = 1 << 22
-_GRAIN = 1 << 15
+# weights decoded in about the time another thread takes to start
+_GRAIN = 1 << 19
 _local = threading.local()
 
 

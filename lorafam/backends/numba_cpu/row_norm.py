@@ -12,6 +12,7 @@ import torch
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
 from .panels import PANEL_BYTES, panels
+from .product import product
 
 Tensor = torch.Tensor
 
@@ -28,7 +29,8 @@ def row_norm(
     for first, end, rows in _rows(data, scales, layout):
         update = B_hat[first:end]
         squared = _squares(rows) if weight_squared is None else weight_squared[first:end].to(dtype)
-        total = squared + ((2 * (rows @ A.T) + update @ gram) * update).sum(1)
+        cross = product(A, rows.T).mul_(2).add_(gram @ update.T)
+        total = squared + (cross * update.T).sum(0)
         near = total <= CANCELLATION * squared
         if near.any():
             total[near] = torch.addmm(rows[near], update[near], A).square().sum(1)

@@ -1,6 +1,6 @@
 """The platform's matrix product in fp32 or fp64, by the library that multiplies faster on this processor.
 
-torch.mm asks MKL, which is slow on AMD processors with AVX-512. oneDNN, which torch carries too, is not: on two cores of
+torch.mm asks MKL, slow on AMD processors with AVX-512; oneDNN, which torch carries too, is not: on two cores of
 a Zen 5, 430 to 450 GFLOP/s against 180 (129 x 640 x 2048). The choice depends on the processor alone, never on a
 measurement, so that the same machine gives the same bits.
 """

@@ -61,6 +61,7 @@ def make_case(name: str, size: int, tokens: int, dtype: torch.dtype = torch.floa
     def random(*shape: int, scale: float) -> Tensor:
         return torch.randn(shape, generator=generator) * scale
 
+    torch.manual_seed(size + tokens)
     dense = nn.Linear(size, size, bias=False)
     dense.weight = nn.Parameter(random(size, size, scale=size**-0.5).to(dtype), requires_grad=False)
     layer = METHODS[method](NF4Linear.from_linear(dense) if quantised else dense, r=rank, alpha=rank)

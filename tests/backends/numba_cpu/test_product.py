@@ -1,0 +1,47 @@
+"""Products by either library: right, no less exact than torch.mm, for any strides and sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lorafam.backends.numba_cpu import product as module
+from lorafam.backends.numba_cpu.product import add_product, product
+from tests.tolerances import assert_as_good_as_eager
+
+SHAPES = [(129, 2048, 64), (64, 640, 128), (16, 300, 80), (1, 512, 1024), (40, 8, 100), (128, 257, 33)]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["oneDNN", "MKL"])
+def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(module, "uses_onednn", lambda: request.param)
+
+
+@pytest.mark.parametrize("strides", ["plain", "transposed a", "transposed b", "part of a"])
+@pytest.mark.parametrize(("M", "K", "N"), SHAPES)
+def test_as_exact_as_torch(M: int, K: int, N: int, strides: str) -> None:
+    generator = torch.Generator().manual_seed(M + K + N)
+    a, b = torch.randn(M, K, generator=generator) + 1, torch.randn(K, N, generator=generator)
+    if strides == "transposed a":
+        a = a.T.contiguous().T
+    elif strides == "transposed b":
+        b = b.T.contiguous().T
+    elif strides == "part of a":
+        a = torch.cat([a, a], 1)[:, :K]
+    exact = a.double() @ b.double()
+    assert_as_good_as_eager(product(a, b), a @ b, exact)
+    out = torch.randn(M, N, generator=generator)
+    start = out.clone()
+    add_product(out, a, b)
+    assert_as_good_as_eager(out, start + a @ b, start.double() + exact)
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(0, 5, 7), (20, 0, 4), (20, 5, 0)])
+def test_empty(M: int, K: int, N: int) -> None:
+    assert torch.equal(product(torch.ones(M, K), torch.ones(K, N)), torch.zeros(M, N))
+
+
+def test_fp64() -> None:
+    a, b = torch.randn(20, 300, dtype=torch.float64), torch.randn(300, 9, dtype=torch.float64)
+    torch.testing.assert_close(product(a, b), a @ b)

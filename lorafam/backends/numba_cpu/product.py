@@ -1,8 +1,8 @@
 """The platform's matrix product in fp32 or fp64, by the library that multiplies faster on this processor.
 
-torch.mm asks MKL, slow on AMD processors with AVX-512; oneDNN, which torch carries too, is about twice as fast there. It
-adds a whole dot product up in order, which at 2,048 terms has 2.2 times MKL's error: too much for the ratio rule. So it
-gets `TERMS` at a time, and those sums are added. The choice depends on the processor and the shape alone, never on a
+torch.mm asks MKL, slow on AMD processors with AVX-512; oneDNN, which torch carries too, is about twice as fast there.
+It adds a whole dot product up in order, which at 2,048 terms has 2.2 times MKL's error: too much for the ratio rule. So
+it gets `TERMS` at a time, and those sums are added. The choice depends on the processor and the shape alone, never on a
 measurement, so that the same machine gives the same bits.
 """
 

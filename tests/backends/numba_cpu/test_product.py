@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lorafam.backends.numba_cpu import product as module
 from lorafam.backends.numba_cpu.product import add_product, product
 from tests.tolerances import assert_as_good_as_eager

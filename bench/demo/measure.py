@@ -30,7 +30,7 @@ def main(model: Path, text: Path, output: Path) -> None:
     for run in RUNS:
         if run.library == "lorafam":
             try:
-                same_logits(run, model, output / run.key / "adapter", chunks.held_out[0])
+                same_logits(run, model, output / run.key / "adapter", chunks.held_out)
             except AssertionError as error:
                 logits[run.key] = str(error)
             else:

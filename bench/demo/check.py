@@ -3,8 +3,8 @@
 ours    lorafam's model with the adapter loaded       eager    PeftModel.from_pretrained over the base as PEFT holds it
 exact   PeftModel.from_pretrained over the decoded base, everything in fp64 (but what the model itself computes in fp32)
 
-Over the whole held-out text: at a few tokens in a thousand the model amplifies any rounding tenfold, and all logits of a
-token share that. One chunk would compare two draws; so there are many tokens, and every `VOCABULARY_STEP`-th logit.
+Over the whole held-out text: at a few tokens in a thousand the model amplifies any rounding tenfold, and all logits of
+a token share that. One chunk would compare two draws; so there are many tokens, and every `VOCABULARY_STEP`-th logit.
 """
 
 from __future__ import annotations

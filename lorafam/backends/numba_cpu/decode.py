@@ -60,11 +60,13 @@ def kernel(function):
 
 
 @kernel
-def decode_run(weight, start, stop, out):
-    """Elements start … stop of the flattened weight into out fp32 [stop - start]."""
-    # out of the tuple once: taking an array from it counts a reference, which in the loop would cost more than a block
-    codes, levels, block_bits, absmax, absmax_codes, nested_absmax, nested_levels, nested = weight
-    position = start
+def _decode_span(
+    codes, levels, block_bits, absmax, absmax_codes, nested_absmax, nested_levels, nested, start, stop, out, at
+):
+    """Elements start … stop into out[at:]. Takes the arrays apart: out of a tuple each counts a reference, which in a
+    loop costs more than a block.
+    """
+    position, shift = start, at - start
     while position < stop:
         block = position >> block_bits
         end = min((block + 1) << block_bits, stop)
@@ -74,13 +76,49 @@ def decode_run(weight, start, stop, out):
         else:
             scale = absmax[block]
         if position & 1 == 1:
-            out[position - start] = levels[codes[position >> 1] & 15] * scale
+            out[position + shift] = levels[codes[position >> 1] & 15] * scale
             position += 1
         if LANES:
             vectors = (end - position) >> LANE_BITS
-            decode_vectors(codes, position >> 1, out, position - start, levels, scale, vectors)
+            decode_vectors(codes, position >> 1, out, position + shift, levels, scale, vectors)
             position += vectors << LANE_BITS
         while position < end:
             byte = np.int64(codes[position >> 1])
-            out[position - start] = levels[byte >> 4 if position & 1 == 0 else byte & 15] * scale
+            out[position + shift] = levels[byte >> 4 if position & 1 == 0 else byte & 15] * scale
             position += 1
+
+
+@kernel
+def decode_run(weight, start, stop, out):
+    """Elements start … stop of the flattened weight into out fp32 [stop - start]."""
+    codes, levels, block_bits, absmax, absmax_codes, nested_absmax, nested_levels, nested = weight
+    _decode_span(
+        codes, levels, block_bits, absmax, absmax_codes, nested_absmax, nested_levels, nested, start, stop, out, 0
+    )
+
+
+@kernel
+def decode_planes(weight, columns, terms, first, end, start, stop, out):
+    """Rows start … stop of the panel first … end, `terms` columns to a plane: out fp32 holds one contiguous
+    [end - first, terms] after another, the last plane narrower.
+    """
+    codes, levels, block_bits, absmax, absmax_codes, nested_absmax, nested_levels, nested = weight
+    for row in range(start, stop):
+        for column in range(0, columns, terms):
+            width = min(terms, columns - column)
+            element = row * columns + column
+            at = (end - first) * column + (row - first) * width
+            _decode_span(
+                codes,
+                levels,
+                block_bits,
+                absmax,
+                absmax_codes,
+                nested_absmax,
+                nested_levels,
+                nested,
+                element,
+                element + width,
+                out,
+                at,
+            )

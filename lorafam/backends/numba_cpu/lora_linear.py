@@ -9,8 +9,8 @@ import torch
 
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.library import accumulate_dtype
-from .panels import panels
-from .product import add_product, product
+from .panels import panels, plane_panels
+from .product import TERMS, add_product, product, product_with_planes, suits_planes
 
 Tensor = torch.Tensor
 
@@ -34,6 +34,10 @@ def lora_linear(
         y = product(x, data.to(x.dtype).T).to(dtype)
         if P is not None and B_hat is not None:
             add_product(y, P.to(dtype), B_hat.to(dtype).T)
+    elif suits_planes(wide):
+        y = _start(wide, weight_shape(data, layout)[0], P, B_hat)
+        for first, end, planes in plane_panels(data, scales, layout, TERMS):
+            y[:, first:end] = product_with_planes(wide, planes, None if P is None else y[:, first:end])
     else:
         y = _start(wide, weight_shape(data, layout)[0], P, B_hat)
         for first, end, rows in panels(data, scales, layout, dtype):

@@ -19,6 +19,7 @@ Tensor = torch.Tensor
 TERMS = 256
 # with fewer rows MKL is as fast
 _LEAST_ROWS = 16
+_LEAST_ROWS_FOR_PLANES = 64
 
 
 @functools.cache
@@ -30,12 +31,33 @@ def uses_onednn() -> bool:
     return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
 
 
+def suits_planes(a: Tensor) -> bool:
+    """Whether a product with first factor a [M, K] is faster by oneDNN with the second in planes."""
+    return _suits_onednn(a, _LEAST_ROWS_FOR_PLANES)
+
+
+def _suits_onednn(a: Tensor, least_rows: int = _LEAST_ROWS) -> bool:
+    return a.dtype == torch.float32 and a.shape[0] >= least_rows and a.shape[1] > 0 and uses_onednn()
+
+
+def product_with_planes(a: Tensor, planes: list[Tensor], out: Tensor | None = None) -> Tensor:
+    """out + a Wᵀ: [M, K], W's columns as contiguous planes [N, at most `TERMS`] → [M, N]; `out` may be overwritten."""
+    linear = torch.ops.mkldnn._linear_pointwise
+    start = 0
+    for plane in planes:
+        part = a[:, start : start + plane.shape[1]]
+        start += plane.shape[1]
+        alone = out is None
+        out = linear(part, plane, None, "none", [], "") if alone else linear.binary(part, out, plane, None, "add")
+    assert out is not None, "no planes"
+    return out
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b: [M, K], [K, N] → [M, N], any strides."""
     terms = a.shape[1]
     # a part of a transposed b would be strided both ways, where oneDNN is a thousand times slower
-    suits = a.dtype == torch.float32 and a.shape[0] >= _LEAST_ROWS and terms > 0 and b.is_contiguous()
-    if not (suits and uses_onednn()):
+    if not (b.is_contiguous() and _suits_onednn(a)):
         return torch.mm(a, b)
     # what torch.compile makes of a linear layer; its weight is [N, K]
     linear = torch.ops.mkldnn._linear_pointwise
@@ -47,7 +69,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out += a b, in place."""
-    if a.dtype == torch.float32 and b.is_contiguous() and a.shape[0] >= _LEAST_ROWS and uses_onednn():
+    if b.is_contiguous() and _suits_onednn(a):
         out.add_(product(a, b))
     else:
         out.addmm_(a, b)

@@ -14,7 +14,7 @@ from lorafam import quantize_nf4
 from lorafam.backends import eager, numba_cpu
 from lorafam.backends.numba_cpu import panels as panels_module
 from lorafam.backends.numba_cpu.decode import as_arrays, decode_run
-from lorafam.backends.numba_cpu.panels import panels
+from lorafam.backends.numba_cpu.panels import panels, plane_panels
 
 SHAPES = [(1, 1), (3, 5), (7, 64), (5, 96), (70, 130), (33, 257), (2, 4096)]
 
@@ -70,8 +70,24 @@ def test_panels_cover_the_weight(panel_bytes: int, monkeypatch: pytest.MonkeyPat
     assert end_before == 70
 
 
+@pytest.mark.parametrize("panel_bytes", [4, 4 * 130 * 7, 1 << 22])
+@pytest.mark.parametrize("terms", [1, 33, 64, 130, 256])
+def test_planes_cover_the_weight(panel_bytes: int, terms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels_module, "PANEL_BYTES", panel_bytes)
+    monkeypatch.setattr(panels_module, "_GRAIN", 1)
+    storage = quantize_nf4(torch.randn(71, 130)).storage()
+    expected = eager.dequantize_4bit(*storage, torch.float32)
+    end_before = 0
+    for first, end, planes in plane_panels(*storage, terms):
+        assert first == end_before
+        assert all(plane.is_contiguous() and plane.shape[1] <= terms for plane in planes)
+        assert torch.equal(torch.cat(planes, 1), expected[first:end])
+        end_before = end
+    assert end_before == 71
+
+
 @pytest.mark.parametrize("panel_bytes", [1000, 1 << 22])
-@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize("tokens", [1, 17, 70])
 def test_products_do_not_depend_on_the_panel(tokens: int, panel_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panels_module, "PANEL_BYTES", panel_bytes)
     storage = quantize_nf4(torch.randn(70, 130)).storage()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from typing import Any
+
 import torch
 
 from lorafam import reference
@@ -12,14 +16,26 @@ from .contenders import Case, train_of
 Tensor = torch.Tensor
 
 
-def exact(case: Case) -> tuple[Tensor, ...]:
-    """(Y, dx, gradient of each leaf) by the reference in fp64, on the weight as it is decoded."""
-    weight = case.layer.base_layer.weight
-    dense = weight.dequantize(torch.float32) if isinstance(weight, NF4Weight) else weight
+# dA of one token is Qᵀ x: all its elements share the errors of r values, of which a few say nothing
+SHARED_ERRORS = 512
+
+
+def draws(case: Case) -> list[Case]:
+    """The case, and as many copies with other inputs as it takes to have `SHARED_ERRORS` of them."""
+    generator = torch.Generator().manual_seed(1)
+    cases = [case]
+    for _ in range(1, math.ceil(SHARED_ERRORS / (case.tokens * case.rank))):
+        x, grad_y = (torch.randn(t.shape, generator=generator).to(t.dtype) for t in (case.x, case.grad_y))
+        cases.append(dataclasses.replace(case, x=x.requires_grad_(), grad_y=grad_y))
+    return cases
+
+
+def exact(case: Case, weight: Tensor) -> tuple[Tensor, ...]:
+    """(Y, dx, gradient of each leaf) by the reference in fp64, on the fp64 weight."""
     x = case.x.detach().double().requires_grad_()
     leaves = {name: leaf.detach().double().requires_grad_() for name, leaf in case.leaves().items()}
     forward = getattr(reference, f"{case.method}_linear")
-    y = forward(x=x, weight=dense.double(), **leaves, **case.settings())
+    y = forward(x=x, weight=weight, **leaves, **case.settings())
     return (y.detach(), *torch.autograd.grad(y, [x, *leaves.values()], case.grad_y.double()))
 
 
@@ -35,9 +51,17 @@ def check(case: Case, contender: str = "lorafam") -> None:
     except ImportError as error:
         raise RuntimeError("the gate needs tests/tolerances.py: run this from the repository's root") from error
     names = ["y", "dx", *(f"d{name}" for name in case.leaves())]
-    results = [train_of(contender, case)(), train_of("eager", case)(), exact(case)]
-    for name, ours, eager, truth in zip(names, *results, strict=True):
-        if truth.numel() >= MIN_ELEMENTS:
+    weight: Any = case.layer.base_layer.weight
+    wide = (weight.dequantize(torch.float32) if isinstance(weight, NF4Weight) else weight.detach()).double()
+    cases = draws(case)
+    by_draw = [
+        [train_of(contender, one)() for one in cases],
+        [train_of("eager", one)() for one in cases],
+        [exact(one, wide) for one in cases],
+    ]
+    found = [list(zip(*results, strict=True)) for results in by_draw]
+    for name, ours, eager, truth in zip(names, *found, strict=True):
+        if sum(part.numel() for part in truth) >= MIN_ELEMENTS:
             assert_as_good_as_eager(ours, eager, truth, name=f"{case.name} {name}")
-        elif not torch.isfinite(ours).all():
+        elif not all(torch.isfinite(part).all() for part in ours):
             raise AssertionError(f"{case.name} {name}: NaN or inf")

@@ -1,6 +1,7 @@
 """Seconds a training step, lorafam against PEFT + bitsandbytes: two live models stepping in turn on the same chunks.
 
-In turn, because these machines' speed drifts: each pair of steps sees the same moment. Medians are reported.
+In turn, and turning the order about, because machines' speed drifts: each pair of steps sees the same moment. Medians
+are reported.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def measure(key: str, other_key: str, model_folder: Path, chunks: torch.Tensor) 
     seconds: list[list[float]] = [[], []]
     for step in range(WARMED_UP + TIMED):
         batch = chunks[step % len(chunks)][None]
-        for which in range(2):
+        for which in (0, 1) if step % 2 else (1, 0):
             start = time.perf_counter()
             training_step(models[which], optimizers[which], batch)
             if step >= WARMED_UP:

@@ -10,7 +10,7 @@ HELD_OUT_TOKENS = 4096
 RANK = 8
 ALPHA = 16
 SEED = 0
-WARMED_UP, TIMED = 2, 7
+WARMED_UP, TIMED = 2, 12
 
 
 class Run(NamedTuple):

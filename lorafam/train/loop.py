@@ -25,7 +25,7 @@ from .data import TextChunks, TrainingSamples, load_chunks, read_text
 from .errors import InputError, one_line
 from .evaluate import HeldOut, evaluate
 from .interrupt import termination_interrupts
-from .memory import PeakMemory, resident
+from .memory import PeakMemory, release_freed, resident
 from .rank_allocator import RankAllocator
 from .recorder import Recorder, Reporter, SilentReporter
 from .result import FinetuneResult
@@ -96,6 +96,7 @@ def _train(
         callbacks,
     )
     gc.collect()
+    release_freed()
     loaded = resident()
     if before is None:
         reporter.note(f"held-out loss of the bare model, {chunks.predicted_tokens} tokens")

@@ -6,6 +6,8 @@ where that request is not allowed, a thread looks every 10 ms; `PeakMemory.sourc
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,15 @@ _INTERVAL = 0.01
 def resident() -> int:
     """Bytes resident now."""
     return psutil.Process().memory_info().rss
+
+
+def release_freed() -> None:
+    """Gives freed memory back to the system where the C library can be asked to (glibc), so that `resident` counts what
+    is in use, not what loading left behind.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 class PeakMemory:

@@ -9,8 +9,8 @@ import torch
 
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.library import accumulate_dtype
-from .panels import panels, plane_panels
-from .product import TERMS, add_product, product, product_with_planes, suits_planes
+from .panels import PLANES_BYTES, panels, plane_panels
+from .product import TERMS, add_product, product, suits_planes, sum_of_products
 
 Tensor = torch.Tensor
 
@@ -33,23 +33,38 @@ def lora_linear(
         # the base's product in the weight's own dtype, as eager has it; what follows is formed in fp32
         y = product(x, data.to(x.dtype).T).to(dtype)
         if P is not None and B_hat is not None:
-            add_product(y, P.to(dtype), B_hat.to(dtype).T)
+            y = add_product(y, P.to(dtype), B_hat.to(dtype).T)
     elif suits_planes(wide):
-        y = _start(wide, weight_shape(data, layout)[0], P, B_hat)
-        for first, end, planes in plane_panels(data, scales, layout, TERMS):
-            y[:, first:end] = product_with_planes(wide, planes, None if P is None else y[:, first:end])
+        y = _by_planes(wide, data, scales, layout, P, B_hat)
     else:
         y = _start(wide, weight_shape(data, layout)[0], P, B_hat)
         for first, end, rows in panels(data, scales, layout, dtype):
             if P is None:
                 y[:, first:end] = product(wide, rows.T)
             else:
-                add_product(y[:, first:end], wide, rows.T)
+                y[:, first:end].addmm_(wide, rows.T)
     if c is not None:
         y.mul_(c)
     if bias is not None:
         y.add_(bias)
     return y.to(x.dtype)
+
+
+def _by_planes(
+    x: Tensor, data: Tensor, scales: list[Tensor], layout: list[int], P: Tensor | None, B_hat: Tensor | None
+) -> Tensor:
+    """x Wᵀ + P B̂ᵀ, the low-rank part as one more plane."""
+    out_features = layout[0]
+    y = x.new_empty(x.shape[0], out_features)
+    for first, end, planes in plane_panels(data, scales, layout, TERMS, PLANES_BYTES):
+        factors = list(zip(x.split(TERMS, 1), planes, strict=True))
+        if P is not None and B_hat is not None:
+            factors.append((P.float(), B_hat[first:end].float().contiguous()))
+        part = sum_of_products(factors)
+        if end - first == out_features:
+            return part
+        y[:, first:end] = part
+    return y
 
 
 def _start(x: Tensor, out_features: int, P: Tensor | None, B_hat: Tensor | None) -> Tensor:

@@ -39,7 +39,7 @@ def lora_linear_grad(
     for first, end, rows in panels(data, scales, layout, dtype):
         part = wide[:, first:end]
         # the panel is small and in cache: scaling its rows or G's columns costs the same, G's needs no second buffer
-        add_product(dx, part if c is None else part * c[first:end].to(dtype), rows)
+        dx = add_product(dx, part if c is None else part * c[first:end].to(dtype), rows)
     return dx.to(grad_y.dtype)
 
 

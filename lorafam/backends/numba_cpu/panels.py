@@ -16,6 +16,8 @@ from .decode import as_arrays, decode_planes, decode_run
 from .threads import parallel_ranges
 
 PANEL_BYTES = 1 << 22
+# a plane is as high as its panel, and a low one is multiplied more slowly
+PLANES_BYTES = 1 << 23
 # weights decoded in about the time another thread takes to start
 _GRAIN = 1 << 19
 _local = threading.local()
@@ -26,12 +28,12 @@ def panels(
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """(first row, end row, those rows [rows, K] in `dtype`); the tensor is overwritten by the next panel."""
     columns = layout[1]
-    for first, end, parts in plane_panels(data, scales, layout, max(1, columns)):
+    for first, end, parts in plane_panels(data, scales, layout, max(1, columns), PANEL_BYTES):
         yield first, end, parts[0] if dtype == torch.float32 else parts[0].to(dtype)
 
 
 def plane_panels(
-    data: torch.Tensor, scales: list[torch.Tensor], layout: list[int], terms: int
+    data: torch.Tensor, scales: list[torch.Tensor], layout: list[int], terms: int, panel_bytes: int
 ) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
     """(first row, end row, those rows' columns `terms` at a time: contiguous fp32 [rows, terms], the last narrower).
 
@@ -41,7 +43,9 @@ def plane_panels(
     columns = shape.in_features
     if columns == 0 or shape.out_features == 0:
         return
-    height = min(shape.out_features, max(1, PANEL_BYTES // (4 * columns)))
+    # as few panels as fit, of one height: a low last one is multiplied more slowly
+    count = -(-shape.out_features // max(1, panel_bytes // (4 * columns)))
+    height = -(-shape.out_features // count)
     weight = as_arrays(data, scales, layout)
     buffer = _buffer(height * columns)
     array = buffer.numpy()

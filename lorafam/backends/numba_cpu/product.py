@@ -9,6 +9,7 @@ measurement, so that the same machine gives the same bits.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,36 +41,32 @@ def _suits_onednn(a: Tensor, least_rows: int = _LEAST_ROWS) -> bool:
     return a.dtype == torch.float32 and a.shape[0] >= least_rows and a.shape[1] > 0 and uses_onednn()
 
 
-def product_with_planes(a: Tensor, planes: list[Tensor], out: Tensor | None = None) -> Tensor:
-    """out + a Wᵀ: [M, K], W's columns as contiguous planes [N, at most `TERMS`] → [M, N]; `out` may be overwritten."""
+def sum_of_products(factors: Sequence[tuple[Tensor, Tensor]], start: Tensor | None = None) -> Tensor:
+    """start + Σ a bᵀ [M, N] over pairs a [M, K], b [N, K], K at most `TERMS`, b or bᵀ contiguous; by oneDNN."""
+    # what torch.compile makes of a linear layer
     linear = torch.ops.mkldnn._linear_pointwise
-    start = 0
-    for plane in planes:
-        part = a[:, start : start + plane.shape[1]]
-        start += plane.shape[1]
-        alone = out is None
-        out = linear(part, plane, None, "none", [], "") if alone else linear.binary(part, out, plane, None, "add")
-    assert out is not None, "no planes"
-    return out
+    result = start
+    for a, b in factors:
+        alone = result is None
+        result = linear(a, b, None, "none", [], "") if alone else linear.binary(a, result, b, None, "add")
+    assert result is not None, "no factors"
+    return result
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b: [M, K], [K, N] → [M, N], any strides."""
-    terms = a.shape[1]
+    return sum_of_products(_pairs(a, b)) if _goes_to_onednn(a, b) else torch.mm(a, b)
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """out + a b; `out` may be overwritten."""
+    return sum_of_products(_pairs(a, b), out) if _goes_to_onednn(a, b) else out.addmm_(a, b)
+
+
+def _goes_to_onednn(a: Tensor, b: Tensor) -> bool:
     # a part of a transposed b would be strided both ways, where oneDNN is a thousand times slower
-    if not (b.is_contiguous() and _suits_onednn(a)):
-        return torch.mm(a, b)
-    # what torch.compile makes of a linear layer; its weight is [N, K]
-    linear = torch.ops.mkldnn._linear_pointwise
-    result = linear(a[:, :TERMS], b[:TERMS].T, None, "none", [], "")
-    for start in range(TERMS, terms, TERMS):
-        result = linear.binary(a[:, start : start + TERMS], result, b[start : start + TERMS].T, None, "add")
-    return result
+    return b.is_contiguous() and _suits_onednn(a)
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out += a b, in place."""
-    if b.is_contiguous() and _suits_onednn(a):
-        out.add_(product(a, b))
-    else:
-        out.addmm_(a, b)
+def _pairs(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(part, rows.T) for part, rows in zip(a.split(TERMS, 1), b.split(TERMS), strict=True)]

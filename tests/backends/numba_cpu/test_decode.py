@@ -73,12 +73,11 @@ def test_panels_cover_the_weight(panel_bytes: int, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("panel_bytes", [4, 4 * 130 * 7, 1 << 22])
 @pytest.mark.parametrize("terms", [1, 33, 64, 130, 256])
 def test_planes_cover_the_weight(panel_bytes: int, terms: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panels_module, "PANEL_BYTES", panel_bytes)
     monkeypatch.setattr(panels_module, "_GRAIN", 1)
     storage = quantize_nf4(torch.randn(71, 130)).storage()
     expected = eager.dequantize_4bit(*storage, torch.float32)
     end_before = 0
-    for first, end, planes in plane_panels(*storage, terms):
+    for first, end, planes in plane_panels(*storage, terms, panel_bytes):
         assert first == end_before
         assert all(plane.is_contiguous() and plane.shape[1] <= terms for plane in planes)
         assert torch.equal(torch.cat(planes, 1), expected[first:end])

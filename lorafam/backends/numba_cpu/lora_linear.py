@@ -58,7 +58,7 @@ def _by_planes(
     y = x.new_empty(x.shape[0], out_features)
     for first, end, planes in plane_panels(data, scales, layout, TERMS, PLANES_BYTES):
         factors = list(zip(x.split(TERMS, 1), planes, strict=True))
-        if P is not None and B_hat is not None:
+        if P is not None and B_hat is not None and P.shape[1] > 0:
             factors.append((P.float(), B_hat[first:end].float().contiguous()))
         part = sum_of_products(factors)
         if end - first == out_features:

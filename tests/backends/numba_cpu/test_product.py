@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lorafam import quantize_nf4
 from lorafam.backends.numba_cpu import product as module
 from lorafam.backends.numba_cpu.product import TERMS, add_product, product, sum_of_products
 from tests.tolerances import assert_as_good_as_eager
@@ -50,6 +51,14 @@ def test_sum_of_products_as_exact_as_torch(M: int, K: int, N: int) -> None:
 @pytest.mark.parametrize(("M", "K", "N"), [(0, 5, 7), (20, 0, 4), (20, 5, 0)])
 def test_empty(M: int, K: int, N: int) -> None:
     assert torch.equal(product(torch.ones(M, K), torch.ones(K, N)), torch.zeros(M, N))
+
+
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_rank_zero(tokens: int) -> None:
+    """What AdaLoRA leaves of a layer that it pruned whole."""
+    weight, x = quantize_nf4(torch.randn(40, 64)), torch.randn(tokens, 64)
+    y = torch.ops.lorafam.lora_linear(x, *weight.storage(), torch.empty(tokens, 0), torch.empty(40, 0), None, None)
+    torch.testing.assert_close(y, torch.ops.lorafam.lora_linear(x, *weight.storage(), None, None, None, None))
 
 
 def test_fp64() -> None:

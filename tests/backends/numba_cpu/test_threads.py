@@ -1,8 +1,9 @@
-"""The pool: every part once, from several Python threads at once, after a fork, and errors that reach the caller."""
+"""torch's threads and our own: every part once, from several Python threads at once, after a fork, and errors that reach the caller."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ import torch
 
 from lorafam import functional as F
 from lorafam import quantize_nf4
+from lorafam.backends.numba_cpu import threads
 from lorafam.backends.numba_cpu.threads import parallel_ranges
 
 
@@ -21,6 +23,18 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, params=["torch's", "our own"])
+def _pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "our own":
+        monkeypatch.setattr(threads, "openmp", lambda: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's wheels for Linux carry GNU's OpenMP")
+def test_torch_has_an_openmp_runtime(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["_pool"] == "torch's":
+        assert threads.openmp() is not None
 
 
 @pytest.mark.parametrize(("count", "grain"), [(0, 1), (1, 1), (7, 3), (1000, 1), (1000, 400), (10, 1000)])

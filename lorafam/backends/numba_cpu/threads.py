@@ -1,10 +1,10 @@
 """Runs nogil kernels on torch's own OpenMP threads, or on a few of ours: no parallel region of Numba's, so no threading
 layer to choose.
 
-After a parallel product torch's threads wait spinning, for milliseconds, for the next one. A thread of another pool would
-fight them for the processor: a decode of 0.4 ms took 4 on two cores. So parts are handed to them through the OpenMP
-runtime that torch has loaded (GNU's `GOMP_parallel`, which LLVM's and Intel's offer too). A pool of our own is there for
-what has no such runtime, and for children of a fork, where OpenMP's threads are gone.
+After a parallel product torch's threads wait spinning, for milliseconds, for the next one. A thread of another pool
+would fight them for the processor: a decode of 0.4 ms took 4 on two cores. So parts are handed to them through the
+OpenMP runtime that torch has loaded (GNU's `GOMP_parallel`, which LLVM's and Intel's offer too). A pool of our own is
+there for what has no such runtime, and for children of a fork, where OpenMP's threads are gone.
 
 The number of threads is torch's (`torch.set_num_threads`). Safe from several Python threads at once and in dataloader
 workers.

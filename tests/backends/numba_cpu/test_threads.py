@@ -1,4 +1,6 @@
-"""torch's threads and our own: every part once, from several Python threads at once, after a fork, and errors that reach the caller."""
+"""torch's threads and our own: every part once, from several Python threads at once, after a fork, and errors that
+reach the caller.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # make demo    fine-tunes a real model with every method, beside PEFT + bitsandbytes
 # make test    the tests        make lint    ruff and mypy        make bench    ratios to eager PyTorch and PEFT + bitsandbytes
+# make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,11 @@ BIN := $(VENV)/bin
 # torch first: this version alone, so that nothing that follows pulls another build of it
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint bench clean
+# ptxsim runs compiled GPU code on the CPU: beside this repository, or beside the one this was cloned from
+ORIGIN := $(shell git config --get remote.origin.url)
+export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsim $(ORIGIN)/../shared/tools/ptxsim)))
+
+.PHONY: demo test lint bench compiled clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -22,8 +27,13 @@ $(VENV)/demo-installed: $(VENV)/installed
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m lorafam.bench.demo
 
+# Triton's interpreter is chosen when a kernel is decorated, hence the second process
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+	LORAFAM_BACKEND=interpret $(BIN)/python -m pytest tests/backends/test_four_bit.py tests/ops tests/test_functional.py
+
+compiled: $(VENV)/installed
+	$(BIN)/python -m pytest -m compiled tests/compiled
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

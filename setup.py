@@ -12,7 +12,9 @@ def packages() -> list[str]:
     found = []
     for name, folder in FOLDERS.items():
         found.append(name)
-        found += [f"{name}.{sub}" for sub in find_namespace_packages(folder, exclude=["results*", "*__pycache__*"])]
+        found += [
+            f"{name}.{sub}" for sub in find_namespace_packages(folder, exclude=["results*", "tuned", "*__pycache__*"])
+        ]
     return found
 
 

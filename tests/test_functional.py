@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,24 +11,40 @@ import torch
 from lorafam import functional as F
 from lorafam import quantize_nf4, reference
 from lorafam.reference import peft_order
+from tests.conftest import BACKENDS, INTERPRETING, need_ptxsim
 from tests.tolerances import assert_as_good_as_eager
 
 Tensor = torch.Tensor
-M, K, N, RANK, SEEDS, DROPOUT = 19, 130, 70, 5, 16, 0.3
+M, K, N, RANK, SEEDS, DROPOUT = 19, 130, 515, 5, 2, 0.3
 # E has one number a rank, and the ratio rule wants 1,024 of them
-ADALORA_RANK = 64
+ADALORA_RANK = 512
 LEAVES = ("x", "A", "E", "B", "magnitude", "bias")
+
+
+class Shape(NamedTuple):
+    """Tokens, input and output features, rank, and how many seeds are pooled."""
+
+    M: int
+    K: int
+    N: int
+    rank: int
+    seeds: int
+    block_size: int = 64
+
+
+SHAPE = Shape(M, K, N, RANK, SEEDS)
 METHODS = ("nf4_linear", "lora_linear", "adalora_linear", "dora_linear")
 
 
-def make(method: str, seed: int, dtype: torch.dtype, mean: float) -> dict[str, Any]:
+def make(method: str, seed: int, dtype: torch.dtype, mean: float, shape: Shape = SHAPE) -> dict[str, Any]:
     """Random arguments: x and bias in `dtype`, the adapter in fp32."""
+    M, K, N = shape[:3]
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 1.0, to: torch.dtype = torch.float32) -> Tensor:
         return (torch.randn(shape, generator=generator) * scale).to(to)
 
-    rank = ADALORA_RANK if method == "adalora_linear" else RANK
+    rank = ADALORA_RANK if method == "adalora_linear" else shape.rank
     every = {
         "x": (random(M, K) + mean).to(dtype),
         "A": random(rank, K, scale=0.1),
@@ -48,12 +64,12 @@ def make(method: str, seed: int, dtype: torch.dtype, mean: float) -> dict[str, A
     return {name: every[name] for name in names[method]}
 
 
-def weight_of(storage: str, seed: int, dtype: torch.dtype) -> tuple[Any, Tensor]:
+def weight_of(storage: str, seed: int, dtype: torch.dtype, shape: Shape = SHAPE) -> tuple[Any, Tensor]:
     """A weight as the user has it, and what it stands for as a dense tensor."""
-    dense = torch.randn(N, K, generator=torch.Generator().manual_seed(1000 + seed)) * 0.1
+    dense = torch.randn(shape.N, shape.K, generator=torch.Generator().manual_seed(1000 + seed)) * 0.1
     if storage == "dense":
         return dense.to(dtype), dense.to(dtype)
-    quantised = quantize_nf4(dense, 64, storage == "nf4", quant_type="nf4" if storage == "nf4" else "fp4")
+    quantised = quantize_nf4(dense, shape.block_size, storage == "nf4", quant_type="nf4" if storage == "nf4" else "fp4")
     return quantised, quantised.dequantize(torch.float32)
 
 
@@ -70,13 +86,22 @@ def widened(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    method: str, storage: str, dtype: torch.dtype, mean: float, dropout_p: float, dora_dropout: str | None = None
+    method: str,
+    storage: str,
+    dtype: torch.dtype,
+    mean: float,
+    dropout_p: float,
+    dora_dropout: str | None = None,
+    shape: Shape = SHAPE,
 ) -> None:
+    M, K, N = shape[:3]
+    if INTERPRETING and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter truncates to bf16")
     results: dict[str, list[dict[str, Tensor]]] = {"ours": [], "eager": [], "exact": []}
     own = {} if dora_dropout is None else {"dora_dropout": dora_dropout}
-    for seed in range(SEEDS):
-        given = make(method, seed, dtype, mean)
-        weight, dense = weight_of(storage, seed, dtype)
+    for seed in range(shape.seeds):
+        given = make(method, seed, dtype, mean, shape)
+        weight, dense = weight_of(storage, seed, dtype, shape)
         grad_y = torch.randn(M, N, generator=torch.Generator().manual_seed(2000 + seed)).to(dtype)
         masked: dict[str, Any] = {}
         ours: dict[str, Any] = {}
@@ -183,13 +208,14 @@ def test_dora_output_changed_in_place_under_compile() -> None:
 
 
 def test_same_seed_same_mask_on_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, seed = torch.ones(50, 37), torch.tensor(1234567890123)
-    masks = []
-    for name in ("numba", "eager"):
-        monkeypatch.setenv("LORAFAM_BACKEND", name)
-        masks.append(torch.ops.lorafam.dropout(x, seed, DROPOUT))
-    assert torch.equal(masks[0], masks[1])
-    assert torch.equal(masks[0], reference.dropout_mask(seed, 50, 37, DROPOUT))
+    x = torch.ones(50, 37)
+    for seed in (torch.tensor(1234567890123), torch.tensor(-5)):
+        expected = reference.dropout_mask(seed, 50, 37, DROPOUT)
+        for name in BACKENDS:
+            if name == "simulate":
+                need_ptxsim()
+            monkeypatch.setenv("LORAFAM_BACKEND", name)
+            assert torch.equal(torch.ops.lorafam.dropout(x, seed, DROPOUT), expected), name
 
 
 def test_checkpointing_draws_the_same_mask(backend: str) -> None:
@@ -224,8 +250,8 @@ BAD = {
     "x shape": ({"x": torch.zeros(3, K + 1)}, ValueError, r"x: expected \[\.\.\., 130\], got \[3, 131\]"),
     "x dtype": ({"x": torch.zeros(3, K, dtype=torch.int64)}, TypeError, "x: expected a floating-point dtype"),
     "A shape": ({"A": torch.zeros(RANK, K - 1)}, ValueError, r"A: expected \[r, 130\], got \[5, 129\]"),
-    "B shape": ({"B": torch.zeros(N, RANK + 1)}, ValueError, r"B: expected \[70, 5\], got \[70, 6\]"),
-    "bias shape": ({"bias": torch.zeros(N + 1)}, ValueError, r"bias: expected \[70\], got \[71\]"),
+    "B shape": ({"B": torch.zeros(N, RANK + 1)}, ValueError, r"B: expected \[515, 5\], got \[515, 6\]"),
+    "bias shape": ({"bias": torch.zeros(N + 1)}, ValueError, r"bias: expected \[515\], got \[516\]"),
     "dropout": ({"dropout_p": 1.0}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got 1.0"),
     "device": ({"A": torch.zeros(RANK, K, device="meta")}, ValueError, "A: expected device cpu, got meta"),
     "seed": ({"seed": torch.zeros(2), "dropout_p": 0.1, "training": True}, ValueError, "seed: expected one int64"),
@@ -249,6 +275,8 @@ def test_a_weight_that_wants_gradients_is_refused() -> None:
 @pytest.mark.parametrize("size", [0.1, 0.6])
 def test_dora_magnitude_gradient_with_a_large_bias(size: float, backend: str) -> None:
     """Y − bias loses the digits of a small c ∘ (x Wᵀ + P B̂ᵀ): dm must not."""
+    if INTERPRETING:
+        pytest.skip("Triton's interpreter truncates to bf16")
     results: dict[str, list[Tensor]] = {"ours": [], "eager": [], "exact": []}
     for seed in range(SEEDS):
         given = make("dora_linear", seed, torch.bfloat16, 0.0)

@@ -1,8 +1,9 @@
 """Which backend runs an op, and why.
 
-`LORAFAM_BACKEND=numba|eager` forces one; one that can't run raises with the cause. Otherwise CPU tensors go to Numba.
-Where eager runs without having been asked for, a `SlowPathWarning` says so once, with the reason, and `report` and
-`explain` tell it.
+`LORAFAM_BACKEND=triton|numba|eager|simulate|interpret` forces one; one that can't run raises with the cause. Otherwise
+GPU tensors go to Triton, CPU tensors to Numba. `simulate` and `interpret` run the Triton backend on CPU tensors, to
+check it. Where eager runs without having been asked for, a `SlowPathWarning` says so once, with the reason, and
+`report` and `explain` tell it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ import torch
 from ..ops.library import LIBRARY, OPS, Op
 
 VARIABLE = "LORAFAM_BACKEND"
-_MODULES = {"numba": "lorafam.backends.numba_cpu", "eager": "lorafam.backends.eager"}
+_TRITON = "lorafam.backends.triton_gpu"
+_MODULES = {
+    "triton": _TRITON,
+    "numba": "lorafam.backends.numba_cpu",
+    "eager": "lorafam.backends.eager",
+    "simulate": _TRITON,
+    "interpret": _TRITON,
+}
+_ON_CPU = ("numba", "simulate", "interpret")
+# the first with bf16 on tensor cores
+_LEAST_CAPABILITY = (8, 0)
 
 
 class SlowPathWarning(UserWarning):
@@ -53,12 +64,32 @@ def _numba_failure() -> str | None:
     return None
 
 
-def choose(device_type: str) -> Choice:
-    """The backend for tensors on `device_type`.
+@functools.cache
+def _triton_failure(device_type: str) -> str | None:
+    """Why the Triton backend can't run on the GPUs of `device_type`, or None."""
+    if device_type != "cuda":
+        return f"there are no kernels for {device_type} tensors"
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton can't be imported: {error}"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if torch.version.hip:
+        return None
+    have = torch.cuda.get_device_capability()
+    if have < _LEAST_CAPABILITY:
+        return f"the GPU has compute capability {have[0]}.{have[1]}, the kernels need 8.0"
+    return None
+
+
+def choose(device_type: str, op: str | None = None) -> Choice:
+    """The backend for tensors on `device_type`; for one op, if it is named.
 
     Raises ValueError for an unknown LORAFAM_BACKEND, RuntimeError when the one asked for can't run.
     """
-    return _choose(device_type, os.environ.get(VARIABLE, ""))
+    choice = _choose(device_type, os.environ.get(VARIABLE, ""))
+    return choice if op is None else _for_op(choice, op)
 
 
 @functools.cache
@@ -67,16 +98,43 @@ def _choose(device_type: str, wanted: str) -> Choice:
         raise ValueError(f"{VARIABLE}: expected one of {', '.join(_MODULES)}, got {wanted!r}")
     if wanted == "eager":
         return Choice("eager", f"{VARIABLE}=eager", True)
-    if device_type != "cpu":
-        if wanted == "numba":
-            raise RuntimeError(f"{VARIABLE}=numba: the Numba backend runs on the CPU, the tensors are on {device_type}")
-        return Choice("eager", f"this version has no kernels for {device_type} tensors", False)
-    failure = _numba_failure()
+    on_cpu = device_type == "cpu"
+    if wanted and on_cpu != (wanted in _ON_CPU):
+        where = "the CPU" if wanted in _ON_CPU else "a GPU"
+        raise RuntimeError(f"{VARIABLE}={wanted}: it runs on {where}, the tensors are on {device_type}")
+    default = "numba" if on_cpu else "triton"
+    if wanted in ("simulate", "interpret"):
+        return Choice(wanted, f"{VARIABLE}={wanted}", True)
+    failure = _numba_failure() if on_cpu else _triton_failure(device_type)
     if failure is None:
-        return Choice("numba", f"{VARIABLE}=numba" if wanted else "CPU tensors", bool(wanted))
-    if wanted == "numba":
-        raise RuntimeError(f"{VARIABLE}=numba: {failure}")
+        return Choice(default, f"{VARIABLE}={wanted}" if wanted else f"{device_type.upper()} tensors", bool(wanted))
+    if wanted:
+        raise RuntimeError(f"{VARIABLE}={wanted}: {failure}")
     return Choice("eager", failure, False)
+
+
+def _for_op(choice: Choice, op: str) -> Choice:
+    """The choice for one op: eager where the GPU's self-check switched it off."""
+    if choice.backend != "triton":
+        return choice
+    from . import self_check
+
+    failure = self_check.failures(torch.device("cuda", torch.cuda.current_device())).get(op)
+    return choice if failure is None else Choice("eager", f"{op} failed its check on this GPU: {failure}", False)
+
+
+@functools.cache
+def _double(choice: Choice) -> Choice:
+    """The choice for fp64 operands."""
+    if _MODULES[choice.backend] != _TRITON:
+        return choice
+    return Choice("eager", "the GPU kernels take no fp64", False)
+
+
+def _has_double(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.dtype == torch.float64
+    return isinstance(value, list) and any(map(_has_double, value))
 
 
 @functools.cache
@@ -93,7 +151,9 @@ def _implementations(backend: str) -> ModuleType:
 def run(op: Op, device_type: str, *args: Any) -> Any:
     """Checks the arguments and runs the op on the chosen backend, with autocast off: an op chooses its own dtypes."""
     op.check(*args)
-    choice = choose(device_type)
+    choice = choose(device_type, op.name)
+    if any(map(_has_double, args)):
+        choice = _double(choice)
     _announce(choice)
     implementation = getattr(_implementations(choice.backend), op.name)
     if torch.is_autocast_enabled(device_type):
@@ -105,7 +165,7 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
 def report() -> list[ReportRow]:
     """Every op on every device type present, with its backend and the reason."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return [ReportRow(name, device, *choose(device)[:2]) for device in devices for name in sorted(OPS)]
+    return [ReportRow(name, device, *choose(device, name)[:2]) for device in devices for name in sorted(OPS)]
 
 
 def register() -> None:

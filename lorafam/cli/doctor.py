@@ -22,8 +22,19 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a bug report.")] = False,
+    dump: Annotated[
+        Path | None,
+        typer.Option(
+            "--dump-kernels",
+            metavar="DIR",
+            help="Compile every GPU kernel for every architecture; write assembly, binaries and kernels.json to DIR.",
+        ),
+    ] = None,
 ) -> None:
     """Show versions, devices, and which backend runs each op and why."""
+    if dump is not None:
+        _dump(dump)
+        return
     found = report()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -31,6 +42,17 @@ def doctor(
         show(found)
     if found["backend_error"]:
         fail(found["backend_error"], command="lorafam doctor", code=BAD_INPUT)
+
+
+def _dump(folder: Path) -> None:
+    try:
+        from ..backends.triton_gpu.shipped import dump_kernels
+    except ImportError as error:
+        fail(f"--dump-kernels: triton can't be imported: {error}", command="lorafam doctor", code=BAD_INPUT)
+    if folder.exists() and not folder.is_dir():
+        fail(f"--dump-kernels: expected a folder, {folder} is a file", command="lorafam doctor", code=BAD_INPUT)
+    rows = dump_kernels(folder)
+    typer.echo(f"{len(rows)} kernels for {len({row['target'] for row in rows})} architectures in {folder}")
 
 
 def report() -> dict[str, Any]:

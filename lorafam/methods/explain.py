@@ -46,8 +46,12 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         weight = layer_or_weight
     else:
         raise TypeError(f"layer_or_weight: expected a lorafam layer or a weight, got {type(layer_or_weight).__name__}")
-    choice = selection.choose(weight.device.type)
+    choice = selection.choose(weight.device.type, "lora_linear")
     reason = f"{why}; {choice.reason}" if why else choice.reason
+    if choice.backend in ("triton", "simulate", "interpret"):
+        from ..backends.triton_gpu.lora_linear import path as path_for
+
+        return Explanation(path_for(M, weight.device, weight.dtype), choice.backend, reason, M)
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
     path = "panels" if choice.backend == "numba" else "dequantise, then multiply"

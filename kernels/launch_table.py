@@ -1,0 +1,44 @@
+"""(kernel, architecture, dtype, tokens) → LaunchConfig, from `tuned/*.json`.
+
+A file holds rows by kernel, first match first: {"tokens": at most, "dtypes": [...], "architectures": [...], "blocks":
+{...}, "num_warps": w, "num_stages": s}; what a row leaves out matches anything. Which file: nvidia, amd or interpreter.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from .launch_config import AMD, INTERPRETER, NVIDIA, LaunchConfig
+
+_FOLDER = Path(__file__).parent / "tuned"
+
+
+def target_of(architecture: str) -> str:
+    """The kind of machine of an architecture: sm_80 … are NVIDIA's, gfx942 … AMD's."""
+    if architecture == INTERPRETER:
+        return INTERPRETER
+    return NVIDIA if architecture.startswith("sm_") else AMD
+
+
+@functools.cache
+def rows(target: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every kernel for a kind of machine."""
+    return json.loads((_FOLDER / f"{target}.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def launch_config(kernel: str, architecture: str, dtype: str, tokens: int = 0) -> LaunchConfig:
+    """The first row that fits. `dtype` is the name of the wide operand's ("bfloat16", "float16", "float32")."""
+    target = target_of(architecture)
+    for row in rows(target)[kernel]:
+        fits = tokens <= row.get("tokens", tokens)
+        fits = fits and dtype in row.get("dtypes", [dtype])
+        fits = fits and architecture in row.get("architectures", [architecture])
+        if fits:
+            return LaunchConfig(
+                tuple(sorted(row["blocks"].items())), row.get("num_warps", 4), row.get("num_stages", 1), target
+            )
+    raise LookupError(f"no launch configuration of {kernel} for {architecture}, {dtype}, {tokens} tokens")

@@ -1,0 +1,110 @@
+"""dx = (G ∘ c) W + drop'(Q A) in tiles of dx.
+
+    G [M, N] in x's dtype, contiguous     W [N, K] dense with any strides, or 4-bit codes     c [N]
+    Q [M, R], A [R, K] fp32, contiguous   dx [M, K] in G's dtype, contiguous
+
+drop' keeps what the forward kept and divides by 1 − p; the mask is regenerated. The accumulator starts from that part.
+Grid: one program a tile [BLOCK_M, BLOCK_K]. Work: 2 M K (N + R) flops; reads W once for each tile of M, G once for each
+tile of K, writes dx once.
+Rounds: c goes into W's element in fp32, which is rounded once to G's dtype (fp32 not at all); sums in fp32; dx once.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch_config import LaunchConfig
+from .tiles.dropout import kept
+from .tiles.exact_dot import exact_dot
+from .tiles.tile_order import tile_order
+from .tiles.weight_tile import weight_tile
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def lora_linear_grad_kernel(
+    grad_y_ptr,
+    w_ptr,
+    levels_ptr,
+    absmax_ptr,
+    nested_absmax_ptr,
+    nested_levels_ptr,
+    offset_ptr,
+    c_ptr,
+    q_ptr,
+    a_ptr,
+    seed_ptr,
+    dx_ptr,
+    M,
+    N,
+    K,
+    R,
+    stride_wn,
+    stride_wk,
+    threshold,
+    keep_scale,
+    BLOCK_SIZE: tl.constexpr,
+    PACKED: tl.constexpr,
+    INVERSE_GAIN: tl.constexpr,
+    TARGET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tile_m, tile_k = tile_order(tl.program_id(0), M, K, BLOCK_M, BLOCK_K, GROUP)
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask_m, mask_k = offs_m < M, offs_k < K
+    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    if q_ptr is not None:
+        for r in range(0, R, BLOCK_R):
+            offs_r = r + tl.arange(0, BLOCK_R)
+            mask_q = mask_m[:, None] & (offs_r < R)[None, :]
+            q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
+            mask_a = (offs_r < R)[:, None] & mask_k[None, :]
+            a = tl.load(a_ptr + offs_r.to(tl.int64)[:, None] * K + offs_k[None, :], mask=mask_a, other=0.0)
+            acc = exact_dot(q, a, acc, TARGET)  # [BLOCK_M, BLOCK_R] [BLOCK_R, BLOCK_K]
+        if seed_ptr is not None:
+            keep = kept(tl.load(seed_ptr), offs_m, tile_k * BLOCK_K, threshold, BLOCK_M, BLOCK_K)
+            acc = tl.where(keep, acc * keep_scale, 0.0)
+    scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
+    rows_g = grad_y_ptr + offs_m.to(tl.int64) * N
+    for n in range(0, N, BLOCK_N):
+        offs_n = n + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < N
+        mask_g = mask_m[:, None] & mask_n[None, :]
+        grad_y = tl.load(rows_g[:, None] + offs_n[None, :], mask=mask_g, other=0.0)
+        mask_w = mask_n[:, None] & mask_k[None, :]
+        w = weight_tile(
+            w_ptr, levels_ptr, scales, offs_n[:, None], offs_k[None, :], mask_w, K, stride_wn, stride_wk, BLOCK_SIZE
+        )
+        if c_ptr is not None:
+            w = w.to(tl.float32) * tl.load(c_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
+        if BLOCK_SIZE > 0 or c_ptr is not None:
+            w = w.to(grad_y_ptr.dtype.element_ty)
+        acc = exact_dot(grad_y, w, acc, TARGET)  # [BLOCK_M, BLOCK_N] [BLOCK_N, BLOCK_K]
+    mask = mask_m[:, None] & mask_k[None, :]
+    tl.store(dx_ptr + offs_m.to(tl.int64)[:, None] * K + offs_k[None, :], acc.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+def lora_linear_grad(
+    grad_y, weight, c, q, a, seed, dx, M: int, N: int, K: int, R: int, dropout, config: LaunchConfig
+) -> None:
+    """Launches over the whole of dx. `dropout` is the keyword arguments threshold and keep_scale."""
+    grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"]),)
+    lora_linear_grad_kernel[grid](
+        grad_y_ptr=grad_y,
+        **weight,
+        c_ptr=c,
+        q_ptr=q,
+        a_ptr=a,
+        seed_ptr=seed,
+        dx_ptr=dx,
+        M=M,
+        N=N,
+        K=K,
+        R=R,
+        **dropout,
+        **config.constexprs(),
+        **config.options(),
+    )

@@ -1,0 +1,76 @@
+"""P = drop(x) (A ∘ c)ᵀ: the projection onto the rank, forward (c absent) and backward (Q = G (c ∘ B̂), A = B̂ᵀ).
+
+    x [M, K] any float, contiguous     A [R, K] any float and strides     c [K]     P [M, R] fp32, contiguous
+
+drop keeps elements by the regenerated mask; the division by 1 − p is of the sum, so x's elements stay exact.
+Grid: (tiles of M, tiles of R), each over the whole of K. Work: 2 M K R flops; reads x once for each tile of R, A once
+for each tile of M. Rounds: nothing but fp32 sums (`tiles/exact_dot`); A ∘ c once.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch_config import LaunchConfig
+from .tiles.dropout import kept
+from .tiles.exact_dot import exact_dot
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def lora_project_kernel(
+    x_ptr,
+    a_ptr,
+    c_ptr,
+    seed_ptr,
+    p_ptr,
+    M,
+    K,
+    R,
+    stride_ar,
+    stride_ak,
+    threshold,
+    keep_scale,
+    TARGET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows_x = x_ptr + offs_m.to(tl.int64) * K
+    acc = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < K
+        mask_x = (offs_m < M)[:, None] & mask_k[None, :]
+        x = tl.load(rows_x[:, None] + offs_k[None, :], mask=mask_x, other=0.0)
+        if seed_ptr is not None:
+            x = tl.where(kept(tl.load(seed_ptr), offs_m, k, threshold, BLOCK_M, BLOCK_K), x, 0.0)
+        mask_a = mask_k[:, None] & (offs_r < R)[None, :]
+        at = offs_r.to(tl.int64)[None, :] * stride_ar + offs_k.to(tl.int64)[:, None] * stride_ak
+        a = tl.load(a_ptr + at, mask=mask_a, other=0.0)
+        if c_ptr is not None:
+            a = a.to(tl.float32) * tl.load(c_ptr + offs_k, mask=mask_k, other=0.0).to(tl.float32)[:, None]
+        acc = exact_dot(x, a, acc, TARGET)  # [BLOCK_M, BLOCK_K] [BLOCK_K, BLOCK_R]
+    if seed_ptr is not None:
+        acc *= keep_scale
+    mask = (offs_m < M)[:, None] & (offs_r < R)[None, :]
+    tl.store(p_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], acc, mask=mask)
+
+
+def lora_project(x, a, c, seed, p, M: int, K: int, R: int, strides, dropout, config: LaunchConfig) -> None:
+    """Launches over the whole of P. `strides` are A's; `dropout` the keyword arguments threshold and keep_scale."""
+    lora_project_kernel[(triton.cdiv(M, config["BLOCK_M"]), triton.cdiv(R, config["BLOCK_R"]))](
+        x_ptr=x,
+        a_ptr=a,
+        c_ptr=c,
+        seed_ptr=seed,
+        p_ptr=p,
+        M=M,
+        K=K,
+        R=R,
+        stride_ar=strides[0],
+        stride_ak=strides[1],
+        **dropout,
+        **config.constexprs(),
+        **config.options(),
+    )

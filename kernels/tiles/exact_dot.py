@@ -1,0 +1,62 @@
+"""acc + a b on tensor cores without losing a digit of fp32 operands.
+
+An fp32 value is the sum of three bf16 values (8 bits each of its 24), an fp16 value of two, a bf16 value of one. The
+products of the pieces are exact in fp32, so a mixed product costs as many tensor-core products as there are pairs of
+pieces; of two fp32 operands the three pairs below 2⁻²⁴ are left out. tf32 would keep 11 bits of 24, and an fp32 product
+without tensor cores is slower than all six.
+
+Infinities become NaN on the way (∞ − ∞).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _high(value):
+    return value.to(tl.bfloat16)
+
+
+@triton.jit
+def _rest(value, high):
+    return value - high.to(tl.float32)
+
+
+@triton.jit
+def exact_dot(a, b, acc, TARGET: tl.constexpr):
+    """acc fp32 [M, N] + a [M, K] b [K, N], each bf16, fp16 or fp32; equal narrow dtypes go to the cores as they are."""
+    if TARGET == "interpreter":
+        # the interpreter multiplies bf16 operands as integers
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    elif a.dtype == b.dtype and a.dtype != tl.float32:
+        return tl.dot(a, b, acc)
+    elif a.dtype == tl.bfloat16:
+        wide = b.to(tl.float32)
+        b1 = _high(wide)
+        wide = _rest(wide, b1)
+        b2 = _high(wide)
+        b3 = _high(_rest(wide, b2))
+        acc = tl.dot(a, b3, acc)
+        acc = tl.dot(a, b2, acc)
+        return tl.dot(a, b1, acc)
+    elif b.dtype == tl.bfloat16:
+        wide = a.to(tl.float32)
+        a1 = _high(wide)
+        wide = _rest(wide, a1)
+        a2 = _high(wide)
+        a3 = _high(_rest(wide, a2))
+        acc = tl.dot(a3, b, acc)
+        acc = tl.dot(a2, b, acc)
+        return tl.dot(a1, b, acc)
+    else:
+        wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
+        a1, b1 = _high(wide_a), _high(wide_b)
+        wide_a, wide_b = _rest(wide_a, a1), _rest(wide_b, b1)
+        a2, b2 = _high(wide_a), _high(wide_b)
+        a3, b3 = _high(_rest(wide_a, a2)), _high(_rest(wide_b, b2))
+        acc = tl.dot(a1, b3, acc)
+        acc = tl.dot(a3, b1, acc)
+        acc = tl.dot(a2, b2, acc)
+        acc = tl.dot(a1, b2, acc)
+        acc = tl.dot(a2, b1, acc)
+        return tl.dot(a1, b1, acc)

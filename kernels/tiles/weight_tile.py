@@ -1,0 +1,21 @@
+"""A tile of the base weight W [N, K], dense or 4-bit, any strides or any K."""
+
+import triton
+import triton.language as tl
+
+from .nf4_decode import block_scale
+
+
+@triton.jit
+def weight_tile(w_ptr, levels_ptr, scales, rows, columns, mask, K, stride_wn, stride_wk, BLOCK_SIZE: tl.constexpr):
+    """W at rows [I, 1] and columns [1, J] (or any shapes that broadcast), 0 where `mask` is false.
+
+    Dense (BLOCK_SIZE 0): in W's dtype. 4-bit: level · absmax in fp32, the value bitsandbytes decodes to.
+    """
+    if BLOCK_SIZE == 0:
+        return tl.load(w_ptr + rows.to(tl.int64) * stride_wn + columns.to(tl.int64) * stride_wk, mask=mask, other=0.0)
+    else:
+        element = rows.to(tl.int64) * K + columns
+        byte = tl.load(w_ptr + element // 2, mask=mask, other=0).to(tl.int32)
+        code = tl.where(element % 2 == 0, byte >> 4, byte & 15)
+        return tl.load(levels_ptr + code) * block_scale(element // BLOCK_SIZE, scales, mask)

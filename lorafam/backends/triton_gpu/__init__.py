@@ -1,0 +1,27 @@
+"""Every op in Triton: GPU tensors, and CPU tensors under `LORAFAM_BACKEND=simulate` or `interpret` (`launch`)."""
+
+from .launch import INTERPRETING as INTERPRETING  # noqa: I001  sets what Triton reads when a kernel is decorated
+
+from .adalora import adalora_importance, adalora_scores
+from .dropout import dropout
+from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
+from .lora_factors_grad import lora_factors_grad
+from .lora_linear import lora_linear
+from .lora_linear_grad import lora_linear_grad
+from .lora_project import lora_project
+from .row_norm import row_norm, squared_row_norm
+
+__all__ = [
+    "adalora_importance",
+    "adalora_scores",
+    "dequantize_4bit",
+    "dropout",
+    "lora_factors_grad",
+    "lora_linear",
+    "lora_linear_grad",
+    "lora_project",
+    "quantize_4bit",
+    "quantize_absmax",
+    "row_norm",
+    "squared_row_norm",
+]

@@ -1,0 +1,130 @@
+"""How a kernel gets to run: on a GPU, as compiled code in ptxsim, or in Triton's interpreter.
+
+CUDA tensors run on their GPU. CPU tensors are taken under `LORAFAM_BACKEND=simulate` (compiled for LORAFAM_SIMULATE,
+sm_80 unless set, and run by ptxsim, which `LORAFAM_PTXSIM` locates) and `LORAFAM_BACKEND=interpret`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
+if INTERPRETING:
+    # read when a kernel is decorated, so before any kernel's module is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
+SIMULATED_ARCHITECTURE = "LORAFAM_SIMULATE"
+PTXSIM = "LORAFAM_PTXSIM"
+
+
+class Launch(NamedTuple):
+    """One launch that didn't go to a GPU: the compiled kernel, its grid, arguments, outputs and ptxsim's result."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    outputs: tuple[str, ...]
+    result: Any
+
+    @property
+    def name(self) -> str:
+        return self.kernel.src.fn.__name__
+
+
+# the architectures that launches on CPU tensors are compiled for without running, innermost last, and who is told
+_compile_only: list[tuple[str, list[Launch]]] = []
+_recorders: list[list[Launch]] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """The launches that ptxsim runs meanwhile."""
+    launches: list[Launch] = []
+    _recorders.append(launches)
+    try:
+        yield launches
+    finally:
+        _recorders.remove(launches)
+
+
+@contextlib.contextmanager
+def compiled_only(architecture: str) -> Iterator[list[Launch]]:
+    """Launches on CPU tensors are configured and compiled for `architecture`, and don't run."""
+    launches: list[Launch] = []
+    _compile_only.append((architecture, launches))
+    try:
+        yield launches
+    finally:
+        _compile_only.pop()
+
+
+def architecture(device: torch.device) -> str:
+    """What kernels for tensors on `device` are configured for: "sm_90", "gfx942", "interpreter"."""
+    if device.type == "cpu":
+        if _compile_only:
+            return _compile_only[-1][0]
+        return "interpreter" if INTERPRETING else os.environ.get(SIMULATED_ARCHITECTURE, "sm_80")
+    return _gpu_architecture(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _gpu_architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def launch(device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any) -> None:
+    """Calls a kernel's launcher. `outputs` are the kernel's parameters that it writes whole and reads not before."""
+    if device.type == "cuda":
+        if torch.cuda.current_device() == device.index:
+            launcher(**arguments)
+        else:
+            with torch.cuda.device(device):
+                launcher(**arguments)
+    elif _compile_only or not INTERPRETING:
+        _without_gpu(outputs, functools.partial(launcher, **arguments))
+    else:
+        launcher(**arguments)
+
+
+def _without_gpu(outputs: tuple[str, ...], start: Callable[[], None]) -> None:
+    from .ahead_of_time import caught
+
+    told = _compile_only[-1][1] if _compile_only else None
+
+    def handle(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        if told is not None:
+            told.append(Launch(kernel, grid, arguments, outputs, None))
+            return
+        result = simulator().run(kernel, grid, uninit=outputs, **arguments)
+        missing = {name: count for name, count in result.unwritten.items() if count}
+        if missing:
+            raise RuntimeError(f"{kernel.src.fn.__name__}: bytes never written, by parameter: {missing}")
+        for recorder in _recorders:
+            recorder.append(Launch(kernel, grid, arguments, outputs, result))
+
+    with caught(architecture(torch.device("cpu")), handle):
+        start()
+
+
+@functools.cache
+def simulator() -> Any:
+    """The module ptxsim. Raises RuntimeError when LORAFAM_PTXSIM doesn't lead to it."""
+    folder = os.environ.get(PTXSIM)
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        return importlib.import_module("ptxsim")
+    except ImportError as error:
+        message = f"LORAFAM_BACKEND=simulate: {PTXSIM} must name the folder that holds ptxsim: {error}"
+        raise RuntimeError(message) from None

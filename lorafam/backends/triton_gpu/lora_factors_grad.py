@@ -1,0 +1,77 @@
+"""Q = G (c ∘ B̂), dB̂ = c ∘ (Gᵀ P), dA = Qᵀ drop(x), dm = Σ G ∘ (Y − bias) / m, dbias = Σ G, in fp32."""
+
+from __future__ import annotations
+
+import torch
+
+from ...kernels.launch_table import launch_config
+from ...kernels.lora_factors_grad import lora_factors_grad as kernel
+from .launch import architecture, launch
+from .lora_project import project
+from .operands import dropout_arguments, dtype_name, factor, vector
+
+Tensor = torch.Tensor
+
+
+@torch.no_grad()
+def lora_factors_grad(
+    grad_y: Tensor,
+    x: Tensor,
+    P: Tensor,
+    B_hat: Tensor,
+    c: Tensor | None,
+    y: Tensor | None,
+    bias: Tensor | None,
+    magnitude: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_y, c = grad_y.contiguous(), vector(c)
+    out_features, rank = B_hat.shape
+    Q = project(grad_y, B_hat.T, c, None, 0.0)
+    dB_hat, dA = Q.new_empty((out_features, rank)), Q.new_empty((rank, x.shape[1]))
+    dm = Q.new_empty(out_features if magnitude is not None else 0)
+    dbias = Q.new_empty(out_features if needs_bias else 0)
+    sums = {
+        "saved_y": None if y is None else y.contiguous(),
+        "bias": vector(bias) if magnitude is not None else None,
+        "magnitude": vector(magnitude),
+        "dm": dm if magnitude is not None else None,
+        "dbias": dbias if needs_bias else None,
+    }
+    _factor_grad(grad_y, factor(P), c, None, dB_hat, dB_hat.stride(), 0.0, sums)
+    _factor_grad(x.contiguous(), Q, None, seed, dA, dA.stride()[::-1], dropout_p, dict.fromkeys(sums))
+    return Q, dA, dB_hat, dm, dbias
+
+
+def _factor_grad(
+    x: Tensor,
+    f: Tensor | None,
+    scale: Tensor | None,
+    seed: Tensor | None,
+    grad: Tensor,
+    strides: tuple[int, ...],
+    dropout_p: float,
+    sums: dict[str, Tensor | None],
+) -> None:
+    """grad = scale ∘ drop(x)ᵀ f, and the sums asked for."""
+    if not grad.numel():
+        return
+    launch(
+        x.device,
+        ("grad_ptr", "dm_ptr", "dbias_ptr"),
+        kernel,
+        x=x,
+        f=f,
+        s=scale,
+        seed=seed,
+        grad=grad,
+        M=x.shape[0],
+        C=x.shape[1],
+        R=grad.numel() // x.shape[1],
+        strides=strides,
+        dropout=dropout_arguments(seed, dropout_p),
+        config=launch_config("lora_factors_grad", architecture(x.device), dtype_name(x), x.shape[0]),
+        **sums,
+    )

@@ -1,0 +1,41 @@
+"""P = drop(x) Aᵀ [M, r] fp32."""
+
+from __future__ import annotations
+
+import torch
+
+from ...kernels.launch_table import launch_config
+from ...kernels.lora_project import lora_project as kernel
+from .launch import architecture, launch
+from .operands import dropout_arguments, dtype_name
+
+Tensor = torch.Tensor
+
+
+@torch.no_grad()
+def lora_project(x: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor:
+    return project(x, A, None, seed, dropout_p)
+
+
+def project(x: Tensor, A: Tensor, c: Tensor | None, seed: Tensor | None, dropout_p: float) -> Tensor:
+    """drop(x) (A ∘ c)ᵀ [M, r]; A [r, K] with any strides, c [K]."""
+    tokens, features = x.shape
+    P = x.new_empty((tokens, A.shape[0]), dtype=torch.float32)
+    if P.numel():
+        launch(
+            x.device,
+            ("p_ptr",),
+            kernel,
+            x=x.contiguous(),
+            a=A,
+            c=c,
+            seed=seed,
+            p=P,
+            M=tokens,
+            K=features,
+            R=A.shape[0],
+            strides=A.stride(),
+            dropout=dropout_arguments(seed, dropout_p),
+            config=launch_config("lora_project", architecture(x.device), dtype_name(x), tokens),
+        )
+    return P

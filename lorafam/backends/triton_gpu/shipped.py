@@ -1,0 +1,160 @@
+"""Every kernel in every shipped configuration: calls of the ops that compile them, and the dump of what came out.
+
+The calls go the way a user's do, through the ops' implementations, so nothing is declared twice.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...ops.by_storage import NESTED_BLOCK_SIZE
+from .launch import Launch, compiled_only
+from .machine_code import machine_code
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# one number of tokens for each way the launch table goes
+TOKENS = (16, 64, 256)
+N, K, RANK = 256, 256, 16
+# K not a multiple of the block
+K_TAIL = 240
+
+Tensor = torch.Tensor
+Storage = tuple[Tensor, list[Tensor], list[int]]
+
+
+class Call(NamedTuple):
+    """One call of an op: its name, the dtype it is made for, and the call."""
+
+    op: str
+    dtype: torch.dtype
+    run: Callable[[], object]
+
+
+def calls() -> Iterator[Call]:
+    """Calls that between them launch every kernel in every shipped configuration and specialisation."""
+    from . import (
+        adalora_importance,
+        adalora_scores,
+        dequantize_4bit,
+        dropout,
+        lora_factors_grad,
+        lora_linear,
+        lora_linear_grad,
+        lora_project,
+        quantize_4bit,
+        quantize_absmax,
+        row_norm,
+        squared_row_norm,
+    )
+
+    seed, p = torch.tensor(1), 0.1
+    A, B_hat, vector = torch.zeros(RANK, K), torch.zeros(N, RANK), torch.ones(N)
+    for dtype in DTYPES:
+        weights = [(torch.zeros(N, K, dtype=dtype), [], []), _four_bit(N, K)]
+
+        def call(op: Any, *arguments: Any, dtype: torch.dtype = dtype) -> Call:
+            return Call(op.__name__, dtype, lambda: op(*arguments))
+
+        for tokens in TOKENS:
+            x, grad_y = torch.zeros(tokens, K, dtype=dtype), torch.zeros(tokens, N, dtype=dtype)
+            P = torch.zeros(tokens, RANK)
+            for weight in weights:
+                yield call(lora_linear, x, *weight, P, B_hat, vector, vector)
+                yield call(lora_linear, x, *weight, P, B_hat, None, None)
+                yield call(lora_linear_grad, grad_y, *weight, vector, P, A, seed, p)
+                yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
+            tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
+            yield call(lora_linear, tail, *_four_bit(N, K_TAIL), P, B_hat, None, None)
+        yield call(lora_project, x, A, seed, p)
+        yield call(lora_project, x, A, None, 0.0)
+        yield call(lora_factors_grad, grad_y, x, P, B_hat, vector, grad_y, vector, vector, seed, p, True)
+        yield call(lora_factors_grad, grad_y, x, P, B_hat, None, None, None, None, None, 0.0, False)
+        yield call(dropout, x, seed, p)
+        yield call(dequantize_4bit, *weights[1], dtype)
+        yield call(quantize_4bit, weights[0][0], 64, "nf4")
+        for weight in weights:
+            yield call(row_norm, *weight, A, B_hat, vector)
+            yield call(squared_row_norm, *weight)
+    factors = [A, B_hat]
+    yield Call("quantize_absmax", torch.float32, lambda: quantize_absmax(torch.ones(N), torch.arange(256.0)))
+    yield Call(
+        "adalora_importance",
+        torch.float32,
+        lambda: adalora_importance(factors, factors, [A.clone(), B_hat.clone()], [A.clone(), B_hat.clone()], 0.9, 0.9),
+    )
+    yield Call("adalora_scores", torch.float32, lambda: adalora_scores(factors, factors, [0, 1]))
+
+
+def _four_bit(rows: int, columns: int) -> Storage:
+    """An NF4 weight with double quantisation."""
+    blocks = -(-rows * columns // 64)
+    scales = [
+        torch.zeros(blocks, dtype=torch.uint8),
+        torch.ones(-(-blocks // NESTED_BLOCK_SIZE)),
+        torch.ones(256),
+        torch.ones(()),
+    ]
+    return torch.zeros(rows * columns // 2, dtype=torch.uint8), scales, [rows, columns, 64, 0, NESTED_BLOCK_SIZE]
+
+
+def dump_kernels(
+    folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, workers: int | None = None
+) -> list[dict[str, Any]]:
+    """Compiles everything and writes assembly, binaries and `kernels.json`; returns its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    # a process for each architecture: the compiler holds the interpreter's lock
+    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(_dump_one, [folder] * len(architectures), architectures):
+            rows += found
+    temporary = folder / ".kernels.json"
+    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / "kernels.json")
+    return rows
+
+
+def _dump_one(folder: Path, architecture: str) -> list[dict[str, Any]]:
+    place = folder / architecture
+    place.mkdir(exist_ok=True)
+    rows: dict[int, dict[str, Any]] = {}
+    keep = []
+    for op, dtype, run in calls():
+        with compiled_only(architecture) as launches:
+            run()
+        for launch in launches:
+            if id(launch.kernel) not in rows:
+                keep.append(launch.kernel)
+                name = f"{launch.name.removesuffix('_kernel')}-{len(rows):03d}"
+                rows[id(launch.kernel)] = _row(launch, op, dtype, architecture, place / name)
+    return list(rows.values())
+
+
+def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: Path) -> dict[str, Any]:
+    kernel = launch.kernel
+    assembly, binary = ("ptx", "cubin") if "cubin" in kernel.asm else ("amdgcn", "hsaco")
+    path.with_suffix(f".{assembly}").write_text(kernel.asm[assembly], encoding="utf-8")
+    path.with_suffix(f".{binary}").write_bytes(kernel.asm[binary])
+    constants = {kernel.src.fn.arg_names[at[0]]: value for at, value in kernel.src.constants.items()}
+    config = {name: value for name, value in constants.items() if name.isupper() and name not in ("TARGET",)}
+    relative = path.relative_to(path.parent.parent)
+    return {
+        "kernel": launch.name,
+        "op": op,
+        "file": Path(kernel.src.fn.fn.__code__.co_filename).name,
+        "target": architecture,
+        "dtype": str(dtype).removeprefix("torch."),
+        "config": {**config, "num_warps": kernel.metadata.num_warps, "num_stages": kernel.metadata.num_stages},
+        "grid": list(launch.grid),
+        "binary": str(relative.with_suffix(f".{binary}")),
+        "ptx": str(relative.with_suffix(f".{assembly}")),
+        **machine_code(kernel)._asdict(),
+    }

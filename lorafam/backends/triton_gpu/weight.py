@@ -1,0 +1,84 @@
+"""A base weight as the keyword arguments that every kernel over W takes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from ...kernels.launch_config import NVIDIA
+from ...kernels.launch_table import target_of
+from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
+from ...ops.by_storage import Layout, is_dense
+from .nf4_gain import GAINS
+
+Tensor = torch.Tensor
+
+_LEVELS = (NF4_LEVELS, FP4_LEVELS)
+
+
+def weight_arguments(
+    data: Tensor, scales: list[Tensor], layout: list[int], architecture: str, packed_for: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Pointers, strides and constexprs of W.
+
+    `packed_for` is the dtype (bf16 or fp16) of an operand that rounded levels may be multiplied with: taken up where
+    every row has whole blocks.
+    """
+    if is_dense(layout):
+        return {
+            "w_ptr": data,
+            "levels_ptr": None,
+            "absmax_ptr": None,
+            "nested_absmax_ptr": None,
+            "nested_levels_ptr": None,
+            "offset_ptr": None,
+            "stride_wn": data.stride(0),
+            "stride_wk": data.stride(1),
+            "BLOCK_SIZE": 0,
+            "PACKED": False,
+            "INVERSE_GAIN": 1.0,
+        }
+    shape = Layout(*layout)
+    packed = packed_for in (torch.bfloat16, torch.float16) and shape.in_features % shape.block_size == 0
+    gain, levels = 1.0, _levels(shape.quant_type, data.device)
+    if packed and packed_for is not None:
+        gain = GAINS[shape.quant_type][packed_for]
+        levels = _table(shape.quant_type, packed_for, target_of(architecture) == NVIDIA, data.device)
+    nested = bool(shape.nested_block_size)
+    absmax, nested_absmax, nested_levels, offset = (
+        (scale.reshape(-1).contiguous() for scale in scales) if nested else (scales[0].reshape(-1), None, None, None)
+    )
+    return {
+        "w_ptr": data.reshape(-1),
+        "levels_ptr": levels,
+        "absmax_ptr": absmax,
+        "nested_absmax_ptr": nested_absmax,
+        "nested_levels_ptr": nested_levels,
+        "offset_ptr": offset,
+        "stride_wn": 0,
+        "stride_wk": 0,
+        "BLOCK_SIZE": shape.block_size,
+        "PACKED": packed,
+        "INVERSE_GAIN": 1.0 / gain,
+    }
+
+
+@functools.cache
+def _levels(quant_type: int, device: torch.device) -> Tensor:
+    """The sixteen levels, fp32 [16]."""
+    return torch.tensor(_LEVELS[quant_type], dtype=torch.float32, device=device)
+
+
+@functools.cache
+def _table(quant_type: int, dtype: torch.dtype, words: bool, device: torch.device) -> Tensor:
+    """What `decode_levels` reads: gain · level rounded to `dtype`, as fp32 [16], or as the PTX decoder's int32 [16]:
+    four words of low bytes, four of high bytes, all of it twice.
+    """
+    levels = torch.tensor(_LEVELS[quant_type], dtype=torch.float64) * GAINS[quant_type][dtype]
+    rounded = levels.to(dtype)
+    if not words:
+        return rounded.float().to(device)
+    planes = rounded.view(torch.uint8).view(16, 2).T.contiguous().view(torch.int32).view(-1)
+    return planes.repeat(2).to(device)

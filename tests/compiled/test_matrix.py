@@ -1,0 +1,82 @@
+"""Every kernel, compiled for every architecture in every shipped configuration: no spills, shared memory within limits,
+tensor-core instructions in every product. Run by `make compiled`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.compiled
+
+# bytes of shared memory a program may have: CUDA programming guide, table of compute capabilities; CDNA3 and 4 ISA
+SHARED_LIMIT = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
+}
+PRODUCTS = {
+    "lora_linear_kernel",
+    "lora_decode_kernel",
+    "lora_linear_grad_kernel",
+    "lora_project_kernel",
+    "lora_factors_grad_kernel",
+    "row_norm_kernel",
+}
+KERNELS = PRODUCTS | {
+    "absmax_quantize_kernel",
+    "adalora_importance_kernel",
+    "adalora_scores_kernel",
+    "dropout_kernel",
+    "nf4_dequantize_kernel",
+    "nf4_quantize_kernel",
+    "split_sum_kernel",
+}
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    from lorafam.backends.triton_gpu.shipped import dump_kernels
+
+    return dump_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+def described(row: dict[str, Any]) -> str:
+    return f"{row['target']} {row['kernel']} {row['dtype']} {row['config']}"
+
+
+def test_every_kernel_on_every_architecture(rows: list[dict[str, Any]]) -> None:
+    for target in SHARED_LIMIT:
+        assert {row["kernel"] for row in rows if row["target"] == target} == KERNELS, target
+
+
+def test_no_kernel_is_left_out() -> None:
+    sources = (Path(__file__).parents[2] / "kernels").glob("*.py")
+    defined = {
+        line.removeprefix("def ").partition("(")[0]
+        for source in sources
+        for line in source.read_text(encoding="utf-8").splitlines()
+        if line.startswith("def ") and "_kernel(" in line
+    }
+    assert defined == KERNELS
+
+
+def test_no_spills(rows: list[dict[str, Any]]) -> None:
+    assert [described(row) for row in rows if row["spill_instructions"]] == []
+
+
+def test_shared_memory(rows: list[dict[str, Any]]) -> None:
+    assert [described(row) for row in rows if row["shared_bytes"] > SHARED_LIMIT[row["target"]]] == []
+
+
+def test_tensor_cores(rows: list[dict[str, Any]]) -> None:
+    without = [described(row) for row in rows if row["kernel"] in PRODUCTS and not row["tensor_core_instructions"]]
+    # ‖w‖² alone has no product
+    assert [line for line in without if "row_norm" not in line] == []

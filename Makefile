@@ -12,6 +12,9 @@ TORCH ?= torch==2.13.0
 ORIGIN := $(shell git config --get remote.origin.url)
 export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsim $(ORIGIN)/../shared/tools/ptxsim)))
 
+# compiled GPU code is run on one core
+PARALLEL := -n 2 --dist worksteal
+
 .PHONY: demo test lint bench compiled clean
 
 $(VENV)/installed: pyproject.toml setup.py
@@ -27,10 +30,10 @@ $(VENV)/demo-installed: $(VENV)/installed
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m lorafam.bench.demo
 
-# Triton's interpreter is chosen when a kernel is decorated, hence the second process
+# Triton's interpreter is chosen when a kernel is decorated, hence the second run
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
-	LORAFAM_BACKEND=interpret $(BIN)/python -m pytest tests/backends/test_four_bit.py tests/ops tests/test_functional.py
+	$(BIN)/python -m pytest $(PARALLEL)
+	LORAFAM_BACKEND=interpret $(BIN)/python -m pytest $(PARALLEL) tests/backends/test_four_bit.py tests/ops tests/test_functional.py
 
 compiled: $(VENV)/installed
 	$(BIN)/python -m pytest -m compiled tests/compiled

@@ -70,7 +70,8 @@ def adalora_scores(sensitivity: list[Tensor], uncertainty: list[Tensor], rank_di
             S=len(segments),
             config=launch_config("adalora_scores", architecture(smoothed.device), "float32"),
         )
-    return list(scores.split(sizes))
+    # an op's results may not share memory
+    return list(torch.split_with_sizes_copy(scores, sizes))
 
 
 def _laid_out(tensors: list[Tensor]) -> Tensor:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-# Triton's interpreter needs a process of its own
+# Triton's interpreter needs a process of its own, and must be chosen before anything imports triton
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
+if INTERPRETING:
+    os.environ["TRITON_INTERPRET"] = "1"
 BACKENDS = ["interpret"] if INTERPRETING else ["numba", "eager", "simulate"]
 MODULES = ["triton_gpu"] if INTERPRETING else ["numba_cpu", "eager", "triton_gpu"]
 

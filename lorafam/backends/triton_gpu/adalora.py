@@ -71,7 +71,7 @@ def adalora_scores(sensitivity: list[Tensor], uncertainty: list[Tensor], rank_di
             config=launch_config("adalora_scores", architecture(smoothed.device), "float32"),
         )
     # an op's results may not share memory
-    return list(torch.split_with_sizes_copy(scores, sizes))
+    return [score.clone() for score in scores.split(sizes)]
 
 
 def _laid_out(tensors: list[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 # make demo    fine-tunes a real model with every method, beside PEFT + bitsandbytes
 # make test    the tests        make lint    ruff and mypy        make bench    ratios to eager PyTorch and PEFT + bitsandbytes
+# make gpu     on a machine with a CUDA GPU: every test and the benchmark there, into bench/results/<gpu>.json
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 
 PYTHON ?= python3
@@ -12,10 +13,11 @@ TORCH ?= torch==2.13.0
 ORIGIN := $(shell git config --get remote.origin.url)
 export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsim $(ORIGIN)/../shared/tools/ptxsim)))
 
-# compiled GPU code is run on one core
-PARALLEL := -n 2 --dist worksteal
+# compiled GPU code is run on one core; two processes of two threads each would wait for one another
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py
 
-.PHONY: demo test lint bench compiled clean
+.PHONY: demo test lint bench gpu compiled clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +34,8 @@ demo: $(VENV)/demo-installed
 
 # Triton's interpreter is chosen when a kernel is decorated, hence the second run
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(PARALLEL)
-	LORAFAM_BACKEND=interpret $(BIN)/python -m pytest $(PARALLEL) tests/backends/test_four_bit.py tests/ops tests/test_functional.py
+	$(PYTEST)
+	LORAFAM_BACKEND=interpret $(PYTEST) $(INTERPRETED)
 
 compiled: $(VENV)/installed
 	$(BIN)/python -m pytest -m compiled tests/compiled
@@ -45,6 +47,16 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m lorafam.bench.run
+
+# a CUDA build of torch that the machine has, and its triton, are used as they are
+GPU_VENV := .venv-gpu
+
+$(GPU_VENV)/installed: pyproject.toml setup.py
+	$(PYTHON) bench/gpu_environment.py $(GPU_VENV) $(TORCH)
+	touch $@
+
+gpu: $(GPU_VENV)/installed
+	$(GPU_VENV)/bin/python -m lorafam.bench.gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output

@@ -53,13 +53,15 @@ class Case:
         return settings
 
 
-def make_case(name: str, size: int, tokens: int, dtype: torch.dtype = torch.float32, rank: int = 16) -> Case:
+def make_case(
+    name: str, size: int, tokens: int, dtype: torch.dtype = torch.float32, rank: int = 16, device: str = "cpu"
+) -> Case:
     """Random but fixed values; nothing of the adapter is zero, as after training."""
     method, quantised = CASES[name]
     generator = torch.Generator().manual_seed(size + tokens)
 
     def random(*shape: int, scale: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * scale
+        return (torch.randn(shape, generator=generator) * scale).to(device)
 
     torch.manual_seed(size + tokens)
     dense = nn.Linear(size, size, bias=False)

@@ -25,7 +25,7 @@ def draws(case: Case) -> list[Case]:
     generator = torch.Generator().manual_seed(1)
     cases = [case]
     for _ in range(1, math.ceil(SHARED_ERRORS / (case.tokens * case.rank))):
-        x, grad_y = (torch.randn(t.shape, generator=generator).to(t.dtype) for t in (case.x, case.grad_y))
+        x, grad_y = (torch.randn(t.shape, generator=generator).to(t) for t in (case.x, case.grad_y))
         cases.append(dataclasses.replace(case, x=x.requires_grad_(), grad_y=grad_y))
     return cases
 

@@ -18,22 +18,33 @@ from pathlib import Path
 
 import torch
 
+from . import junit
 from .contenders import CASES, CONTENDERS
-from .report import table
+from .report import table, write_json
 
 CASE_FOLDER = Path(__file__).parent / "cases"
+DEFAULTS = {
+    "cpu": {"sizes": [2048, 4096], "tokens": [1, 16, 128], "dtype": "float32"},
+    "cuda": {"sizes": [4096, 8192], "tokens": [1, 16, 128, 2048], "dtype": "bfloat16"},
+}
+NO_GPU = "expected a CUDA GPU, torch finds none"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lorafam.bench.run", description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 4096], help="in and out features")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 128])
+    parser.add_argument("--device", choices=list(DEFAULTS), default="cpu")
+    parser.add_argument("--sizes", type=int, nargs="+", help="in and out features")
+    parser.add_argument("--tokens", type=int, nargs="+")
     parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of x and the dense weight")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of x and the dense weight")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, at least 5 rounds")
-    parser.add_argument("--json", type=Path, help="also write pytest-benchmark's JSON here")
-    return parser.parse_args(given)
+    parser.add_argument("--json", type=Path, help="also write pytest-benchmark's JSON here, with what failed")
+    options = parser.parse_args(given)
+    for name, value in DEFAULTS[options.device].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def contenders() -> list[str]:
@@ -47,6 +58,13 @@ def contenders() -> list[str]:
     return list(CONTENDERS)
 
 
+def machine(device: str) -> str:
+    """What the figures are of."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
 def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -56,7 +74,11 @@ def processor() -> str:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise SystemExit(f"bench: {NO_GPU}")
     plan = {
+        "device": options.device,
         "sizes": options.sizes,
         "tokens": options.tokens,
         "methods": options.methods,
@@ -65,31 +87,32 @@ def main(given: list[str] | None = None) -> int:
         "seconds": options.seconds,
         "contenders": contenders(),
     }
-    packages = ("torch", "numba", "bitsandbytes", *plan["contenders"][2:])
+    packages = ("torch", "triton" if on_gpu else "numba", "bitsandbytes", *plan["contenders"][2:])
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(f"{processor()}, {torch.get_num_threads()} threads; {versions}")
+    print(f"{machine(options.device)}; {versions}")
     print(f"{options.dtype}, rank {options.rank}; median ms of lorafam, and how many times as long the others take\n")
     sys.stdout.flush()
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json"
+        output, outcome = Path(folder) / "results.json", Path(folder) / "outcome.xml"
         command = [sys.executable, "-m", "pytest", str(CASE_FOLDER), "-q", "--no-header", "-p", "no:cacheprovider"]
         command += [f"--benchmark-json={output}", "--benchmark-quiet", "--benchmark-columns=median", "-o", "testpaths="]
+        command += [f"--junitxml={outcome}", "--tb=short"]
         code = subprocess.run(
-            [*command, "--tb=short"],
+            command,
             env={**os.environ, "LORAFAM_BENCH_PLAN": json.dumps(plan)},
             stdout=subprocess.PIPE,
             text=True,
             check=False,
         )
-        if not output.exists():
+        if not outcome.exists():
             print(code.stdout)
             return code.returncode or 1
-        results = json.loads(output.read_text(encoding="utf-8"))
+        # pytest-benchmark writes none where no case passed
+        results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"benchmarks": []}
+        results["failures"] = junit.outcome(outcome)["failures"]
         if options.json:
-            temporary = options.json.with_name(f".{options.json.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-            temporary.replace(options.json)
-    print(table(results))
+            write_json(options.json, results)
+    print(table(results, digits=3 if on_gpu else 2))
     if code.returncode:
         print(f"\nFAILED: not every case passed its gate, or ran\n{code.stdout}")
     return code.returncode

@@ -10,10 +10,12 @@ the argument.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from . import backends as backends
-from .autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank
+from .autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, Orthogonality, scaled
 from .ops.by_storage import Storage, dense_storage, weight_shape
 from .ops.checks import check_device, check_dropout, check_factor, check_vector
 from .weights import NF4Weight
@@ -47,7 +49,7 @@ def lora_linear(
     `scaling` is α/r, or α/√r for rsLoRA (arXiv 2312.03732). `seed` (int64) fixes the dropout mask; None draws one from
     the device's generator when it is needed.
     """
-    return _lora(x, weight, A, B * scaling, bias, dropout_p, training, seed)
+    return _lora(x, weight, A, B, scaling, bias, dropout_p, training, seed)
 
 
 def adalora_linear(
@@ -69,12 +71,12 @@ def adalora_linear(
     """
     check_factor("E", E, (A.shape[0], 1), A.device)
     check_factor("B", B, (None, A.shape[0]), A.device)
-    return _lora(x, weight, A, adalora_b_hat(E, B, scaling, rank_num), bias, dropout_p, training, seed)
+    return _lora(x, weight, A, B, adalora_scale(E, scaling, rank_num), bias, dropout_p, training, seed)
 
 
-def adalora_b_hat(E: Tensor, B: Tensor, scaling: float | Tensor, rank_num: float | Tensor) -> Tensor:
-    """B̂ = s/(rank_num + 1e-5) B diag(E): AdaLoRA as a parametrisation of the one formula."""
-    return B * (E.squeeze(1) * (scaling / (rank_num + 1e-5)))
+def adalora_scale(E: Tensor, scaling: float | Tensor, rank_num: float | Tensor) -> Tensor:
+    """s/(rank_num + 1e-5) E [r], by which B is multiplied: AdaLoRA as a parametrisation of the one formula."""
+    return E.squeeze(1) * (scaling / (rank_num + 1e-5))
 
 
 def dora_linear(
@@ -105,15 +107,15 @@ def dora_linear(
     _check_factors(A, B, in_features, out_features, storage.data.device)
     check_vector("magnitude", magnitude, out_features, storage.data.device)
     check_vector("norm", norm, out_features, storage.data.device)
-    B_hat = B * scaling
     if norm is None:
-        norm = _row_norm(weight, storage, A, B_hat)
+        norm = _row_norm(weight, storage, A, B, scaling)
     seed = _seed(flat, dropout_p, training, seed)
     function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
     y = function.apply(
         flat,
         A,
-        B_hat,
+        B,
+        scaling,
         magnitude,
         norm,
         bias,
@@ -134,30 +136,45 @@ def row_norm(
     `weight_squared` [N] is ‖w_j‖² when the caller keeps it (an NF4Weight keeps its own).
     """
     storage = weight.storage() if isinstance(weight, NF4Weight) else dense_storage(weight)
-    return _row_norm(weight, storage, A, B * scaling, weight_squared)
+    return _row_norm(weight, storage, A, B, scaling, weight_squared)
 
 
 def low_rank(
     x: Tensor,
     A: Tensor,
-    B_hat: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
     *,
     dropout_p: float = 0.0,
     training: bool = False,
     seed: Tensor | int | None = None,
 ) -> Tensor:
-    """U = drop(x) Aᵀ B̂ᵀ in fp32: the update alone, for a base that computes its own product."""
-    _check_factors(A, B_hat, x.shape[-1], B_hat.shape[0], x.device)
+    """U = drop(x) Aᵀ (B ∘ scaling)ᵀ in fp32: the update alone, for a base that computes its own product. `scaling` is a
+    number, or a value a rank [r].
+    """
+    _check_factors(A, B, x.shape[-1], B.shape[0], x.device)
     flat = x.reshape(-1, x.shape[-1])
-    u = LowRank.apply(flat, A, B_hat, _seed(flat, dropout_p, training, seed), dropout_p)
-    return u.view(*x.shape[:-1], B_hat.shape[0])
+    u = LowRank.apply(flat, A, B, scaling, _seed(flat, dropout_p, training, seed), dropout_p)
+    return u.view(*x.shape[:-1], B.shape[0])
+
+
+def orthogonality_penalty(As: Sequence[Tensor], Bs: Sequence[Tensor]) -> Tensor:
+    """R [] = mean over all A [r, K] and B [N, r] of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F, in fp32 (AdaLoRA, arXiv 2303.10512,
+    equation 4, averaged and not squared as in PEFT).
+
+    Raises ValueError when there are none. On a GPU one launch serves the factors of a whole model.
+    """
+    if not As and not Bs:
+        raise ValueError("As, Bs: expected the factors of at least one layer, got none")
+    return Orthogonality.apply((0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
 
 
 def _lora(
     x: Tensor,
     weight: Weight,
     A: Tensor,
-    B_hat: Tensor,
+    B: Tensor,
+    scale: float | Tensor,
     bias: Tensor | None,
     dropout_p: float,
     training: bool,
@@ -166,19 +183,25 @@ def _lora(
     storage = _storage(x, weight)
     flat = _tokens(x, storage)
     out_features, in_features = weight_shape(storage.data, storage.layout)
-    _check_factors(A, B_hat, in_features, out_features, storage.data.device)
+    _check_factors(A, B, in_features, out_features, storage.data.device)
     seed = _seed(flat, dropout_p, training, seed)
-    y = LoraLinear.apply(flat, A, B_hat, bias, seed, dropout_p, storage.data, tuple(storage.layout), *storage.scales)
+    layout = tuple(storage.layout)
+    y = LoraLinear.apply(flat, A, B, scale, bias, seed, dropout_p, storage.data, layout, *storage.scales)
     return _restore(y, x)
 
 
 @torch.no_grad()
 def _row_norm(
-    weight: Weight, storage: Storage, A: Tensor, B_hat: Tensor, weight_squared: Tensor | None = None
+    weight: Weight,
+    storage: Storage,
+    A: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
+    weight_squared: Tensor | None = None,
 ) -> Tensor:
     if weight_squared is None and isinstance(weight, NF4Weight):
         weight_squared = weight.squared_row_norm()
-    return torch.ops.lorafam.row_norm(*storage, A, B_hat, weight_squared)
+    return torch.ops.lorafam.row_norm(*storage, A, scaled(B, scaling), weight_squared)
 
 
 def _storage(x: Tensor, weight: Weight) -> Storage:
@@ -222,7 +245,7 @@ def _seed(x: Tensor, dropout_p: float, training: bool, seed: Tensor | int | None
         return None
     if seed is None:
         # drawn on the device: no synchronisation, and activation checkpointing draws the same one again
-        return torch.empty((), dtype=torch.int64, device=x.device).random_()
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
     if not isinstance(seed, Tensor):
         return torch.tensor(seed, dtype=torch.int64, device=x.device)
     check_dropout(seed, dropout_p, x.device)

@@ -11,7 +11,7 @@ import torch
 from lorafam import functional as F
 from lorafam import quantize_nf4, reference
 from lorafam.reference import peft_order
-from tests.conftest import BACKENDS, INTERPRETING, need_ptxsim
+from tests.conftest import BACKENDS, INTERPRETING, device, need_ptxsim
 from tests.tolerances import assert_as_good_as_eager
 
 Tensor = torch.Tensor
@@ -37,12 +37,12 @@ METHODS = ("nf4_linear", "lora_linear", "adalora_linear", "dora_linear")
 
 
 def make(method: str, seed: int, dtype: torch.dtype, mean: float, shape: Shape = SHAPE) -> dict[str, Any]:
-    """Random arguments: x and bias in `dtype`, the adapter in fp32."""
+    """Random arguments on the backend's device: x and bias in `dtype`, the adapter in fp32."""
     M, K, N = shape[:3]
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 1.0, to: torch.dtype = torch.float32) -> Tensor:
-        return (torch.randn(shape, generator=generator) * scale).to(to)
+        return (torch.randn(shape, generator=generator) * scale).to(device(), to)
 
     rank = ADALORA_RANK if method == "adalora_linear" else shape.rank
     every = {
@@ -67,6 +67,7 @@ def make(method: str, seed: int, dtype: torch.dtype, mean: float, shape: Shape =
 def weight_of(storage: str, seed: int, dtype: torch.dtype, shape: Shape = SHAPE) -> tuple[Any, Tensor]:
     """A weight as the user has it, and what it stands for as a dense tensor."""
     dense = torch.randn(shape.N, shape.K, generator=torch.Generator().manual_seed(1000 + seed)) * 0.1
+    dense = dense.to(device())
     if storage == "dense":
         return dense.to(dtype), dense.to(dtype)
     quantised = quantize_nf4(dense, shape.block_size, storage == "nf4", quant_type="nf4" if storage == "nf4" else "fp4")
@@ -77,7 +78,7 @@ def run(forward: Callable[..., Tensor], given: dict[str, Any], grad_y: Tensor, *
     """{"y": ..., "dx": ..., ...} of a forward, by autograd."""
     leaves = {name: given[name].detach().clone().requires_grad_() for name in LEAVES if name in given}
     y = forward(**{**given, **leaves}, **more)
-    grads = torch.autograd.grad(y, list(leaves.values()), grad_y.to(y.dtype))
+    grads = torch.autograd.grad(y, list(leaves.values()), grad_y.to(y))
     return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}}
 
 
@@ -106,7 +107,7 @@ def compare(
         masked: dict[str, Any] = {}
         ours: dict[str, Any] = {}
         if method != "nf4_linear" and dropout_p:
-            mask = reference.dropout_mask(seed, M, K, dropout_p, dtype=torch.float64)
+            mask = reference.dropout_mask(seed, M, K, dropout_p, torch.float64, device())
             masked = {"mask": mask}
             ours = {"dropout_p": dropout_p, "training": True, "seed": seed}
         results["ours"].append(run(getattr(F, method), {**given, "weight": weight}, grad_y, **ours, **own))
@@ -150,7 +151,7 @@ def test_inputs_off_zero_in_bf16(method: str, backend: str) -> None:
 def test_leading_dimensions_and_strides(method: str, leading: tuple[int, ...], backend: str) -> None:
     given = make(method, 0, torch.float32, 0.0)
     weight, _ = weight_of("nf4", 0, torch.float32)
-    x = torch.randn(*leading, K, 2)[..., 0].requires_grad_()
+    x = torch.randn(*leading, K, 2).to(device())[..., 0].requires_grad_()
     y = getattr(F, method)(**{**given, "x": x}, weight=weight)
     assert y.shape == (*leading, N)
     y.sum().backward()
@@ -174,10 +175,11 @@ def test_dora_zero_magnitude(backend: str) -> None:
 def test_dora_zero_rows(backend: str) -> None:
     """A row of W + B̂A that is zero gives zero outputs and finite gradients."""
     given = make("dora_linear", 0, torch.float32, 0.0)
-    dense = torch.randn(N, K)
+    dense = torch.randn(N, K).to(device())
     dense[3] = 0.0
     given["B"][3] = 0.0
-    result = run(F.dora_linear, {**given, "bias": torch.zeros(N), "weight": dense}, torch.ones(M, N))
+    given |= {"bias": torch.zeros_like(given["bias"]), "weight": dense}
+    result = run(F.dora_linear, given, torch.ones(M, N))
     assert result["y"][:, 3].eq(0).all()
     for name in ("y", "dx", "dA", "dmagnitude"):
         assert result[name].isfinite().all(), name
@@ -215,7 +217,8 @@ def test_same_seed_same_mask_on_every_backend(monkeypatch: pytest.MonkeyPatch) -
             if name == "simulate":
                 need_ptxsim()
             monkeypatch.setenv("LORAFAM_BACKEND", name)
-            assert torch.equal(torch.ops.lorafam.dropout(x, seed, DROPOUT), expected), name
+            dropped = torch.ops.lorafam.dropout(x.to(device()), seed.to(device()), DROPOUT)
+            assert torch.equal(dropped.cpu(), expected), name
 
 
 def test_checkpointing_draws_the_same_mask(backend: str) -> None:
@@ -240,7 +243,7 @@ def test_checkpointing_draws_the_same_mask(backend: str) -> None:
 def test_autocast_takes_autocast_dtype(backend: str) -> None:
     given = make("dora_linear", 0, torch.float32, 0.0)
     weight = weight_of("nf4", 0, torch.float32)[0]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device(), torch.bfloat16):
         y = F.dora_linear(**given, weight=weight)
     expected = F.dora_linear(**{**given, "x": given["x"].bfloat16()}, weight=weight)
     assert torch.equal(y, expected)

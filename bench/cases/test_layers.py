@@ -11,16 +11,20 @@ import pytest
 import torch
 from lorafam.bench.contenders import Case, forward_of, make_case, train_of
 from lorafam.bench.gate import check
+from lorafam.bench.gpu_clock import GpuClock
 
 # what to run comes from run.py
 PLAN = json.loads(os.environ["LORAFAM_BENCH_PLAN"])
 BUDGET = PLAN["seconds"]
-ROUNDS = 5, 60
+CLOCK = GpuClock() if PLAN["device"] == "cuda" else None
+# on a GPU a call takes microseconds
+ROUNDS = (20, 200) if CLOCK else (5, 60)
+pytestmark = [pytest.mark.benchmark(timer=CLOCK.read)] if CLOCK else []
 
 
 @functools.lru_cache(maxsize=1)
 def checked_case(name: str, size: int, tokens: int) -> Case:
-    case = make_case(name, size, tokens, getattr(torch, PLAN["dtype"]), PLAN["rank"])
+    case = make_case(name, size, tokens, getattr(torch, PLAN["dtype"]), PLAN["rank"], PLAN["device"])
     check(case)
     return case
 
@@ -37,6 +41,11 @@ def test_layer(benchmark, name: str, size: int, tokens: int, direction: str, con
     start = time.perf_counter()
     call()
     call()
+    if CLOCK:
+        torch.cuda.synchronize()
     rounds = int(BUDGET / max(1e-9, (time.perf_counter() - start) / 2))
-    benchmark.extra_info.update(name=name, size=size, tokens=tokens, direction=direction, contender=contender)
-    benchmark.pedantic(call, rounds=max(ROUNDS[0], min(rounds, ROUNDS[1])), iterations=1)
+    benchmark.extra_info.update(
+        name=name, size=size, tokens=tokens, direction=direction, contender=contender, dtype=PLAN["dtype"]
+    )
+    setup = CLOCK.prepare if CLOCK else None
+    benchmark.pedantic(call, setup=setup, rounds=max(ROUNDS[0], min(rounds, ROUNDS[1])), iterations=1)

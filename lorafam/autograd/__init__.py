@@ -5,5 +5,7 @@ from .dora_linear import DoraLinear
 from .frozen_linear import FrozenLinear
 from .lora_linear import LoraLinear
 from .low_rank import LowRank
+from .orthogonality import Orthogonality
+from .scaled_factor import scaled
 
-__all__ = ["DoraInputDropout", "DoraLinear", "FrozenLinear", "LoraLinear", "LowRank"]
+__all__ = ["DoraInputDropout", "DoraLinear", "FrozenLinear", "LoraLinear", "LowRank", "Orthogonality", "scaled"]

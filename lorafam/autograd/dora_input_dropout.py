@@ -16,19 +16,21 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..ops.library import accumulate_dtype
+from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
 
 
 class DoraInputDropout(torch.autograd.Function):
-    """x [M, K], A [r, K], B̂ [N, r], m and n [N] → Y [M, N] in x's dtype."""
+    """x [M, K], A [r, K], B [N, r] with B̂ = B ∘ scale, m and n [N] → Y [M, N] in x's dtype."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         A: Tensor,
-        B_hat: Tensor,
+        B: Tensor,
+        scale: Scale,
         magnitude: Tensor,
         norm: Tensor,
         bias: Tensor | None,
@@ -43,27 +45,31 @@ class DoraInputDropout(torch.autograd.Function):
         dropped = torch.ops.lorafam.dropout(wide, seed, dropout_p)
         P = torch.ops.lorafam.lora_project(dropped, A, None, 0.0)
         both = torch.cat([wide, dropped])
-        product = torch.ops.lorafam.lora_linear(both, data, scales, layout, torch.cat([P, P]), B_hat, None, None)
+        product = torch.ops.lorafam.lora_linear(
+            both, data, scales, layout, torch.cat([P, P]), scaled(B, scale), None, None
+        )
         U = product[tokens:].clone()
         y = (magnitude / norm - 1) * U + product[:tokens]
         if bias is not None:
             y = y + bias
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(x, P, U, A, B_hat, magnitude, norm, seed, data, *scales)
+        ctx.scale, saved_scale = as_saved(scale)
+        ctx.save_for_backward(x, P, U, A, B, saved_scale, magnitude, norm, seed, data, *scales)
         return y.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, U, A, B_hat, magnitude, norm, seed, data, *scales = ctx.saved_tensors
-        needs_x, needs_a, needs_b, needs_m, _, needs_bias = ctx.needs_input_grad[:6]
+        x, P, U, A, B, scale, magnitude, norm, seed, data, *scales = ctx.saved_tensors
+        scale = ctx.scale if scale is None else scale
+        needs_x, needs_a, needs_b, needs_scale, needs_m, _, needs_bias = ctx.needs_input_grad[:7]
         c = magnitude / norm
         Q, dA, dB_hat, dm, dbias = torch.ops.lorafam.lora_factors_grad(
             grad_y,
             x,
             P,
-            B_hat,
+            scaled(B, scale),
             c,
             U if needs_m else None,
             None,
@@ -84,7 +90,7 @@ class DoraInputDropout(torch.autograd.Function):
         return (
             dx,
             dA.to(A.dtype) if needs_a else None,
-            dB_hat.to(B_hat.dtype) if needs_b else None,
+            *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             dm.to(magnitude.dtype) if needs_m else None,
             None,
             dbias.to(ctx.bias_dtype) if needs_bias else None,

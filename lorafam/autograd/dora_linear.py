@@ -1,5 +1,5 @@
-"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias, c = m / n, n constant (DoRA, arXiv 2402.09353, section 4.3); gradients for x, A, B̂,
-m, bias.
+"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias, c = m / n, n constant (DoRA, arXiv 2402.09353, section 4.3); gradients for x, A, B,
+m, bias, where B̂ = B ∘ scale.
 
 Saved beyond parameters and codes: x, P, the seed and Y itself, the very tensor returned, so that an in-place change of
 it raises in the backward instead of corrupting dm = Σ G ∘ (Y − bias) / m. A compiled graph has no such guard; there the
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+
 Tensor = torch.Tensor
 
 # below this |c| a bias makes dm from the saved output too inexact for the ratio rule (1.5 x eager)
@@ -23,14 +25,15 @@ WEAK_SCALE = 0.75
 
 
 class DoraLinear(torch.autograd.Function):
-    """x [M, K], A [r, K], B̂ [N, r], m and n [N] → Y [M, N] in x's dtype."""
+    """x [M, K], A [r, K], B [N, r], m and n [N] → Y [M, N] in x's dtype."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         A: Tensor,
-        B_hat: Tensor,
+        B: Tensor,
+        scale: Scale,
         magnitude: Tensor,
         norm: Tensor,
         bias: Tensor | None,
@@ -41,7 +44,7 @@ class DoraLinear(torch.autograd.Function):
         *scales: Tensor,
     ) -> Tensor:
         P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
-        c = magnitude / norm
+        c, B_hat = magnitude / norm, scaled(B, scale)
         ctx.saves_product = torch.compiler.is_compiling()
         if ctx.saves_product:
             kept = torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, None, None)
@@ -50,15 +53,17 @@ class DoraLinear(torch.autograd.Function):
         else:
             y = kept = torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, c, bias)
         ctx.dropout_p, ctx.layout = dropout_p, layout
-        ctx.save_for_backward(x, P, A, B_hat, magnitude, norm, bias, seed, kept, data, *scales)
+        ctx.scale, saved_scale = as_saved(scale)
+        ctx.save_for_backward(x, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B_hat, magnitude, norm, bias, seed, kept, data, *scales = ctx.saved_tensors
-        needs_x, needs_a, needs_b, needs_m, _, needs_bias = ctx.needs_input_grad[:6]
-        c = magnitude / norm
+        x, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = ctx.saved_tensors
+        scale = ctx.scale if scale is None else scale
+        needs_x, needs_a, needs_b, needs_scale, needs_m, _, needs_bias = ctx.needs_input_grad[:7]
+        c, B_hat = magnitude / norm, scaled(B, scale)
         y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
         if not needs_m:
             y = m = offset = None
@@ -76,7 +81,7 @@ class DoraLinear(torch.autograd.Function):
         return (
             dx,
             dA.to(A.dtype) if needs_a else None,
-            dB_hat.to(B_hat.dtype) if needs_b else None,
+            *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             dm.to(magnitude.dtype) if needs_m else None,
             None,
             dbias.to(bias.dtype) if needs_bias else None,

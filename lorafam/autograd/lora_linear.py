@@ -1,4 +1,5 @@
-"""Y = x Wᵀ + drop(x) Aᵀ B̂ᵀ + bias with gradients for x, A, B̂ and bias (LoRA, arXiv 2106.09685; AdaLoRA through B̂).
+"""Y = x Wᵀ + drop(x) Aᵀ B̂ᵀ + bias with gradients for x, A, B, scale and bias, where B̂ = B ∘ scale (LoRA, arXiv
+2106.09685; AdaLoRA through the scale).
 
 Saved beyond parameters and codes: x, P = drop(x) Aᵀ [M, r] and the seed. The mask is regenerated.
 """
@@ -10,18 +11,21 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+
 Tensor = torch.Tensor
 
 
 class LoraLinear(torch.autograd.Function):
-    """x [M, K], A [r, K], B̂ [N, r] → Y [M, N] in x's dtype."""
+    """x [M, K], A [r, K], B [N, r] → Y [M, N] in x's dtype."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         A: Tensor,
-        B_hat: Tensor,
+        B: Tensor,
+        scale: Scale,
         bias: Tensor | None,
         seed: Tensor | None,
         dropout_p: float,
@@ -32,16 +36,18 @@ class LoraLinear(torch.autograd.Function):
         P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(x, P, A, B_hat, seed, data, *scales)
-        return torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, None, bias)
+        ctx.scale, saved_scale = as_saved(scale)
+        ctx.save_for_backward(x, P, A, B, saved_scale, seed, data, *scales)
+        return torch.ops.lorafam.lora_linear(x, data, scales, layout, P, scaled(B, scale), None, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B_hat, seed, data, *scales = ctx.saved_tensors
-        needs_x, needs_a, needs_b, needs_bias = ctx.needs_input_grad[:4]
+        x, P, A, B, scale, seed, data, *scales = ctx.saved_tensors
+        scale = ctx.scale if scale is None else scale
+        needs_x, needs_a, needs_b, needs_scale, needs_bias = ctx.needs_input_grad[:5]
         Q, dA, dB_hat, _, dbias = torch.ops.lorafam.lora_factors_grad(
-            grad_y, x, P, B_hat, None, None, None, None, seed, ctx.dropout_p, needs_bias
+            grad_y, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, needs_bias
         )
         dx = None
         if needs_x:
@@ -49,7 +55,7 @@ class LoraLinear(torch.autograd.Function):
         return (
             dx,
             dA.to(A.dtype) if needs_a else None,
-            dB_hat.to(B_hat.dtype) if needs_b else None,
+            *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             dbias.to(ctx.bias_dtype) if needs_bias else None,
             None,
             None,

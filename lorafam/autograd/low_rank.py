@@ -1,4 +1,5 @@
-"""U = drop(x) Aᵀ B̂ᵀ alone, for a base module that computes its own product: gradients for x, A and B̂.
+"""U = drop(x) Aᵀ B̂ᵀ alone, for a base module that computes its own product: gradients for x, A, B and scale,
+where B̂ = B ∘ scale.
 
 Products with the factors go through the ops with a factor as dense weight: autocast never lowers them.
 """
@@ -10,25 +11,31 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+
 Tensor = torch.Tensor
 
 
 class LowRank(torch.autograd.Function):
-    """x [M, K], A [r, K], B̂ [N, r] → U [M, N] in fp32 (fp64 for fp64 x)."""
+    """x [M, K], A [r, K], B [N, r] → U [M, N] in fp32 (fp64 for fp64 x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, B_hat: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: Scale, seed: Tensor | None, dropout_p: float
+    ) -> Tensor:
         P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
         ctx.dropout_p = dropout_p
-        ctx.save_for_backward(x, P, A, B_hat, seed)
-        return torch.ops.lorafam.lora_linear(P, B_hat.to(P.dtype), [], [], None, None, None, None)
+        ctx.scale, saved_scale = as_saved(scale)
+        ctx.save_for_backward(x, P, A, B, saved_scale, seed)
+        return torch.ops.lorafam.lora_linear(P, scaled(B, scale).to(P.dtype), [], [], None, None, None, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_u: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B_hat, seed = ctx.saved_tensors
+        x, P, A, B, scale, seed = ctx.saved_tensors
+        scale = ctx.scale if scale is None else scale
         Q, dA, dB_hat, _, _ = torch.ops.lorafam.lora_factors_grad(
-            grad_u, x, P, B_hat, None, None, None, None, seed, ctx.dropout_p, False
+            grad_u, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, False
         )
         dx = None
         if ctx.needs_input_grad[0]:
@@ -36,4 +43,5 @@ class LowRank(torch.autograd.Function):
             if seed is not None:
                 dx = torch.ops.lorafam.dropout(dx, seed, ctx.dropout_p)
             dx = dx.to(x.dtype)
-        return dx, dA.to(A.dtype), dB_hat.to(B_hat.dtype), None, None
+        dB, dscale = scaled_grads(dB_hat, B, scale, ctx.needs_input_grad[2], ctx.needs_input_grad[3])
+        return dx, dA.to(A.dtype), dB, dscale, None, None

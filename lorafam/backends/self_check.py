@@ -149,6 +149,9 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
         (factors, factors, [A.abs(), B_hat.abs()], [A.abs(), B_hat.abs()], 0.8, 0.9),
     )
     yield "adalora_scores", "two tensors", (factors, factors, [0, 1])
+    yield "adalora_penalty", "two tensors", (factors, [0, 1])
+    distances, deviations = eager.adalora_penalty(factors, [0, 1])
+    yield "adalora_penalty_grad", "two tensors", (factors, [0, 1], distances, deviations, random(2))
 
 
 def _copied(arguments: Arguments, *, wide: bool) -> Arguments:

@@ -30,7 +30,7 @@ class AdaLoraLinear(AdapterLayer):
         if init != "default":
             raise ValueError(f"init: AdaLoRA has one initialisation, expected 'default', got {init!r}")
         device = base_device(self.base_layer)
-        adapter = Adapter(r, alpha, dropout, rslora, float(alpha))
+        adapter = Adapter(r, alpha, dropout, rslora, float(alpha), device)
         # E = 0: the layer equals its base; A and B as in PEFT
         adapter.A = nn.Parameter(torch.randn(r, self.in_features, device=device) * 0.02)
         adapter.E = nn.Parameter(torch.zeros(r, 1, device=device))
@@ -45,8 +45,8 @@ class AdaLoraLinear(AdapterLayer):
     def rank_num(self) -> int:
         return self.active.rank_num
 
-    def b_hat(self) -> Tensor:
-        return F.adalora_b_hat(self.E, self.B, self.active.scaling, self.rank_num)
+    def scale(self) -> Tensor:
+        return F.adalora_scale(self.E, self.active.scale, self.rank_num)
 
     def adapted(self, x: Tensor) -> Tensor:
         weight = base_weight(self.base_layer).weight
@@ -58,7 +58,7 @@ class AdaLoraLinear(AdapterLayer):
             self.A,
             self.E,
             self.B,
-            self.active.scaling,
+            self.active.scale,
             self.rank_num,
             self.base_bias(),
             dropout_p=self.active.dropout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,19 +17,40 @@ Tensor = torch.Tensor
 class Adapter(nn.Module):
     """A [r, K] and B [N, r] (with E [r, 1] for AdaLoRA, magnitude [N] for DoRA, bias [N]), fp32 by default.
 
-    `scaling` multiplies B A: α/r, α/√r for rsLoRA (arXiv 2312.03732), α for AdaLoRA.
+    `scaling` multiplies B A: α/r, α/√r for rsLoRA (arXiv 2312.03732), α for AdaLoRA. Forwards take it as `scale`, a
+    tensor: torch.compile would compile anew for another float.
     """
 
     A: nn.Parameter
     B: nn.Parameter
+    scale: Tensor
     # AdaLoRA's: the rank at the start, and which of those ranks were kept for good
     rank_num: int
     kept_ranks: list[bool] | None
 
-    def __init__(self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float) -> None:
+    def __init__(
+        self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float, device: torch.device
+    ) -> None:
         super().__init__()
-        self.rank, self.alpha, self.dropout, self.rslora, self.scaling = rank, alpha, dropout, rslora, scaling
+        self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rank_num, self.kept_ranks = rank, None
+        self.register_buffer("scale", torch.tensor(scaling, dtype=torch.float64, device=device), persistent=False)
+        self.scaling = scaling
+
+    @property
+    def scaling(self) -> float:
+        return self._scaling
+
+    @scaling.setter
+    def scaling(self, value: float) -> None:
+        self._scaling = float(value)
+        self.scale.fill_(self._scaling)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        super()._apply(fn, recurse)
+        # `.to(bfloat16)` narrows buffers, `.to_empty()` loses their values
+        self.scale = torch.full_like(self.scale, self._scaling, dtype=torch.float64)
+        return self
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, rslora={self.rslora}"

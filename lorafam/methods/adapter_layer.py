@@ -63,9 +63,13 @@ class AdapterLayer(nn.Module, ABC):
     def adapted(self, x: Tensor) -> Tensor:
         """The forward with the active adapter."""
 
-    @abstractmethod
+    def scale(self) -> Tensor:
+        """What multiplies B of the active adapter: one value, or one a rank [r]."""
+        return self.active.scale
+
     def b_hat(self) -> Tensor:
         """B̂ [N, r] of the active adapter."""
+        return self.B * self.scale()
 
     def merged_weight(self, weight: Tensor) -> Tensor:
         """c ∘ (W + B̂ A) for W [N, K] in fp32."""
@@ -132,7 +136,7 @@ class AdapterLayer(nn.Module, ABC):
 
     def update(self, x: Tensor) -> Tensor:
         """U = drop(x) Aᵀ B̂ᵀ in fp32."""
-        return F.low_rank(x, self.A, self.b_hat(), dropout_p=self.active.dropout, training=self.training)
+        return F.low_rank(x, self.A, self.B, self.scale(), dropout_p=self.active.dropout, training=self.training)
 
     def base_bias(self) -> Tensor | None:
         bias = getattr(self.base_layer, "bias", None)

@@ -50,7 +50,7 @@ class DoraLinear(AdapterLayer):
         if bias:
             raise ValueError("bias: DoRA has no bias of its own, expected False")
         device = base_device(self.base_layer)
-        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora))
+        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), device)
         adapter.A = initial_a(r, self.in_features, init, device)
         adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
         # B = 0: the norm of the base's rows, so that c = 1
@@ -61,15 +61,12 @@ class DoraLinear(AdapterLayer):
     def magnitude(self) -> nn.Parameter:
         return self.active.magnitude  # type: ignore[return-value]
 
-    def b_hat(self) -> Tensor:
-        return self.B * self.active.scaling
-
     def norm(self) -> Tensor:
         """n [N] in fp32: ‖W + s B A‖ per output feature, of the unmerged base."""
         keep = not (self.training or torch.is_grad_enabled())
         if keep and self._norm is not None:
             return self._norm
-        norm = self._row_norm(self.A, self.B, self.active.scaling)
+        norm = self._row_norm(self.A, self.B, self.active.scale)
         self._norm = norm if keep else None
         return norm
 
@@ -88,7 +85,7 @@ class DoraLinear(AdapterLayer):
             self.A,
             self.B,
             self.magnitude,
-            self.active.scaling,
+            self.active.scale,
             self.base_bias(),
             dropout_p=self.active.dropout,
             dora_dropout=self.dora_dropout,
@@ -107,11 +104,15 @@ class DoraLinear(AdapterLayer):
         scaled = product * (self.magnitude / self.norm()).to(y.dtype)
         return scaled if bias is None else scaled + bias
 
-    def _row_norm(self, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    def _row_norm(self, A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
         weight = base_weight(self.base_layer).weight
         if weight is None:
             weight = dense_base_weight(self.base_layer)
-        squared = None if isinstance(weight, NF4Weight) else self._dense_squared(weight)
+        # a compiled graph can't ask for the weight's version: there the op forms ‖w_j‖² itself
+        if isinstance(weight, NF4Weight) or torch.compiler.is_compiling():
+            squared = None
+        else:
+            squared = self._dense_squared(weight)
         return F.row_norm(weight, A, B, scaling, weight_squared=squared)
 
     def _dense_squared(self, weight: Tensor) -> Tensor:

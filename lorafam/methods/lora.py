@@ -20,21 +20,18 @@ class LoraLinear(AdapterLayer):
 
     def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
         device = base_device(self.base_layer)
-        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora))
+        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), device)
         adapter.A = initial_a(r, self.in_features, init, device)
         adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
         if bias:
             adapter.bias = nn.Parameter(torch.zeros(self.out_features, device=device))
         return adapter
 
-    def b_hat(self) -> Tensor:
-        return self.B * self.active.scaling
-
     def merged_bias(self, bias: Tensor | None) -> Tensor | None:
         own = getattr(self.active, "bias", None)
         if own is None:
             return bias
-        scaled = own * self.active.scaling
+        scaled = own * self.active.scale
         return scaled if bias is None else (bias + scaled).to(bias.dtype)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -46,7 +43,7 @@ class LoraLinear(AdapterLayer):
             weight,
             self.A,
             self.B,
-            self.active.scaling,
+            self.active.scale,
             self.merged_bias(self.base_bias()),
             dropout_p=self.active.dropout,
             training=self.training,

@@ -2,6 +2,7 @@
 
 from . import (
     adalora_importance,
+    adalora_penalty,
     dequantize_4bit,
     dropout,
     lora_factors_grad,
@@ -14,6 +15,7 @@ from . import (
 
 __all__ = [
     "adalora_importance",
+    "adalora_penalty",
     "dequantize_4bit",
     "dropout",
     "lora_factors_grad",

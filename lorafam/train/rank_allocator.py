@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import functional as F
 from ..methods import AdaLoraLinear
 from ..model.adapt import adapter_layers
-from ..reference import budget, keep_mask, orthogonality_penalty
+from ..reference import budget, keep_mask
 
 Tensor = torch.Tensor
 
@@ -83,8 +84,8 @@ class RankAllocator:
         """The orthogonality penalty to add to the loss: its weight times the mean of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F over
         all layers.
         """
-        layers = self._layers.values()
-        return self.orthogonality * orthogonality_penalty([layer.A for layer in layers], [layer.B for layer in layers])
+        As, Bs = zip(*((layer.A, layer.B) for layer in self._layers.values()), strict=True)
+        return self.orthogonality * F.orthogonality_penalty(As, Bs)
 
     @torch.no_grad()
     def step(self, global_step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,17 @@ def test_a_kernel_that_raises_is_found() -> None:
 
 
 @pytest.fixture
-def _gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A GPU that exists in name only, whose kernels' check is the test's."""
     monkeypatch.setenv(self_check.CACHE_DIR, str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU/1")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(selection, "_triton_failure", lambda _: None)
     monkeypatch.delenv(selection.VARIABLE, raising=False)
+    self_check._failures.cache_clear()
+    selection._choose.cache_clear()
+    yield
+    # a real GPU, or none, is chosen for anew
     self_check._failures.cache_clear()
     selection._choose.cache_clear()
 

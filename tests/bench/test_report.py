@@ -1,10 +1,14 @@
-"""Ratios and the table, from figures made up here."""
+"""Ratios, rows and the table, from figures made up here."""
 
-from lorafam.bench.report import medians, ratios, table
+import json
+from pathlib import Path
+
+import pytest
+from lorafam.bench.report import medians, ratios, rows, table, write_json
 
 
 def entry(direction: str, contender: str, seconds: float) -> dict:
-    info = {"name": "qlora", "size": 2048, "tokens": 16, "direction": direction, "contender": contender}
+    info = {"name": "qlora", "size": 2048, "tokens": 16, "direction": direction, "contender": contender, "dtype": "x"}
     return {"extra_info": info, "stats": {"median": seconds}}
 
 
@@ -28,3 +32,29 @@ def test_ratios() -> None:
 def test_table_has_a_line_a_case_and_no_figure_that_was_not_measured() -> None:
     line = table(RESULTS).splitlines()[-1].split()
     assert line == ["qlora", "2048", "16", "2.00", "5.00x", "15.00x", "4.00", "1.50x", "-"]
+    assert table(RESULTS, digits=3).splitlines()[-1].split()[3] == "2.000"
+
+
+def test_rows() -> None:
+    found = rows(RESULTS)
+    assert [row["ratio"] for row in found] == [1.0, 5.0, 15.0, 1.0, 1.5]
+    assert found[2] == {
+        "method": "qlora",
+        "size": 2048,
+        "tokens": 16,
+        "direction": "forward",
+        "dtype": "x",
+        "contender": "peft",
+        "median_seconds": 0.030,
+        "ratio": 15.0,
+    }
+    assert [row["ratio"] for row in rows({"benchmarks": RESULTS["benchmarks"][1:2]})] == [None]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]

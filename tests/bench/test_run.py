@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from lorafam.bench.report import rows
+from lorafam.bench.run import arguments
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -34,4 +39,35 @@ def test_small_run(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("qlora")
-    assert len(json.loads(output.read_text())["benchmarks"]) == 6
+    found = json.loads(output.read_text())
+    assert found["failures"] == {}
+    measured = rows(found)
+    assert len(measured) == 6
+    assert {(row["method"], row["size"], row["tokens"], row["dtype"]) for row in measured} == {
+        ("qlora", 64, 2, "float32")
+    }
+
+
+def test_a_case_that_fails_is_written(tmp_path: Path) -> None:
+    """A size of 0 has no result to be checked."""
+    output = tmp_path / "results.json"
+    result = run("--sizes", "0", "--tokens", "2", "--methods", "lora", "--json", str(output))
+    assert result.returncode == 1
+    found = json.loads(output.read_text())
+    assert found["benchmarks"] == []
+    assert len(found["failures"]) == 6
+
+
+def test_defaults_of_a_device() -> None:
+    on_cpu, on_gpu = arguments([]), arguments(["--device", "cuda", "--tokens", "3"])
+    assert (on_cpu.device, on_cpu.sizes, on_cpu.tokens, on_cpu.dtype) == ("cpu", [2048, 4096], [1, 16, 128], "float32")
+    assert (on_gpu.sizes, on_gpu.tokens, on_gpu.dtype) == ([4096, 8192], [3], "bfloat16")
+    assert arguments(["--device", "cuda"]).tokens == [1, 16, 128, 2048]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_no_gpu_is_one_line() -> None:
+    result = run("--device", "cuda")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "bench: expected a CUDA GPU, torch finds none"
+    assert result.stdout == ""

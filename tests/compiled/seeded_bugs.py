@@ -24,6 +24,14 @@ FOUR_BIT = ("tests/backends/test_four_bit.py",)
 ADALORA = ("tests/backends/triton_gpu/test_adalora.py",)
 
 
+# of compiled code: instructions taken out of the PTX of every kernel
+AHEAD_OF_TIME = "../lorafam/backends/triton_gpu/ahead_of_time.py"
+COMPILED = "kernel = _compiled[key] = triton.compile(source, target=target, options=options.__dict__)\n"
+WITHOUT = """            lines = kernel.asm["ptx"].splitlines()
+            kernel.asm["ptx"] = "\\n".join(line for line in lines if not line.strip().startswith("{text}"))
+"""
+
+
 class Bug(NamedTuple):
     """`old` stands once in kernels/`file` and is replaced by `new`; `tests` should find it."""
 
@@ -87,13 +95,8 @@ BUGS = (
         "tl.join(word0, word2), tl.join(word1, word3)",
         "tl.join(word0, word1), tl.join(word2, word3)",
     ),
-    Bug("tiles/exact_dot.py", "lose a piece", "        acc = tl.dot(a, b2, acc)\n", ""),
-    Bug(
-        "tiles/exact_dot.py",
-        "lose a pair",
-        "        acc = tl.dot(a2, b1, acc)\n        return tl.dot(a1, b1, acc)\n",
-        "        return tl.dot(a1, b1, acc)\n",
-    ),
+    Bug("tiles/exact_dot.py", "lose a piece", "        part = tl.dot(a, b2, part)\n", ""),
+    Bug("tiles/exact_dot.py", "lose a pair", "        part = tl.dot(a2, b1, part)\n", ""),
     Bug("tiles/tile_order.py", "wrong order", "height = tl.minimum(tiles_m - first_m, GROUP)", "height = GROUP"),
     Bug("lora_linear.py", "wrong accumulator start", "acc = low_rank_start(", "acc = 2.0 * low_rank_start("),
     Bug(
@@ -195,7 +198,34 @@ BUGS = (
         "for start in range(0, count - BLOCK + 1, BLOCK)",
         ADALORA,
     ),
-    Bug("dropout.py", "lose the scale", "x * keep_scale", "x", PRODUCTS),
+    Bug("adalora_scores.py", "wrong stride", "first + index * stride", "first + index", ADALORA),
+    Bug("adalora_penalty.py", "lost tail", "range(0, L, BLOCK_L)", "range(0, L - BLOCK_L + 1, BLOCK_L)", ADALORA),
+    Bug(
+        "adalora_penalty.py",
+        "wrong accumulator start",
+        "s = tl.zeros((BLOCK_R, BLOCK_R)",
+        "s = tl.full((BLOCK_R, BLOCK_R), 1.0",
+        ADALORA,
+    ),
+    Bug(
+        "adalora_penalty.py",
+        "drop a mask",
+        "mask & (offs_i[:, None] == offs_j[None, :])",
+        "offs_i[:, None] == offs_j[None, :]",
+        ADALORA,
+    ),
+    Bug(
+        "adalora_penalty_grad.py",
+        "lost tail of R",
+        "for j in range(0, R, BLOCK_R)",
+        "for j in range(0, R - BLOCK_R + 1, BLOCK_R)",
+        ADALORA,
+    ),
+    Bug("adalora_penalty_grad.py", "not 0 at 0", "tl.where(distance > 0.0, ", "tl.where(distance >= 0.0, ", ADALORA),
+    Bug("adalora_importance.py", "drop a mask", "mask = offs < count", "mask = offs < count + 1", ADALORA),
+    Bug("dropout.py", "lose the scale", "x * keep_scale", "x"),
+    Bug(AHEAD_OF_TIME, "drop the barriers", COMPILED, COMPILED + WITHOUT.format(text="bar.sync")),
+    Bug(AHEAD_OF_TIME, "drop the waits for copies", COMPILED, COMPILED + WITHOUT.format(text="cp.async.wait_group")),
 )
 
 

@@ -29,6 +29,8 @@ PRODUCTS = {
     "lora_project_kernel",
     "lora_factors_grad_kernel",
     "row_norm_kernel",
+    "adalora_penalty_kernel",
+    "adalora_penalty_grad_kernel",
 }
 KERNELS = PRODUCTS | {
     "absmax_quantize_kernel",

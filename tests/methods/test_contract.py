@@ -16,6 +16,13 @@ from torch import nn
 
 from lorafam import MergeReport, NF4Linear, explain
 from lorafam.methods import METHODS, AdapterLayer
+from tests.conftest import BACKENDS, device
+
+# eager is what the others are compared with in tests/test_functional.py
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"], indirect=True),
+]
 
 # bitsandbytes' own CPU decoder is wrong where K isn't a multiple of the block
 K, N, RANK = 128, 70, 4
@@ -40,15 +47,19 @@ def bitsandbytes_base() -> nn.Module:
     base.weight = bitsandbytes.nn.Params4bit(
         torch.randn(N, K) * 0.1, requires_grad=False, quant_type="nf4", compress_statistics=True
     )
-    return base.to("cpu")
+    return base.to(device())
+
+
+def dense_base(bias: bool = True) -> nn.Linear:
+    return nn.Linear(K, N, bias=bias).to(device())
 
 
 BASES = {
-    "dense": lambda: nn.Linear(K, N),
-    "dense-no-bias": lambda: nn.Linear(K, N, bias=False),
-    "nf4": lambda: NF4Linear.from_linear(nn.Linear(K, N)),
+    "dense": dense_base,
+    "dense-no-bias": lambda: dense_base(bias=False),
+    "nf4": lambda: NF4Linear.from_linear(dense_base()),
     "bitsandbytes": bitsandbytes_base,
-    "unknown": Scaled,
+    "unknown": lambda: Scaled().to(device()),
 }
 MERGEABLE = [name for name in BASES if name != "unknown"]
 
@@ -63,7 +74,7 @@ def trained(layer: AdapterLayer) -> AdapterLayer:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in layer.active.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator).to(device())
             if name == "magnitude":
                 parameter.mul_(1 + 0.1 * noise)
             else:
@@ -72,7 +83,7 @@ def trained(layer: AdapterLayer) -> AdapterLayer:
 
 
 def x() -> torch.Tensor:
-    return torch.randn(3, 11, K, generator=torch.Generator().manual_seed(2))
+    return torch.randn(3, 11, K, generator=torch.Generator().manual_seed(2)).to(device())
 
 
 each_method = pytest.mark.parametrize("method", sorted(METHODS))

@@ -10,12 +10,13 @@ import torch
 from lorafam import quantize_nf4
 from lorafam.ops.library import OPS
 from lorafam.weights.dynamic_levels import dynamic_levels
+from tests.conftest import device
 
 M, K, N, RANK = 5, 96, 10, 3
 
 
 def random(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(device())
 
 
 STORAGES = {
@@ -23,13 +24,12 @@ STORAGES = {
     "nf4": lambda: tuple(quantize_nf4(random(N, K), 32, False).storage()),
     "nf4-double": lambda: tuple(quantize_nf4(random(N, K), 64, True).storage()),
 }
-SEED = torch.tensor(3)
 
 
 def arguments(op: str, storage: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     """Calls of an op that cover its optional arguments."""
     x, P, B_hat, A, G = random(M, K), random(M, RANK), random(N, RANK), random(RANK, K), random(M, N)
-    Q, c, bias = random(M, RANK) + 1, random(N), random(N)
+    Q, c, bias, seed = random(M, RANK) + 1, random(N), random(N), torch.tensor(3, device=device())
     factors = [random(RANK, K), random(RANK, 1), random(N, RANK)]
 
     def zeros() -> list[torch.Tensor]:
@@ -38,20 +38,22 @@ def arguments(op: str, storage: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     return {
         "adalora_importance": [(factors, factors, zeros(), zeros(), 0.85, 0.85)],
         "adalora_scores": [(factors, factors, [0, 0, 1])],
+        "adalora_penalty": [(factors, [0, 0, 1])],
+        "adalora_penalty_grad": [(factors, [0, 0, 1], random(3) + 5, random(3 * RANK * RANK), random(3))],
         "dequantize_4bit": [(*storage, dtype) for dtype in (torch.float32, torch.bfloat16)] if storage[2] else [],
-        "dropout": [(x, SEED, 0.3)],
+        "dropout": [(x, seed, 0.3)],
         "lora_factors_grad": [
             (G, x, P, B_hat, None, None, None, None, None, 0.0, False),
-            (G, x, P, B_hat, c, G + 1, bias, c + 5, SEED, 0.3, True),
+            (G, x, P, B_hat, c, G + 1, bias, c + 5, seed, 0.3, True),
         ],
         "lora_linear": [(x, *storage, None, None, None, None), (x, *storage, P, B_hat, c, bias)],
         "lora_linear_grad": [
             (G, *storage, None, None, None, None, 0.0),
-            (G, *storage, c, Q, A, SEED, 0.3),
+            (G, *storage, c, Q, A, seed, 0.3),
         ],
-        "lora_project": [(x, A, None, 0.0), (x, A, SEED, 0.3)],
+        "lora_project": [(x, A, None, 0.0), (x, A, seed, 0.3)],
         "quantize_4bit": [(random(N, K), 64, "nf4"), (random(N, K).bfloat16(), 128, "fp4")],
-        "quantize_absmax": [(random(700).abs(), dynamic_levels(torch.device("cpu")))],
+        "quantize_absmax": [(random(700).abs(), dynamic_levels(torch.device(device())))],
         "row_norm": [(*storage, A, B_hat, None), (*storage, A, B_hat, random(N).square())],
         "squared_row_norm": [storage],
     }[op]

@@ -9,6 +9,7 @@ from peft import AdaLoraConfig, get_peft_model
 import lorafam
 from lorafam import AdapterConfig, RankAllocator
 from lorafam.model import adapter_layers
+from tests.conftest import device
 from tests.model.tiny import disturb, tiny_model, tokens
 
 SCHEDULE = {"total_steps": 20, "warmup_steps": 3, "final_steps": 6, "interval": 2}
@@ -19,6 +20,7 @@ def ours() -> tuple[torch.nn.Module, RankAllocator]:
         tiny_model(), AdapterConfig(method="adalora", r=6, alpha=8, target_modules=["q_proj", "up_proj"])
     )
     disturb(model)
+    model.to(device())
     return model, RankAllocator(model, init_rank=6, target_rank=2, **SCHEDULE)
 
 
@@ -38,7 +40,9 @@ def theirs() -> torch.nn.Module:
 
 
 def test_same_masks_penalty_and_weights_as_peft(backend: str) -> None:
-    """Both train on the same batches from the same values; ranks, loss and factors stay together at every step."""
+    """Both train on the same batches from the same values; ranks, loss and factors stay together at every step. PEFT's
+    stays on the CPU.
+    """
     model, allocator = ours()
     peft_model = theirs()
     layers = adapter_layers(model)
@@ -51,11 +55,12 @@ def test_same_masks_penalty_and_weights_as_peft(backend: str) -> None:
     optimizers = [torch.optim.SGD(parameters, lr=0.05) for parameters in trainable]
     for step in range(1, SCHEDULE["total_steps"] + 1):
         batch = tokens(rows=2, length=10 + step % 3)
+        moved = batch.to(device())
         losses = [
-            model(batch, labels=batch).loss + allocator.penalty(),
+            model(moved, labels=moved).loss + allocator.penalty(),
             peft_model(input_ids=batch, labels=batch).loss,
         ]
-        torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(losses[0].cpu(), losses[1], rtol=1e-4, atol=1e-5)
         for loss, optimizer in zip(losses, optimizers, strict=True):
             loss.backward()
             optimizer.step()
@@ -65,7 +70,7 @@ def test_same_masks_penalty_and_weights_as_peft(backend: str) -> None:
             optimizer.zero_grad()
         for path, layer in layers.items():
             expected = modules[path].lora_E["default"] != 0
-            assert torch.equal(layer.E != 0, expected), (step, path)
+            assert torch.equal(layer.E.cpu() != 0, expected), (step, path)
     assert sum(allocator.ranks().values()) == 2 * len(layers)
 
 

@@ -1,6 +1,8 @@
 """Every op for CPU tensors: Numba decodes 4-bit weights in panels that stay in cache, torch's GEMM multiplies."""
 
-from .adalora_importance import adalora_importance, adalora_scores
+# torch's products, and its means, are all there is to these
+from ..eager import adalora_penalty, adalora_penalty_grad, adalora_scores
+from .adalora_importance import adalora_importance
 from .dequantize_4bit import dequantize_4bit
 from .dropout import dropout
 from .lora_factors_grad import lora_factors_grad
@@ -12,6 +14,8 @@ from .row_norm import row_norm, squared_row_norm
 
 __all__ = [
     "adalora_importance",
+    "adalora_penalty",
+    "adalora_penalty_grad",
     "adalora_scores",
     "dequantize_4bit",
     "dropout",

@@ -1,10 +1,9 @@
-"""AdaLoRA's importance, Ī and U updated in place in one pass over each tensor, and its mean per rank."""
+"""AdaLoRA's importance, Ī and U updated in place in one pass over each tensor."""
 
 from __future__ import annotations
 
 import torch
 
-from ...ops.library import accumulate_dtype
 from .decode import kernel
 
 Tensor = torch.Tensor
@@ -35,11 +34,3 @@ def _update(parameter, gradient, smoothed, spread, beta1, beta2):
         importance = abs(parameter[index] * gradient[index])
         smoothed[index] = first * smoothed[index] + rest1 * importance
         spread[index] = second * spread[index] + rest2 * (one * abs(importance - smoothed[index]))
-
-
-@torch.no_grad()
-def adalora_scores(sensitivity: list[Tensor], uncertainty: list[Tensor], rank_dims: list[int]) -> list[Tensor]:
-    return [
-        (smoothed * spread).to(accumulate_dtype(smoothed.dtype)).mean(1 - dim)
-        for smoothed, spread, dim in zip(sensitivity, uncertainty, rank_dims, strict=True)
-    ]

@@ -3,6 +3,7 @@
 from .launch import INTERPRETING as INTERPRETING  # noqa: I001  sets what Triton reads when a kernel is decorated
 
 from .adalora import adalora_importance, adalora_scores
+from .adalora_penalty import adalora_penalty, adalora_penalty_grad
 from .dropout import dropout
 from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
 from .lora_factors_grad import lora_factors_grad
@@ -13,6 +14,8 @@ from .row_norm import row_norm, squared_row_norm
 
 __all__ = [
     "adalora_importance",
+    "adalora_penalty",
+    "adalora_penalty_grad",
     "adalora_scores",
     "dequantize_4bit",
     "dropout",

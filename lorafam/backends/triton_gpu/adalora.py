@@ -26,14 +26,14 @@ def adalora_importance(
 ) -> None:
     if not parameters:
         return
-    smoothed, spread = _laid_out(sensitivity), _laid_out(uncertainty)
+    smoothed, spread = laid_out(sensitivity), laid_out(uncertainty)
     if smoothed.numel():
         launch(
             smoothed.device,
             (),
             importance_kernel,
-            w=_laid_out(parameters),
-            grad=_laid_out(gradients),
+            w=laid_out(parameters),
+            grad=laid_out(gradients),
             sensitivity=smoothed,
             uncertainty=spread,
             count=smoothed.numel(),
@@ -41,15 +41,15 @@ def adalora_importance(
             beta2=beta2,
             config=launch_config("adalora_importance", architecture(smoothed.device), "float32"),
         )
-    torch._foreach_copy_(sensitivity, _taken_apart(smoothed, sensitivity))
-    torch._foreach_copy_(uncertainty, _taken_apart(spread, uncertainty))
+    torch._foreach_copy_(sensitivity, taken_apart(smoothed, sensitivity))
+    torch._foreach_copy_(uncertainty, taken_apart(spread, uncertainty))
 
 
 @torch.no_grad()
 def adalora_scores(sensitivity: list[Tensor], uncertainty: list[Tensor], rank_dims: list[int]) -> list[Tensor]:
     if not sensitivity:
         return []
-    smoothed, spread = _laid_out(sensitivity), _laid_out(uncertainty)
+    smoothed, spread = laid_out(sensitivity), laid_out(uncertainty)
     segments, sizes, start = [], [], 0
     for tensor, dim in zip(sensitivity, rank_dims, strict=True):
         rows, columns = tensor.shape
@@ -74,10 +74,12 @@ def adalora_scores(sensitivity: list[Tensor], uncertainty: list[Tensor], rank_di
     return [score.clone() for score in scores.split(sizes)]
 
 
-def _laid_out(tensors: list[Tensor]) -> Tensor:
+def laid_out(tensors: list[Tensor]) -> Tensor:
+    """fp32 values of all tensors, end to end."""
     return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
 
 
-def _taken_apart(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+def taken_apart(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Views of `flat` in the shapes of `like`."""
     parts = flat.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -43,6 +43,8 @@ def calls() -> Iterator[Call]:
     """Calls that between them launch every kernel in every shipped configuration and specialisation."""
     from . import (
         adalora_importance,
+        adalora_penalty,
+        adalora_penalty_grad,
         adalora_scores,
         dequantize_4bit,
         dropout,
@@ -92,6 +94,12 @@ def calls() -> Iterator[Call]:
         lambda: adalora_importance(factors, factors, [A.clone(), B_hat.clone()], [A.clone(), B_hat.clone()], 0.9, 0.9),
     )
     yield Call("adalora_scores", torch.float32, lambda: adalora_scores(factors, factors, [0, 1]))
+    yield Call("adalora_penalty", torch.float32, lambda: adalora_penalty(factors, [0, 1]))
+    yield Call(
+        "adalora_penalty_grad",
+        torch.float32,
+        lambda: adalora_penalty_grad(factors, [0, 1], torch.ones(2), torch.ones(2 * RANK * RANK), torch.ones(2)),
+    )
 
 
 def _four_bit(rows: int, columns: int) -> Storage:
@@ -138,13 +146,18 @@ def _dump_one(folder: Path, architecture: str) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def configuration(kernel: Any) -> dict[str, Any]:
+    """Block sizes and other constexprs of a compiled kernel, its warps and its stages."""
+    constants = {kernel.src.fn.arg_names[at[0]]: value for at, value in kernel.src.constants.items()}
+    config = {name: value for name, value in constants.items() if name.isupper() and name != "TARGET"}
+    return {**config, "num_warps": kernel.metadata.num_warps, "num_stages": kernel.metadata.num_stages}
+
+
 def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: Path) -> dict[str, Any]:
     kernel = launch.kernel
     assembly, binary = ("ptx", "cubin") if "cubin" in kernel.asm else ("amdgcn", "hsaco")
     path.with_suffix(f".{assembly}").write_text(kernel.asm[assembly], encoding="utf-8")
     path.with_suffix(f".{binary}").write_bytes(kernel.asm[binary])
-    constants = {kernel.src.fn.arg_names[at[0]]: value for at, value in kernel.src.constants.items()}
-    config = {name: value for name, value in constants.items() if name.isupper() and name not in ("TARGET",)}
     relative = path.relative_to(path.parent.parent)
     return {
         "kernel": launch.name,
@@ -152,7 +165,7 @@ def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: P
         "file": Path(kernel.src.fn.fn.__code__.co_filename).name,
         "target": architecture,
         "dtype": str(dtype).removeprefix("torch."),
-        "config": {**config, "num_warps": kernel.metadata.num_warps, "num_stages": kernel.metadata.num_stages},
+        "config": configuration(kernel),
         "grid": list(launch.grid),
         "binary": str(relative.with_suffix(f".{binary}")),
         "ptx": str(relative.with_suffix(f".{assembly}")),

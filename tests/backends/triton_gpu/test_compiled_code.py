@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lorafam import functional as F
-from tests.conftest import need_ptxsim
 from tests.test_functional import METHODS, Shape, compare, make, run, weight_of
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 SHAPES = {
     "one token": Shape(1, 1088, 1031, 64, 1),
@@ -32,35 +33,30 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["sm_80", "sm_90"])
-def _simulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    need_ptxsim()
-    monkeypatch.setenv("LORAFAM_BACKEND", "simulate")
-    monkeypatch.setenv("LORAFAM_SIMULATE", request.param)
-
-
-@pytest.mark.usefixtures("_simulated")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("method", "storage", "dtype"), CASES, ids=str)
 def test_products(method: str, storage: str, dtype: torch.dtype, shape: str) -> None:
     compare(method, storage, dtype, mean=1.0, dropout_p=0.0, shape=SHAPES[shape])
 
 
-@pytest.mark.usefixtures("_simulated")
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 @pytest.mark.parametrize("shape", ["five, K not of blocks", "blocks of 32"])
 def test_fp4(shape: str, dtype: torch.dtype) -> None:
     compare("lora_linear", "fp4", dtype, mean=1.0, dropout_p=0.0, shape=SHAPES[shape])
 
 
-@pytest.mark.usefixtures("_simulated")
+@pytest.mark.parametrize(("block_size", "K"), [(128, 384), (512, 512), (4096, 200)])
+def test_block_sizes(block_size: int, K: int) -> None:
+    """Blocks of several tiles of K, and blocks longer than a row."""
+    compare("lora_linear", "nf4", FP16, mean=1.0, dropout_p=0.0, shape=Shape(18, K, 1031, 8, 1, block_size))
+
+
 @pytest.mark.parametrize("storage", ["dense", "nf4"])
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_dropout_in_bf16(method: str, storage: str) -> None:
     compare(method, storage, torch.bfloat16, mean=0.5, dropout_p=0.3, shape=Shape(37, 128, 517, 8, 2))
 
 
-@pytest.mark.usefixtures("_simulated")
 @pytest.mark.parametrize("storage", ["dense", "nf4"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tokens(method: str, storage: str) -> None:

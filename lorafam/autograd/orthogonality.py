@@ -1,0 +1,31 @@
+"""d = ‖P Pᵀ − I‖_F of each of AdaLoRA's factors, with gradients (arXiv 2303.10512, equation 4).
+
+Saved beyond the factors: d and P Pᵀ − I [r, r].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+Tensor = torch.Tensor
+
+
+class Orthogonality(torch.autograd.Function):
+    """Factors A [r, K] (rank_dims 0) and B [N, r] (1) → d [factors]."""
+
+    @staticmethod
+    def forward(ctx: Any, rank_dims: tuple[int, ...], *factors: Tensor) -> Tensor:
+        distances, deviations = torch.ops.lorafam.adalora_penalty(factors, rank_dims)
+        ctx.rank_dims = rank_dims
+        ctx.save_for_backward(distances, deviations, *factors)
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_distances: Tensor) -> tuple[Tensor | None, ...]:
+        distances, deviations, *factors = ctx.saved_tensors
+        grads = torch.ops.lorafam.adalora_penalty_grad(factors, ctx.rank_dims, distances, deviations, grad_distances)
+        return None, *(grad.to(factor.dtype) for grad, factor in zip(grads, factors, strict=True))

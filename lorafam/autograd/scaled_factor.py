@@ -1,0 +1,36 @@
+"""B̂ = B ∘ scale: the up factor as the ops take it, from the parameter B [N, r] and a scale, which is a number, a
+0-dimensional tensor (LoRA, DoRA), or one value a rank [r] (AdaLoRA).
+
+The Functions form B̂ anew in the backward: kept, it would be r/M of the output's size for every layer of a model.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..ops.library import accumulate_dtype
+
+Tensor = torch.Tensor
+Scale = float | Tensor
+
+
+def scaled(B: Tensor, scale: Scale) -> Tensor:
+    """B̂ [N, r] in fp32 (fp64 for an fp64 B)."""
+    return B.to(accumulate_dtype(B.dtype)) * scale
+
+
+def as_saved(scale: Scale) -> tuple[float | None, Tensor | None]:
+    """(the number, the tensor): one of them is None. The tensor goes into `save_for_backward`, the number onto ctx."""
+    return (None, scale) if isinstance(scale, Tensor) else (scale, None)
+
+
+def scaled_grads(
+    dB_hat: Tensor, B: Tensor, scale: Scale, needs_b: bool, needs_scale: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dB, dscale) in their own dtypes; None where not needed."""
+    dB = (dB_hat * scale).to(B.dtype) if needs_b else None
+    dscale = None
+    if needs_scale and isinstance(scale, Tensor):
+        product = dB_hat * B
+        dscale = (product.sum(0) if scale.ndim else product.sum()).to(scale.dtype)
+    return dB, dscale

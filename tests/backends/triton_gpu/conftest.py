@@ -1,0 +1,15 @@
+import pytest
+
+from tests.conftest import INTERPRETING, ON_GPU, need_ptxsim
+
+
+@pytest.fixture(params=["interpreter"] if INTERPRETING else ["sm_80", "sm_90"] + ["cuda"] * ON_GPU)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the Triton backend runs: in Triton's interpreter, as compiled code of two architectures, on the GPU there is."""
+    if request.param == "cuda":
+        monkeypatch.setenv("LORAFAM_BACKEND", "triton")
+    elif not INTERPRETING:
+        need_ptxsim()
+        monkeypatch.setenv("LORAFAM_BACKEND", "simulate")
+        monkeypatch.setenv("LORAFAM_SIMULATE", request.param)
+    return request.param

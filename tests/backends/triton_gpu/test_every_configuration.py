@@ -1,0 +1,61 @@
+"""Every shipped configuration of every kernel is executed as compiled code, by the check that a new GPU goes through:
+right results for every op, nothing out of bounds, no race, no uninitialised read, no unwritten output.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorafam.backends import eager, self_check, triton_gpu
+from tests.conftest import INTERPRETING
+
+pytestmark = pytest.mark.skipif(INTERPRETING, reason="of compiled code only")
+
+NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# the operand whose dtype the launch table goes by, where there is a choice
+WIDE = ("x_ptr", "grad_y_ptr", "w_ptr")
+
+
+def test_every_configuration_passes_the_check_of_a_new_gpu(kernels: str) -> None:
+    if kernels == "cuda":
+        assert self_check.run_checks(triton_gpu, eager, torch.device("cuda")) == {}
+        return
+    from lorafam.kernels.launch_config import NVIDIA
+    from lorafam.kernels.launch_table import rows
+
+    from lorafam.backends.triton_gpu.launch import recorded
+    from lorafam.backends.triton_gpu.shipped import configuration
+
+    with recorded() as launches:
+        assert self_check.run_checks(triton_gpu, eager, torch.device("cpu")) == {}
+    run = []
+    for launch in launches:
+        signature = launch.kernel.src.signature
+        dtype = next((NAMES.get(signature[name].lstrip("*")) for name in WIDE if name in signature), None)
+        run.append((launch.name.removesuffix("_kernel"), configuration(launch.kernel), dtype))
+        assert not launch.result.warnings, (launch.name, launch.result.warnings)
+    missing = []
+    for kernel, entries in rows(NVIDIA).items():
+        for entry in entries:
+            wanted = {**entry["blocks"], "num_warps": entry["num_warps"], "num_stages": entry["num_stages"]}
+            ran = {dtype for name, config, dtype in run if name == kernel and wanted.items() <= config.items()}
+            if not ran or not set(entry.get("dtypes", [])) <= ran:
+                missing.append((kernel, wanted, ran))
+    assert missing == []
+
+
+def test_the_check_covers_whatever_the_kernels_folder_has() -> None:
+    from lorafam.kernels.launch_config import NVIDIA
+    from lorafam.kernels.launch_table import rows
+
+    folder = Path(__file__).parents[3] / "kernels"
+    defined = {
+        line.split("(")[0].removeprefix("def ").removesuffix("_kernel")
+        for path in folder.glob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("def ") and "_kernel(" in line
+    }
+    assert defined == set(rows(NVIDIA))

@@ -5,7 +5,7 @@ from tests.conftest import INTERPRETING, ON_GPU, need_ptxsim
 
 @pytest.fixture(params=["interpreter"] if INTERPRETING else ["sm_80", "sm_90"] + ["cuda"] * ON_GPU)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the Triton backend runs: in Triton's interpreter, as compiled code of two architectures, on the GPU there is."""
+    """How the Triton backend runs: interpreted, as compiled code of two architectures, on the GPU there is."""
     if request.param == "cuda":
         monkeypatch.setenv("LORAFAM_BACKEND", "triton")
     elif not INTERPRETING:

@@ -1,6 +1,7 @@
 # make demo    fine-tunes a real model with every method, beside PEFT + bitsandbytes
 # make test    the tests        make lint    ruff and mypy        make bench    ratios to eager PyTorch and PEFT + bitsandbytes
 # make gpu     on a machine with a CUDA GPU: every test and the benchmark there, into bench/results/<gpu>.json
+# make simulated   runs every method on compiled GPU code and in Triton's interpreter over many shapes; needs no GPU
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsi
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py
 
-.PHONY: demo test lint bench gpu compiled clean
+.PHONY: demo test lint bench gpu simulated compiled clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +37,10 @@ demo: $(VENV)/demo-installed
 test: $(VENV)/installed
 	$(PYTEST)
 	LORAFAM_BACKEND=interpret $(PYTEST) $(INTERPRETED)
+
+simulated: $(VENV)/installed
+	$(PYTEST) -m simulated tests/backends/triton_gpu
+	LORAFAM_BACKEND=interpret $(PYTEST) -m simulated tests/backends/triton_gpu
 
 compiled: $(VENV)/installed
 	$(BIN)/python -m pytest -m compiled tests/compiled

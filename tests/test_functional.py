@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from lorafam import NF4Weight, quantize_nf4, reference
 from lorafam import functional as F
-from lorafam import quantize_nf4, reference
 from lorafam.reference import peft_order
 from tests.conftest import BACKENDS, INTERPRETING, device, need_ptxsim
 from tests.tolerances import assert_as_good_as_eager
@@ -44,7 +45,7 @@ def make(method: str, seed: int, dtype: torch.dtype, mean: float, shape: Shape =
     def random(*shape: int, scale: float = 1.0, to: torch.dtype = torch.float32) -> Tensor:
         return (torch.randn(shape, generator=generator) * scale).to(device(), to)
 
-    rank = ADALORA_RANK if method == "adalora_linear" else shape.rank
+    rank = shape.rank
     every = {
         "x": (random(M, K) + mean).to(dtype),
         "A": random(rank, K, scale=0.1),
@@ -66,12 +67,24 @@ def make(method: str, seed: int, dtype: torch.dtype, mean: float, shape: Shape =
 
 def weight_of(storage: str, seed: int, dtype: torch.dtype, shape: Shape = SHAPE) -> tuple[Any, Tensor]:
     """A weight as the user has it, and what it stands for as a dense tensor."""
-    dense = torch.randn(shape.N, shape.K, generator=torch.Generator().manual_seed(1000 + seed)) * 0.1
-    dense = dense.to(device())
     if storage == "dense":
-        return dense.to(dtype), dense.to(dtype)
-    quantised = quantize_nf4(dense, shape.block_size, storage == "nf4", quant_type="nf4" if storage == "nf4" else "fp4")
-    return quantised, quantised.dequantize(torch.float32)
+        dense = dense_weight(seed, shape).to(device(), dtype)
+        return dense, dense
+    quantised, decoded = _quantised(storage, seed, shape, device())
+    # a weight that keeps nothing yet of what another test's backend computed from it
+    return quantised.with_tensors(quantised.tensors()), decoded
+
+
+@functools.lru_cache(maxsize=32)
+def _quantised(storage: str, seed: int, shape: Shape, where: str) -> tuple[NF4Weight, Tensor]:
+    """The same on every backend (`tests/backends/test_four_bit.py`), and so made once."""
+    dense = dense_weight(seed, shape).to(where)
+    weight = quantize_nf4(dense, shape.block_size, storage == "nf4", quant_type="nf4" if storage == "nf4" else "fp4")
+    return weight, weight.dequantize(torch.float32)
+
+
+def dense_weight(seed: int, shape: Shape) -> Tensor:
+    return torch.randn(shape.N, shape.K, generator=torch.Generator().manual_seed(1000 + seed)) * 0.1
 
 
 def run(forward: Callable[..., Tensor], given: dict[str, Any], grad_y: Tensor, **more: Any) -> dict[str, Tensor]:
@@ -101,7 +114,8 @@ def compare(
     results: dict[str, list[dict[str, Tensor]]] = {"ours": [], "eager": [], "exact": []}
     own = {} if dora_dropout is None else {"dora_dropout": dora_dropout}
     for seed in range(shape.seeds):
-        given = make(method, seed, dtype, mean, shape)
+        ranked = shape._replace(rank=ADALORA_RANK) if method == "adalora_linear" else shape
+        given = make(method, seed, dtype, mean, ranked)
         weight, dense = weight_of(storage, seed, dtype, shape)
         grad_y = torch.randn(M, N, generator=torch.Generator().manual_seed(2000 + seed)).to(dtype)
         masked: dict[str, Any] = {}

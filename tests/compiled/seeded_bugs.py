@@ -15,11 +15,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PRODUCTS = ("tests/backends/triton_gpu/test_compiled_code.py", "tests/test_functional.py")
+# in this order: the first runs every kernel once, so that most bugs are found in a minute
+PRODUCTS = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "backends/triton_gpu/test_every_configuration",
+        "backends/triton_gpu/test_compiled_code",
+        "test_functional",
+    )
+)
 FOUR_BIT = ("tests/backends/test_four_bit.py",)
 ADALORA = ("tests/backends/triton_gpu/test_adalora.py",)
 
@@ -229,38 +239,68 @@ BUGS = (
 )
 
 
-def survives(bug: Bug, copy: Path) -> bool:
-    """Whether the tests pass on a copy of the tree with this bug."""
+def finding(bug: Bug, copy: Path) -> str | None:
+    """What the tests say of a copy of the tree with this bug; None where they pass.
+
+    Raises RuntimeError where it doesn't compile: such a bug proves nothing.
+    """
     path = copy / "kernels" / bug.file
     text = path.read_text(encoding="utf-8")
-    if text.count(bug.old) < 1:
+    if bug.old not in text:
         raise ValueError(f"{bug.file}: not found: {bug.old}")
     path.write_text(text.replace(bug.old, bug.new, 1), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "simulate or sm_80", *bug.tests]
-        result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-k", "simulate or sm_80", *bug.tests]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORAFAM_NEED_PTXSIM": "1"}
+        result = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment)
     finally:
         path.write_text(text, encoding="utf-8")
     if result.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {result.returncode}:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
-    return result.returncode == 0
+    if result.returncode == 0:
+        return None
+    said = [line.removeprefix("E ").strip() for line in result.stdout.splitlines() if line.startswith("E ")]
+    if any("CompilationError" in line for line in said):
+        raise RuntimeError(f"{bug.file}, {bug.operator}: doesn't compile: {said[:3]}")
+    return next((line for line in said if line), "failed")
+
+
+def copied_tree(folder: str) -> Path:
+    copy = Path(folder) / "lorafam"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "demo-output", "__pycache__"))
+    for name in ("kernels", "bench"):
+        os.symlink(Path("..") / name, copy / "lorafam" / name)
+    return copy
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="bugs in files whose name contains this")
-    only = parser.parse_args().only
+    parser.add_argument("--jobs", type=int, default=2, help="bugs tested at the same time")
+    options = parser.parse_args()
+    bugs = [bug for bug in BUGS if options.only in bug.file]
     survivors = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "lorafam"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "demo-output", "__pycache__"))
-        for name in ("kernels", "bench"):
-            os.symlink(Path("..") / name, copy / "lorafam" / name)
-        bugs = [bug for bug in BUGS if only in bug.file]
-        for bug in bugs:
-            survived = survives(bug, copy)
-            survivors += survived
-            print(f"{'SURVIVED' if survived else 'caught  '}  {bug.file}: {bug.operator}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(options.jobs):
+            copies.put(copied_tree(f"{folder}/{number}"))
+
+        def examine(bug: Bug) -> str | None:
+            copy = copies.get()
+            try:
+                return finding(bug, copy)
+            finally:
+                copies.put(copy)
+
+        found = examine(Bug("dropout.py", "no bug", "", "", (PRODUCTS[0], *FOUR_BIT, *ADALORA)))
+        if found is not None:
+            raise RuntimeError(f"the tests fail without a bug: {found}")
+        for bug, found in zip(bugs, pool.map(examine, bugs), strict=True):
+            survivors += found is None
+            print(
+                f"{'SURVIVED' if found is None else 'caught'}  {bug.file}: {bug.operator}: {found or ''}"[:150],
+                flush=True,
+            )
     print(f"{len(bugs) - survivors} of {len(bugs)} caught")
     return 1 if survivors else 0
 

@@ -12,7 +12,7 @@ import torch
 from lorafam import functional as F
 from tests.test_functional import METHODS, Shape, compare, make, run, weight_of
 
-pytestmark = pytest.mark.usefixtures("kernels")
+pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("kernels")]
 
 SHAPES = {
     "one token": Shape(1, 1088, 1031, 64, 1),

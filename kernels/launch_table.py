@@ -1,7 +1,8 @@
-"""(kernel, architecture, dtype, tokens) → LaunchConfig, from `tuned/*.json`.
+"""(kernel, architecture, dtype, tokens, how W is read) → LaunchConfig, from `tuned/*.json`.
 
-A file holds rows by kernel, first match first: {"tokens": at most, "dtypes": [...], "architectures": [...], "blocks":
-{...}, "num_warps": w, "num_stages": s}; what a row leaves out matches anything. Which file: nvidia, amd or interpreter.
+A file holds rows by kernel, first match first: {"tokens": at most, "dtypes": [...], "weights": [...], "architectures":
+[...], "blocks": {...}, "num_warps": w, "num_stages": s}; what a row leaves out matches anything. Which file: nvidia,
+amd or interpreter. W is read dense, packed (four codes at a time) or by elements (one code at a time).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .launch_config import AMD, INTERPRETER, NVIDIA, LaunchConfig
+
+DENSE, PACKED, ELEMENTS = "dense", "packed", "elements"
 
 _FOLDER = Path(__file__).parent / "tuned"
 
@@ -30,15 +33,20 @@ def rows(target: str) -> dict[str, list[dict[str, Any]]]:
 
 
 @functools.cache
-def launch_config(kernel: str, architecture: str, dtype: str, tokens: int = 0) -> LaunchConfig:
-    """The first row that fits. `dtype` is the name of the wide operand's ("bfloat16", "float16", "float32")."""
+def launch_config(
+    kernel: str, architecture: str, dtype: str, tokens: int = 0, weight: str | None = None
+) -> LaunchConfig:
+    """The first row that fits. `dtype` is the name of the wide operand's ("bfloat16", "float16", "float32"), `weight`
+    how W is read.
+    """
     target = target_of(architecture)
     for row in rows(target)[kernel]:
         fits = tokens <= row.get("tokens", tokens)
         fits = fits and dtype in row.get("dtypes", [dtype])
+        fits = fits and weight in row.get("weights", [weight])
         fits = fits and architecture in row.get("architectures", [architecture])
         if fits:
             return LaunchConfig(
                 tuple(sorted(row["blocks"].items())), row.get("num_warps", 4), row.get("num_stages", 1), target
             )
-    raise LookupError(f"no launch configuration of {kernel} for {architecture}, {dtype}, {tokens} tokens")
+    raise LookupError(f"no configuration of {kernel} for {architecture}, {dtype}, {tokens} tokens, {weight} weight")

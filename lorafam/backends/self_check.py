@@ -28,7 +28,7 @@ CACHE_DIR = "LORAFAM_CACHE_DIR"
 # the RMS error against fp64 may be this many times eager's, plus this part of the result's RMS times the roundoff
 RATIO, FLOOR = 2.0, 1.0
 TOKENS = (3, 40, 130)
-N, K, RANK = 72, 256, 20
+N, K, K_TAIL, RANK = 72, 256, 200, 20
 
 
 def failures(device: torch.device) -> dict[str, str]:
@@ -126,11 +126,20 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
     codes, absmax = eager.quantize_4bit(dense, 64, "nf4")
     yield "quantize_absmax", "block scales", (absmax, levels)
     absmax_codes, nested_absmax, offset = eager.quantize_absmax(absmax, levels)
-    packed = (codes, [absmax_codes, nested_absmax, levels, offset], [N, K, 64, 0, NESTED_BLOCK_SIZE])
+    whole_blocks = (codes, [absmax_codes, nested_absmax, levels, offset], [N, K, 64, 0, NESTED_BLOCK_SIZE])
+    tail_codes, tail_absmax = eager.quantize_4bit(dense[:, :K_TAIL].contiguous(), 64, "nf4")
+    tail = (tail_codes, [tail_absmax], [N, K_TAIL, 64, 0, 0])
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
-        yield "dequantize_4bit", name, (*packed, dtype)
-        for kind, weight in (("dense", (dense.to(dtype), [], [])), ("NF4", packed)):
+        yield "dequantize_4bit", name, (*whole_blocks, dtype)
+        for tokens in TOKENS[:2]:
+            x, P = random(tokens, K_TAIL, dtype=dtype) + 1, random(tokens, RANK)
+            yield (
+                "lora_linear",
+                f"NF4, no whole blocks, {name}, {tokens} tokens",
+                (x, *tail, P, B_hat, c, bias),
+            )
+        for kind, weight in (("dense", (dense.to(dtype), [], [])), ("NF4", whole_blocks)):
             for tokens in TOKENS:
                 what = f"{kind}, {name}, {tokens} tokens"
                 x, grad_y, P = random(tokens, K, dtype=dtype) + 1, random(tokens, N, dtype=dtype), random(tokens, RANK)

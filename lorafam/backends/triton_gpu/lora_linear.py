@@ -14,7 +14,7 @@ from ...kernels.split_sum import split_sum
 from ...ops.by_storage import weight_shape
 from .launch import architecture, launch
 from .operands import dtype_name, factor, vector
-from .weight import weight_arguments
+from .weight import how_read, weight_arguments
 
 Tensor = torch.Tensor
 
@@ -57,12 +57,11 @@ def lora_linear(
         "N": out_features,
         "R": 0 if P is None else P.shape[1],
     }
-    decode = launch_config("lora_decode", arch, dtype, tokens)
     if path(tokens, x.device, x.dtype) == "tiles":
-        config = _within_block(launch_config("lora_linear", arch, dtype, tokens), weight)
+        config = _within_block(launch_config("lora_linear", arch, dtype, tokens, how_read(weight)), weight)
         launch(x.device, ("y_ptr",), kernel, x=x, weight=weight, K=in_features, config=config, **epilogue)
         return y
-    decode = _within_block(decode, weight)
+    decode = _within_block(launch_config("lora_decode", arch, dtype, tokens, how_read(weight)), weight)
     share = _share(in_features, decode["BLOCK_K"], -(-out_features // decode["BLOCK_N"]))
     parts = x.new_empty((-(-in_features // share), tokens, out_features), dtype=torch.float32)
     if parts.numel():

@@ -9,7 +9,7 @@ from ...kernels.lora_linear_grad import lora_linear_grad as kernel
 from ...ops.by_storage import weight_shape
 from .launch import architecture, launch
 from .operands import dropout_arguments, dtype_name, factor, vector
-from .weight import weight_arguments
+from .weight import how_read, weight_arguments
 
 Tensor = torch.Tensor
 
@@ -31,12 +31,13 @@ def lora_linear_grad(
     dx = grad_y.new_empty((tokens, in_features))
     if dx.numel():
         arch = architecture(grad_y.device)
+        weight = weight_arguments(data, scales, layout, arch)
         launch(
             grad_y.device,
             ("dx_ptr",),
             kernel,
             grad_y=grad_y.contiguous(),
-            weight=weight_arguments(data, scales, layout, arch),
+            weight=weight,
             c=vector(c),
             q=factor(Q),
             a=factor(A),
@@ -47,6 +48,6 @@ def lora_linear_grad(
             K=in_features,
             R=0 if A is None else A.shape[0],
             dropout=dropout_arguments(seed, dropout_p),
-            config=launch_config("lora_linear_grad", arch, dtype_name(grad_y), tokens),
+            config=launch_config("lora_linear_grad", arch, dtype_name(grad_y), tokens, how_read(weight)),
         )
     return dx

@@ -6,12 +6,12 @@ import torch
 
 from ...kernels.launch_table import launch_config
 from ...kernels.row_norm import row_norm as kernel
-from ...ops.by_storage import weight_shape
+from ...ops.by_storage import is_dense, weight_shape
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR
 from .launch import architecture, launch
 from .lora_project import project
-from .operands import factor
-from .weight import weight_arguments
+from .operands import dtype_name, factor
+from .weight import how_read, weight_arguments
 
 Tensor = torch.Tensor
 
@@ -42,11 +42,13 @@ def _norms(
     norms = data.new_empty(out_features, dtype=torch.float32)
     if out_features:
         arch = architecture(data.device)
+        weight = weight_arguments(data, scales, layout, arch)
+        dtype = dtype_name(data) if is_dense(layout) else "float32"
         launch(
             data.device,
             ("n_ptr",),
             kernel,
-            weight=weight_arguments(data, scales, layout, arch),
+            weight=weight,
             a=a,
             b_hat=b_hat,
             gram=gram,
@@ -57,6 +59,6 @@ def _norms(
             R=0 if a is None else a.shape[0],
             cancellation=CANCELLATION,
             floor=NORM_FLOOR,
-            config=launch_config("row_norm", arch, "float32"),
+            config=launch_config("row_norm", arch, dtype, weight=how_read(weight)),
         )
     return norms

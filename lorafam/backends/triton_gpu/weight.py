@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...kernels.launch_config import NVIDIA
-from ...kernels.launch_table import target_of
+from ...kernels.launch_table import DENSE, ELEMENTS, PACKED, target_of
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout, is_dense
 from .nf4_gain import GAINS
@@ -63,6 +63,13 @@ def weight_arguments(
         "PACKED": packed,
         "INVERSE_GAIN": 1.0 / gain,
     }
+
+
+def how_read(weight: dict[str, Any]) -> str:
+    """How a kernel reads the W of these arguments, as the launch table calls it."""
+    if weight["PACKED"]:
+        return PACKED
+    return ELEMENTS if weight["BLOCK_SIZE"] else DENSE
 
 
 @functools.cache

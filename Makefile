@@ -39,7 +39,7 @@ test: $(VENV)/installed
 	LORAFAM_BACKEND=interpret $(PYTEST) $(INTERPRETED)
 
 simulated: $(VENV)/installed
-	$(PYTEST) -m simulated tests/backends/triton_gpu
+	$(PYTEST) -m simulated tests
 	LORAFAM_BACKEND=interpret $(PYTEST) -m simulated tests/backends/triton_gpu
 
 compiled: $(VENV)/installed

@@ -21,7 +21,16 @@ from tests.conftest import BACKENDS, device
 # eager is what the others are compared with in tests/test_functional.py
 pytestmark = [
     pytest.mark.usefixtures("backend"),
-    pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"], indirect=True),
+    pytest.mark.parametrize(
+        "backend",
+        # on compiled code it takes minutes: make simulated
+        [
+            pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate"))
+            for name in BACKENDS
+            if name != "eager"
+        ],
+        indirect=True,
+    ),
 ]
 
 # bitsandbytes' own CPU decoder is wrong where K isn't a multiple of the block

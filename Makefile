@@ -3,6 +3,7 @@
 # make gpu     on a machine with a CUDA GPU: every test and the benchmark there, into bench/results/<gpu>.json
 # make simulated   runs every method on compiled GPU code and in Triton's interpreter over many shapes; needs no GPU
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
+# make bugs        puts bugs into the GPU kernels, one at a time, and asks the tests to find them
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsi
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py
 
-.PHONY: demo test lint bench gpu simulated compiled clean
+.PHONY: demo test lint bench gpu simulated compiled bugs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +45,9 @@ simulated: $(VENV)/installed
 
 compiled: $(VENV)/installed
 	$(BIN)/python -m pytest -m compiled tests/compiled
+
+bugs: $(VENV)/installed
+	$(BIN)/python -m tests.compiled.seeded_bugs
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

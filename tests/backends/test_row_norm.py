@@ -1,0 +1,36 @@
+"""‖W + B̂A‖ where a row nearly cancels, on every backend: the identity loses those digits, so such rows are redone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorafam import functional as F
+from lorafam import quantize_nf4, reference
+from tests.conftest import device
+
+N, K, RANK = 70, 192, 20
+
+
+@pytest.mark.parametrize("storage", ["dense", "nf4"])
+def test_nearly_cancelling_rows(storage: str, backend: str) -> None:
+    """Every third row of W + B̂A is 1e-4 of W's; its norm keeps four digits."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(RANK, K, generator=generator)
+    B = torch.randn(N, RANK, generator=generator) * 0.1
+    dense = torch.randn(N, K, generator=generator) * 0.3
+    if storage == "nf4":
+        weight = quantize_nf4(dense.to(device()))
+        dense = weight.dequantize(torch.float32).cpu()
+    # one rank for each of these rows, which is that row negated
+    near = torch.arange(0, N, 3)[:RANK]
+    noise = 1e-4 * dense.norm(dim=1, keepdim=True) * torch.randn(N, K, generator=generator) / K**0.5
+    A[: len(near)] = noise[near] - dense[near]
+    B[near] = 0.0
+    B[near, torch.arange(len(near))] = 1.0
+    given = weight if storage == "nf4" else dense.to(device())
+    norm = F.row_norm(given, A.to(device()), B.to(device()), 1.0).cpu()
+    exact = reference.row_norm(dense.double(), A.double(), B.double(), 1.0)
+    ratio = exact[near] / dense[near].double().norm(dim=1)
+    assert ratio.max() < 3e-4
+    torch.testing.assert_close(norm.double(), exact, rtol=1e-4, atol=0)

@@ -4,10 +4,11 @@ tensor-core instructions in every product. Run by `make compiled`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kernels.sources import defined_kernels
 
 pytestmark = pytest.mark.compiled
 
@@ -60,14 +61,7 @@ def test_every_kernel_on_every_architecture(rows: list[dict[str, Any]]) -> None:
 
 
 def test_no_kernel_is_left_out() -> None:
-    sources = (Path(__file__).parents[2] / "kernels").glob("*.py")
-    defined = {
-        line.removeprefix("def ").partition("(")[0]
-        for source in sources
-        for line in source.read_text(encoding="utf-8").splitlines()
-        if line.startswith("def ") and "_kernel(" in line
-    }
-    assert defined == KERNELS
+    assert defined_kernels() == KERNELS
 
 
 def test_no_spills(rows: list[dict[str, Any]]) -> None:

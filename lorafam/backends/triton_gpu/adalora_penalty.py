@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ...kernels.adalora_penalty import adalora_penalty as kernel
@@ -75,5 +77,5 @@ def _segments(factors: list[Tensor], rank_dims: list[int]) -> list[Segment]:
     return segments
 
 
-def _table(rows: list[tuple[int, ...]] | list[Segment] | list[tuple[int, int]], device: torch.device) -> Tensor:
+def _table(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -5,7 +5,6 @@ right results for every op, nothing out of bounds, no race, no uninitialised rea
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 from lorafam.backends import eager, self_check, triton_gpu
 from tests.conftest import INTERPRETING
+from tests.kernels.sources import defined_kernels
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="of compiled code only")
 
@@ -70,11 +70,5 @@ def test_the_check_covers_whatever_the_kernels_folder_has() -> None:
     from lorafam.kernels.launch_config import NVIDIA
     from lorafam.kernels.launch_table import rows
 
-    folder = Path(__file__).parents[3] / "kernels"
-    defined = {
-        line.split("(")[0].removeprefix("def ").removesuffix("_kernel")
-        for path in folder.glob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("def ") and "_kernel(" in line
-    }
+    defined = {name.removesuffix("_kernel") for name in defined_kernels()}
     assert defined == set(rows(NVIDIA))

@@ -1,10 +1,11 @@
-"""How a kernel is launched: its block shape, warps and pipeline stages, and the kind of machine its code is for."""
+"""How a kernel is launched: its block shape, warps and pipeline stages, and the tensor cores its code is for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-NVIDIA, AMD, INTERPRETER = "nvidia", "amd", "interpreter"
+# by the tensor cores' instructions: sm_80 to 89 and 120; sm_90; sm_100; AMD's
+MMA, WGMMA, TCGEN05, MFMA, INTERPRETER = "mma", "wgmma", "tcgen05", "mfma", "interpreter"
 
 
 @dataclass(frozen=True)
@@ -12,13 +13,13 @@ class LaunchConfig:
     """One entry of the launch table.
 
     `blocks` are the kernel's constexpr sizes by name (BLOCK_M, SPLIT_K, ...). `target` chooses between code that only
-    one kind of machine runs (inline PTX) and code that all do.
+    NVIDIA's machines run (inline PTX) and code that all do, and the order in which operands are read.
     """
 
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
     num_stages: int = 1
-    target: str = NVIDIA
+    target: str = MMA
 
     def __getitem__(self, name: str) -> int:
         return dict(self.blocks)[name]

@@ -28,6 +28,8 @@ CACHE_DIR = "LORAFAM_CACHE_DIR"
 # the RMS error against fp64 may be this many times eager's, plus this part of the result's RMS times the roundoff
 RATIO, FLOOR = 2.0, 1.0
 TOKENS = (3, 40, 130)
+# the largest tile of the decode path
+DECODE_TOKENS = 12
 N, K, K_TAIL, RANK = 72, 256, 200, 20
 
 
@@ -149,6 +151,8 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 more = (x, P, B_hat, c, grad_y + 1, bias, c, seed, 0.1, True)
                 yield "lora_factors_grad", what, (grad_y, *more)
                 yield "dropout", what, (x, seed, 0.1)
+            x, P = random(DECODE_TOKENS, K, dtype=dtype) + 1, random(DECODE_TOKENS, RANK)
+            yield "lora_linear", f"{kind}, {name}, {DECODE_TOKENS} tokens", (x, *weight, P, B_hat, c, bias)
             yield "row_norm", kind, (*weight, A, B_hat, None)
             yield "squared_row_norm", kind, weight
     factors = [A, B_hat]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from lorafam.kernels.launch_config import AMD, INTERPRETER, NVIDIA
-from lorafam.kernels.launch_table import DENSE, ELEMENTS, PACKED, launch_config, rows, target_of
+from lorafam.kernels.launch_config import INTERPRETER
+from lorafam.kernels.launch_table import AMD, DENSE, ELEMENTS, NVIDIA, PACKED, launch_config, machine_of, rows
 
 ARCHITECTURES = {
     NVIDIA: ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"),
@@ -19,14 +19,14 @@ each_target = pytest.mark.parametrize("target", ARCHITECTURES)
 
 @each_target
 def test_every_row_is_reached_and_nothing_is_left_out(target: str) -> None:
-    assert {target_of(architecture) for architecture in ARCHITECTURES[target]} == {target}
+    assert {machine_of(architecture) for architecture in ARCHITECTURES[target]} == {target}
     for kernel, entries in rows(target).items():
         found = {
             launch_config(kernel, architecture, dtype, tokens, weight)
             for architecture, dtype, tokens, weight in itertools.product(
                 ARCHITECTURES[target],
                 ("bfloat16", "float16", "float32"),
-                (0, 16, 17, 64, 65, 5000),
+                (0, 8, 9, 16, 17, 64, 65, 5000),
                 (DENSE, PACKED, ELEMENTS, None),
             )
             # what is packed is multiplied in 16 bits
@@ -46,5 +46,5 @@ def test_same_kernels_everywhere(target: str) -> None:
 
 
 def test_no_row_is_told() -> None:
-    with pytest.raises(LookupError, match="no configuration of lora_linear for sm_90, int8, 3 tokens, dense weight"):
-        launch_config("lora_linear", "sm_90", "int8", 3, DENSE)
+    with pytest.raises(LookupError, match="no configuration of lora_linear for sm_90, int8, 300 tokens, dense weight"):
+        launch_config("lora_linear", "sm_90", "int8", 300, DENSE)

@@ -15,8 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from ...kernels.launch_config import NVIDIA
-from ...kernels.launch_table import target_of
+from ...kernels.launch_table import NVIDIA, machine_of
 
 # (compiled kernel, grid, arguments by name)
 Handler = Callable[[Any, tuple[int, ...], dict[str, Any]], None]
@@ -26,7 +25,7 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 
 def gpu_target(architecture: str) -> GPUTarget:
     """Triton's target of "sm_90", "gfx942", …"""
-    if target_of(architecture) == NVIDIA:
+    if machine_of(architecture) == NVIDIA:
         return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     return GPUTarget("hip", architecture, 64)
 

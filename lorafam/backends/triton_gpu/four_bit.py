@@ -30,8 +30,10 @@ def dequantize_4bit(codes: Tensor, scales: list[Tensor], layout: list[int], dtyp
             ("decoded_ptr",),
             nf4_dequantize,
             weight=weight_arguments(codes, scales, layout, arch),
+            c=None,
             decoded=decoded,
-            elements=decoded.numel(),
+            N=layout[0],
+            K=layout[1],
             config=launch_config("nf4_dequantize", arch, dtype_name(decoded)),
         )
     return decoded.to(dtype)

@@ -45,14 +45,15 @@ def _of_nvidia(kernel: Any) -> MachineCode:
         file.flush()
         listing = _output("nvdisasm", "-c", file.name)
         usage = _output("cuobjdump", "-res-usage", file.name)
-    registers = re.search(r"\bREG:(\d+)", usage)
-    if registers is None:
+    registers, static = (re.search(rf"\b{name}:(\d+)", usage) for name in ("REG", "SHARED"))
+    if registers is None or static is None:
         raise RuntimeError(f"cuobjdump told no registers: {usage.strip()[:200]}")
     code, labels = _read(listing)
     return MachineCode(
         registers=int(registers[1]),
         spill_instructions=sum(opcode.startswith(("LDL", "STL")) for opcode, _ in code),
-        shared_bytes=kernel.metadata.shared,
+        # what Triton allocates, and the decoder's table
+        shared_bytes=kernel.metadata.shared + int(static[1]),
         tensor_core_instructions=sum("MMA" in opcode for opcode, _ in code),
         loops=_inner_loops(code, labels),
     )

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.launch_config import NVIDIA
-from ...kernels.launch_table import DENSE, ELEMENTS, PACKED, target_of
+from ...kernels.launch_table import DENSE, ELEMENTS, NVIDIA, PACKED, machine_of
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout, is_dense
 from .nf4_gain import GAINS
@@ -45,7 +44,7 @@ def weight_arguments(
     gain, levels = 1.0, _levels(shape.quant_type, data.device)
     if packed and packed_for is not None:
         gain = GAINS[shape.quant_type][packed_for]
-        levels = _table(shape.quant_type, packed_for, target_of(architecture) == NVIDIA, data.device)
+        levels = _table(shape.quant_type, packed_for, machine_of(architecture) == NVIDIA, data.device)
     nested = bool(shape.nested_block_size)
     absmax, nested_absmax, nested_levels, offset = (
         (scale.reshape(-1).contiguous() for scale in scales) if nested else (scales[0].reshape(-1), None, None, None)
@@ -79,13 +78,13 @@ def _levels(quant_type: int, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _table(quant_type: int, dtype: torch.dtype, words: bool, device: torch.device) -> Tensor:
-    """What `decode_levels` reads: gain · level rounded to `dtype`, as fp32 [16], or as the PTX decoder's int32 [16]:
-    four words of low bytes, four of high bytes, all of it twice.
+def _table(quant_type: int, dtype: torch.dtype, pairs: bool, device: torch.device) -> Tensor:
+    """What `load_table` reads: gain · level rounded to `dtype`, as fp32 [16], or as the PTX decoder's int32 [256]: the
+    two levels of every byte, the high nibble's in the low half.
     """
     levels = torch.tensor(_LEVELS[quant_type], dtype=torch.float64) * GAINS[quant_type][dtype]
     rounded = levels.to(dtype)
-    if not words:
+    if not pairs:
         return rounded.float().to(device)
-    planes = rounded.view(torch.uint8).view(16, 2).T.contiguous().view(torch.int32).view(-1)
-    return planes.repeat(2).to(device)
+    byte = torch.arange(256)
+    return torch.stack([rounded[byte >> 4], rounded[byte & 15]], dim=1).view(torch.int32).view(-1).to(device)

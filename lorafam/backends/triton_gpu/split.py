@@ -1,0 +1,62 @@
+"""How a sum is shared among programs where there are too few output tiles to fill a device, and where its parts lie.
+
+A device's parts and counts are allocated once for each stream and kept: a call on the decode path allocates nothing but
+its output, and a captured CUDA graph finds them where they were.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+# the multiprocessors of a GPU that isn't there
+_MULTIPROCESSORS = 16
+# programs that a multiprocessor should have; the largest tile whose parts are kept, in elements
+_EACH = 2
+LARGEST_TILE = 128 * 128
+
+
+def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: int) -> dict[str, Any]:
+    """`share`, `parts`, `arrivals` for a sum over `range_` in turns, `tiles` output tiles of `size` elements each.
+
+    A split fills the device once; `parts` and `arrivals` are None without one.
+    """
+    turns = max(1, -(-range_ // turn))
+    programs = _EACH * multiprocessors(device)
+    split = min(turns, programs // tiles)
+    if split < 2 or size > LARGEST_TILE:
+        return {"share": turns * turn, "parts": None, "arrivals": None}
+    share = -(-turns // split) * turn
+    if share >= range_:
+        return {"share": share, "parts": None, "arrivals": None}
+    return {"share": share, **_memory(device, programs)}
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; of the one that is simulated on a CPU a small number, so that little work is split too."""
+    if device.type == "cpu":
+        return _MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _memory(device: torch.device, programs: int) -> dict[str, Tensor]:
+    if device.type == "cpu":
+        return _allocated(device, programs)
+    return _kept(device, programs, torch.cuda.current_stream(device).cuda_stream)
+
+
+@functools.cache
+def _kept(device: torch.device, programs: int, stream: int) -> dict[str, Tensor]:
+    return _allocated(device, programs)
+
+
+def _allocated(device: torch.device, programs: int) -> dict[str, Tensor]:
+    return {
+        "parts": torch.empty(programs * LARGEST_TILE, device=device),
+        "arrivals": torch.zeros(programs, dtype=torch.int32, device=device),
+    }

@@ -8,8 +8,8 @@
     c, bias [N]      Q, b_parts [tiles of M, N, R], dm_parts, dbias_parts [tiles of M, N] fp32, contiguous
 
 Grid: (tiles of M, S), S programs share N (`tiles/split_sum`, for Q). Work: 4 M N R flops. Reads G once where
-`lora_project` and `lora_factors_grad` read it twice; the parts cost 8 N R bytes a tile of M, so it pays where 4 R is less
-than BLOCK_M, or where there is one tile. R at most BLOCK_R.
+`lora_project` and `lora_factors_grad` read it twice; the parts cost 8 N R bytes a tile of M, so it pays where that is
+less than the tile itself, or where there is one tile. R at most BLOCK_R.
 Rounds: fp32 sums (`tiles/exact_dot`); c ∘ B̂ once.
 """
 

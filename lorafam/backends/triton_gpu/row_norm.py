@@ -11,7 +11,7 @@ from ...ops.row_norm import CANCELLATION, NORM_FLOOR
 from .launch import architecture, launch
 from .lora_project import project
 from .operands import dtype_name, factor
-from .weight import how_read, weight_arguments
+from .weight import how_columns_are_read, weight_arguments
 
 Tensor = torch.Tensor
 
@@ -59,6 +59,6 @@ def _norms(
             R=0 if a is None else a.shape[0],
             cancellation=CANCELLATION,
             floor=NORM_FLOOR,
-            config=launch_config("row_norm", arch, dtype, weight=how_read(weight)),
+            config=launch_config("row_norm", arch, dtype, weight=how_columns_are_read(weight, in_features)),
         )
     return norms

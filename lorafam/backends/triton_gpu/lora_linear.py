@@ -44,7 +44,18 @@ def lora_linear(
     arch = architecture(x.device)
     weight = weight_arguments(data, scales, layout, arch, packed_for=x.dtype)
     config = _whole_turns(
-        launch_config("lora_linear", arch, dtype_name(x), tokens, how_read(weight)), weight, in_features
+        launch_config(
+            "lora_linear",
+            arch,
+            dtype_name(x),
+            tokens,
+            how_read(weight),
+            N=out_features,
+            K=in_features,
+            rank=0 if P is None else P.shape[1],
+        ),
+        weight,
+        in_features,
     )
     split = split_in(
         x.device,

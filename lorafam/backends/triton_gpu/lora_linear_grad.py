@@ -48,6 +48,15 @@ def lora_linear_grad(
             K=in_features,
             R=0 if A is None else A.shape[0],
             dropout=dropout_arguments(seed, dropout_p),
-            config=launch_config("lora_linear_grad", arch, dtype_name(grad_y), tokens, how_read(weight)),
+            config=launch_config(
+                "lora_linear_grad",
+                arch,
+                dtype_name(grad_y),
+                tokens,
+                how_read(weight),
+                N=out_features,
+                K=in_features,
+                rank=0 if A is None else A.shape[0],
+            ),
         )
     return dx

@@ -36,6 +36,8 @@ def project(x: Tensor, A: Tensor, c: Tensor | None, seed: Tensor | None, dropout
             R=A.shape[0],
             strides=A.stride(),
             dropout=dropout_arguments(seed, dropout_p),
-            config=launch_config("lora_project", architecture(x.device), dtype_name(x), tokens),
+            config=launch_config(
+                "lora_project", architecture(x.device), dtype_name(x), tokens, K=features, rank=A.shape[0]
+            ),
         )
     return P

@@ -59,6 +59,14 @@ def _norms(
             R=0 if a is None else a.shape[0],
             cancellation=CANCELLATION,
             floor=NORM_FLOOR,
-            config=launch_config("row_norm", arch, dtype, weight=how_read(weight)),
+            config=launch_config(
+                "row_norm",
+                arch,
+                dtype,
+                weight=how_read(weight),
+                N=out_features,
+                K=in_features,
+                rank=0 if a is None else a.shape[0],
+            ),
         )
     return norms

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lorafam.backends import selection, self_check
+from lorafam.backends import selection, user_files
 
 from . import junit
 from .contenders import CASES
@@ -79,7 +79,7 @@ def measure(results: dict[str, Any], path: Path, folder: Path) -> None:
     """Fills `results` part by part, and writes them after each."""
     write_json(path, results)
     # an empty folder, so that the GPU is checked anew
-    environment = {**os.environ, self_check.CACHE_DIR: str(folder / "cache")}
+    environment = {**os.environ, user_files.CACHE_DIR: str(folder / "cache")}
     print("\nself-check: every op beside eager PyTorch", flush=True)
     results["self_check"] = checked(environment)
     write_json(path, results)

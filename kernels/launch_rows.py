@@ -1,4 +1,8 @@
-"""A row of the launch table: when it applies, and the configuration it gives; rows from elsewhere are checked here."""
+"""A row of the launch table: when it applies, and the configuration it gives; rows from elsewhere are checked here.
+
+A row put before the shipped ones may have {"shipped": true} for a configuration: where it applies, the shipped rows
+decide, and none after it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ Row = dict[str, Any]
 # conditions: "at most", and "one of these" by the name of what is compared
 SIZES = ("tokens", "N", "K", "rank")
 LISTS = {"dtype": "dtypes", "weight": "weights", "architecture": "architectures"}
-_KEYS = {*SIZES, *LISTS.values(), "blocks", "num_warps", "num_stages"}
+_KEYS = {*SIZES, *LISTS.values(), "blocks", "num_warps", "num_stages", "shipped"}
 
 
 def check_rows(rows: Any, shipped: dict[str, list[Row]]) -> None:
@@ -37,6 +41,10 @@ def _check_row(where: str, row: Any, names: Any) -> None:
     for key in LISTS.values():
         if key in row and not (isinstance(row[key], list) and all(isinstance(name, str) for name in row[key])):
             raise ValueError(f"{where}: {key}: expected a list of names, got {row[key]!r}")
+    if row.get("shipped"):
+        if row["shipped"] is not True or not row.keys().isdisjoint(("blocks", "num_warps", "num_stages")):
+            raise ValueError(f"{where}: expected either shipped: true or a configuration, got {row!r}")
+        return
     blocks = row.get("blocks")
     if not isinstance(blocks, dict) or blocks.keys() != names:
         raise ValueError(f"{where}: blocks: expected sizes of {', '.join(names)}, got {blocks!r}")

@@ -111,8 +111,9 @@ def launch_config(
     question = Question(kernel, architecture, dtype, tokens, weight, N, K, rank)
     for observer in _observers:
         observer.append(question)
-    for row in (*preferred(architecture).get(kernel, ()), *rows(machine_of(architecture))[kernel]):
-        if _fits(row, question):
+    for several in (preferred(architecture).get(kernel, []), rows(machine_of(architecture))[kernel]):
+        row = next((row for row in several if _fits(row, question)), {"shipped": True})
+        if "shipped" not in row:
             return config_of(row, architecture)
     raise LookupError(f"no configuration of {kernel} for {architecture}, {dtype}, {tokens} tokens, {weight} weight")
 

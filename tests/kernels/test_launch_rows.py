@@ -14,7 +14,7 @@ ROW = {"tokens": 4, "K": 64, "dtypes": ["bfloat16"], "blocks": {"BLOCK_M": 16, "
 @pytest.mark.parametrize("machine", [NVIDIA, AMD, INTERPRETER])
 def test_the_shipped_rows_are_well_formed(machine: str) -> None:
     check_rows(rows(machine), rows(machine))
-    check_rows({"dropout": [ROW]}, rows(machine))
+    check_rows({"dropout": [ROW, {"tokens": 4, "shipped": True}]}, rows(machine))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ def test_the_shipped_rows_are_well_formed(machine: str) -> None:
         ({"dropout": [{"num_warps": 4}]}, "blocks: expected sizes of BLOCK_M, BLOCK_K, got None"),
         ({"dropout": [{"blocks": {"BLOCK_M": 16}}]}, "blocks: expected sizes of BLOCK_M, BLOCK_K, got"),
         ({"dropout": [{"blocks": {"BLOCK_M": 16, "BLOCK_K": 48}}]}, "BLOCK_K: expected a power of two, got 48"),
+        ({"dropout": [{**ROW, "shipped": True}]}, "row 1: expected either shipped: true or a configuration"),
+        ({"dropout": [{"shipped": 1}]}, "row 1: expected either shipped: true or a configuration"),
         ({"dropout": [{**ROW, "num_warps": 3}]}, "num_warps: expected a power of two, got 3"),
         ({"dropout": [{**ROW, "num_stages": "2"}]}, "num_stages: expected a whole number of at least 1, got '2'"),
     ],

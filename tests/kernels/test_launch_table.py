@@ -125,3 +125,11 @@ def test_questions_are_observed_once() -> None:
         Question("dropout", "sm_90", "float16", 0, None, 0, 0, 0),
         Question("row_norm", "sm_90", "float32", 0, ELEMENTS, 5, 6, 7),
     ]
+
+
+@pytest.mark.usefixtures("_no_rows_of_ones_own")
+def test_the_shipped_rows_decide_where_a_row_says_so() -> None:
+    shipped = launch_config("row_norm", "sm_90", "float32", N=64)
+    prefer("sm_90", {"row_norm": [{"N": 64, "shipped": True}, norm_row(N=128)]})
+    assert launch_config("row_norm", "sm_90", "float32", N=64) == shipped
+    assert launch_config("row_norm", "sm_90", "float32", N=65).num_warps == 1

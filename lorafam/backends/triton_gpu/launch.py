@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import user_table
+
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
 if INTERPRETING and os.environ.get("TRITON_INTERPRET") != "1":
     # read when a function is decorated, Triton's own included
@@ -80,9 +82,10 @@ def architecture(device: torch.device) -> str:
 @functools.cache
 def _gpu_architecture(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        return properties.gcnArchName.split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    found = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+    # every launch asks for the architecture first, and it is found out once
+    user_table.use(properties.name, found)
+    return found
 
 
 def launch(device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any) -> None:

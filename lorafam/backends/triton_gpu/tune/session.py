@@ -1,0 +1,113 @@
+"""Point after point within a time, each kept as soon as it is measured; a later session goes on where one stopped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ....kernels.launch_config import LaunchConfig
+from ....kernels.launch_table import config_of, prefer, preferred
+from ...user_files import write_whole
+from ..user_table import read
+from .candidates import as_dict
+from .points import Point
+from .search import Gpu, GpuLostError, search
+from .table import Record, configuration, is_won, record, rows_of
+from .workload import workload
+
+
+class Reporter(Protocol):
+    """Told what happens."""
+
+    def note(self, text: str) -> None: ...
+
+    def begin(self, done: int, total: int) -> None: ...
+
+    def starts(self, point: Point) -> None: ...
+
+    def ends(self, point: Point, found: Record) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Summary(NamedTuple):
+    """Of the points asked for: how many there are, are finished, and were won."""
+
+    points: int
+    finished: int
+    won: int
+
+
+def tune(
+    points: Sequence[Point], gpu: Gpu, path: Path, reporter: Reporter, *, seconds: float, again: bool = False
+) -> Summary:
+    """Measures for about `seconds`: each point gets its part of the time that is left, so that some of everything is
+    known at the end. A point whose time was up is measured anew by the next session, from the best it found.
+
+    Puts the rows in effect, and leaves them in the file `path`. Raises GpuLostError where a configuration takes the GPU
+    down; it is kept as such, and left out next time. Raises OSError where the file can't be written.
+    """
+    records = {} if again else _kept(path, gpu, reporter)
+    todo = [point for point in points if not _finished(records, point)]
+    if records and len(todo) < len(points):
+        reporter.note(f"goes on: {len(points) - len(todo)} of {len(points)} points are in {path} (--again starts over)")
+    before = preferred(gpu.architecture)
+    started = gpu.clock()
+    reporter.begin(len(points) - len(todo), len(points))
+    try:
+        for place, point in enumerate(todo):
+            left = started + seconds - gpu.clock()
+            if left <= 0:
+                break
+            reporter.starts(point)
+            deadline = gpu.clock() + left / (len(todo) - place)
+            records[point] = _measured(point, gpu, deadline, records.get(point, {}), records, path)
+            _write(path, gpu, records)
+            reporter.ends(point, records[point])
+    finally:
+        reporter.end()
+        prefer(gpu.architecture, rows_of(list(records.values())) or before)
+    done = [records[point] for point in points if point in records]
+    return Summary(len(points), sum(one["finished"] for one in done), sum(map(is_won, done)))
+
+
+def _measured(
+    point: Point, gpu: Gpu, deadline: float, known: Record, records: dict[Point, Record], path: Path
+) -> Record:
+    avoid = known.get("avoid", [])
+    start: LaunchConfig | None = None
+    if known.get("best"):
+        start = config_of(configuration(known["best"]), gpu.architecture)
+    try:
+        outcome = search(workload(point, gpu.device), gpu, deadline=deadline, start=start, avoid=avoid)
+    except GpuLostError as error:
+        lost = {"point": point._asdict(), "finished": False, **known, "avoid": [*avoid, as_dict(error.config)]}
+        _write(path, gpu, {**records, point: lost})
+        raise
+    return {**record(point, outcome), **({"avoid": avoid} if avoid else {})}
+
+
+def _kept(path: Path, gpu: Gpu, reporter: Reporter) -> dict[Point, Record]:
+    try:
+        found = read(path, gpu.architecture)
+        return {} if found is None else {Point(**one["point"]): one for one in found["points"]}
+    except (ValueError, TypeError, KeyError) as error:
+        reporter.note(f"starts over: {error}")
+        return {}
+
+
+def _finished(records: dict[Point, Record], point: Point) -> bool:
+    return point in records and bool(records[point].get("finished"))
+
+
+def _write(path: Path, gpu: Gpu, records: dict[Point, Record]) -> None:
+    content: dict[str, Any] = {
+        "gpu": gpu.model,
+        "architecture": gpu.architecture,
+        "versions": {name: importlib.metadata.version(name) for name in ("lorafam", "triton")},
+        "points": list(records.values()),
+        "rows": rows_of(list(records.values())),
+    }
+    write_whole(path, content)

@@ -32,7 +32,7 @@ class ConsoleReporter:
             self._bar.update(self._task, description=str(point))
 
     def ends(self, point: Any, found: dict[str, Any]) -> None:
-        if self._bar is not None:
+        if self._bar is not None and found["finished"]:
             self._bar.advance(self._task)
         self._console.print(f"{point}: {verdict(found)}", highlight=False, markup=False, soft_wrap=True)
 

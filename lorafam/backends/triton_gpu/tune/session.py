@@ -44,7 +44,7 @@ def tune(
     points: Sequence[Point], gpu: Gpu, path: Path, reporter: Reporter, *, seconds: float, again: bool = False
 ) -> Summary:
     """Measures for about `seconds`: each point gets its part of the time that is left, so that some of everything is
-    known at the end. A point whose time was up is measured anew by the next session, from the best it found.
+    known at the end. A point whose time was up is measured anew, from the best it found, in what is left or next time.
 
     Puts the rows in effect, and leaves them in the file `path`. Raises GpuLostError where a configuration takes the GPU
     down; it is kept as such, and left out next time. Raises OSError where the file can't be written.
@@ -54,18 +54,21 @@ def tune(
     if records and len(todo) < len(points):
         reporter.note(f"goes on: {len(points) - len(todo)} of {len(points)} points are in {path} (--again starts over)")
     before = preferred(gpu.architecture)
-    started = gpu.clock()
+    end = gpu.clock() + seconds
     reporter.begin(len(points) - len(todo), len(points))
     try:
-        for place, point in enumerate(todo):
-            left = started + seconds - gpu.clock()
-            if left <= 0:
-                break
-            reporter.starts(point)
-            deadline = gpu.clock() + left / (len(todo) - place)
-            records[point] = _measured(point, gpu, deadline, records.get(point, {}), records, path)
-            _write(path, gpu, records)
-            reporter.ends(point, records[point])
+        # time that later points didn't need goes to those that were cut short
+        while todo and gpu.clock() < end:
+            for place, point in enumerate(todo):
+                left = end - gpu.clock()
+                if left <= 0:
+                    break
+                reporter.starts(point)
+                deadline = gpu.clock() + left / (len(todo) - place)
+                records[point] = _measured(point, gpu, deadline, records.get(point, {}), records, path)
+                _write(path, gpu, records)
+                reporter.ends(point, records[point])
+            todo = [point for point in todo if not _finished(records, point)]
     finally:
         reporter.end()
         prefer(gpu.architecture, rows_of(list(records.values())) or before)

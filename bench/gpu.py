@@ -139,11 +139,13 @@ def tuned(environment: Mapping[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-c", TUNE, "tune", f"--minutes={TUNE_MINUTES}", *shapes, *tokens]
     code = run(command, os.environ)
     path = table_file(torch.cuda.get_device_name())
-    found: dict[str, Any] = {"path": str(path), "count": 0, "rows": {}}
+    found: dict[str, Any] = {"path": str(path), "count": 0, "rows": {}, "paths": {}}
     if path.is_file() and code in (0, INTERRUPTED):
         table = json.loads(path.read_text(encoding="utf-8"))
         user_files.write_whole(Path(environment[user_files.CACHE_DIR]) / path.name, table)
-        found |= {"count": sum(map(len, table["rows"].values())), "rows": table["rows"], "points": table["points"]}
+        found |= {name: table[name] for name in ("rows", "paths", "points")}
+        own = [row for part in ("rows", "paths") for rows in table[part].values() for row in rows]
+        found["count"] = sum("shipped" not in row for row in own)
     return {**found, "error": ended(code)} if code else found
 
 

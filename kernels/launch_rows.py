@@ -13,7 +13,7 @@ Row = dict[str, Any]
 # conditions: "at most", and "one of these" by the name of what is compared
 SIZES = ("tokens", "N", "K", "rank")
 LISTS = {"dtype": "dtypes", "weight": "weights", "architecture": "architectures"}
-_KEYS = {*SIZES, *LISTS.values(), "blocks", "num_warps", "num_stages", "shipped"}
+_KEYS = (*SIZES, *LISTS.values(), "blocks", "num_warps", "num_stages", "shipped")
 
 
 def check_rows(rows: Any, shipped: dict[str, list[Row]]) -> None:
@@ -30,17 +30,22 @@ def check_rows(rows: Any, shipped: dict[str, list[Row]]) -> None:
             _check_row(f"{kernel}, row {number}", row, names)
 
 
-def _check_row(where: str, row: Any, names: Any) -> None:
+def check_conditions(where: str, row: Any, keys: tuple[str, ...]) -> None:
+    """Raises ValueError unless `row` is an object of these keys, whose conditions are well-formed."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, got {row!r}")
-    if unknown := sorted(row.keys() - _KEYS):
-        raise ValueError(f"{where}: expected keys of {', '.join(sorted(_KEYS))}, got {', '.join(unknown)}")
+    if unknown := sorted(row.keys() - keys):
+        raise ValueError(f"{where}: expected keys of {', '.join(keys)}, got {', '.join(unknown)}")
     for key in SIZES:
         if key in row and not _is_count(row[key]):
             raise ValueError(f"{where}: {key}: expected a whole number of at least 1, got {row[key]!r}")
     for key in LISTS.values():
         if key in row and not (isinstance(row[key], list) and all(isinstance(name, str) for name in row[key])):
             raise ValueError(f"{where}: {key}: expected a list of names, got {row[key]!r}")
+
+
+def _check_row(where: str, row: Any, names: Any) -> None:
+    check_conditions(where, row, _KEYS)
     if row.get("shipped"):
         if row["shipped"] is not True or not row.keys().isdisjoint(("blocks", "num_warps", "num_stages")):
             raise ValueError(f"{where}: expected either shipped: true or a configuration, got {row!r}")

@@ -20,7 +20,7 @@ COMMAND = "lorafam tune"
 
 def tune(
     op: Annotated[
-        list[str] | None, typer.Option("--op", metavar="NAME", help=r"An op; repeatable \[default: all six].")
+        list[str] | None, typer.Option("--op", metavar="NAME", help=r"An op; repeatable \[default: all].")
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -82,7 +82,8 @@ def asked(
     shapes = [_shape(text) for text in shape or []]
     found = points(op or OPS, shapes or SHAPES, tokens or TOKENS, rank, dtype, weight or ["nf4"])
     if not found:
-        raise ValueError("--op: expected an op that takes a dense weight, got nf4_dequantize alone")
+        wanted = "--weight nf4, and a staged path 64 tokens, 16 bits and whole blocks"
+        raise ValueError(f"--op: nothing to measure; {', '.join(op or OPS)} needs {wanted}")
     return found
 
 
@@ -130,11 +131,12 @@ def run(points: list[Point], gpu: Gpu, path: Path, minutes: float, again: bool) 
 def show(gpu: Gpu, path: Path) -> None:
     """Where the table is, and the rows that go before the shipped ones."""
     from ..kernels.launch_table import preferred
+    from ..kernels.paths import preferred_paths
     from .tune_report import table
 
     typer.echo(path if path.is_file() else f"{path}: not there, the shipped table is in use")
-    rows = preferred(gpu.architecture)
-    if rows:
+    rows, paths = preferred(gpu.architecture), preferred_paths(gpu.architecture)
+    if rows or paths:
         from rich.console import Console
 
-        Console(highlight=False).print(table(rows))
+        Console(highlight=False).print(table(rows, paths))

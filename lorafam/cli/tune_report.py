@@ -58,10 +58,10 @@ def verdict(found: dict[str, Any]) -> str:
     return f"{told} ({left_out}{'' if found['finished'] else ', not finished'})"
 
 
-def table(rows: dict[str, list[dict[str, Any]]]) -> Table:
-    """A line for each row: the kernel, when it applies, what it gives."""
+def table(rows: dict[str, list[dict[str, Any]]], paths: dict[str, list[dict[str, Any]]]) -> Table:
+    """A line for each row: the kernel or the op, when it applies, what it gives."""
     shown = Table("kernel", "up to", "for", "configuration", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for kernel, several in rows.items():
+    for kernel, several in (*rows.items(), *paths.items()):
         for row in several:
             sizes = " ".join(f"{name} {row[name]}" for name in ("tokens", "N", "K", "rank") if name in row)
             which = " ".join("/".join(row[name]) for name in ("dtypes", "weights", "architectures") if name in row)
@@ -70,6 +70,8 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> Table:
 
 
 def _configuration(row: dict[str, Any]) -> str:
+    if "path" in row:
+        return " by ".join(row[name] for name in ("path", "product") if name in row)
     blocks = " ".join(f"{name} {size}" for name, size in row["blocks"].items())
     return f"{blocks}, {row.get('num_warps', 4)} warps, {row.get('num_stages', 1)} stages"
 

@@ -158,7 +158,8 @@ def test_tuned(code: int, kept: bool, tmp_path: Path, monkeypatch: pytest.Monkey
     own, parts = tmp_path / "own", tmp_path / "parts"
     monkeypatch.setenv(user_files.CACHE_DIR, str(own))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    table = {"rows": {"dropout": [{"num_warps": 8}, {"num_warps": 2}]}, "points": [{"measured": 3}]}
+    rows = {"dropout": [{"num_warps": 8}, {"shipped": True}]}
+    table = {"rows": rows, "paths": {"lora_linear": [{"path": "fused"}]}, "points": [{"measured": 3}]}
 
     def run(command: list[str], environment: Any) -> int:
         assert environment[user_files.CACHE_DIR] == str(own)

@@ -63,7 +63,7 @@ def test_without_flags_everything_is_measured(asked: dict[str, Any]) -> None:
         (["--dtype", "float64"], "--dtype: expected one of bfloat16, float16, float32, got 'float64'"),
         (["--weight", "int8"], "--weight: expected one of nf4, dense, got 'int8'"),
         (["--minutes", "0"], "--minutes: expected more than 0, got 0"),
-        (["--op", "nf4_dequantize", "--weight", "dense"], "--op: expected an op that takes a dense weight"),
+        (["--op", "nf4_dequantize", "--weight", "dense"], "--op: nothing to measure; nf4_dequantize needs"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(flags: list[str], told: str, asked: dict[str, Any]) -> None:

@@ -48,9 +48,12 @@ def test_a_line_a_point(terminal: bool) -> None:
 
 def test_table() -> None:
     row = {"tokens": 4, "N": 8, "K": 64, "rank": 16, "dtypes": ["float16"], "weights": ["packed"], "blocks": BLOCKS}
+    rows = {"lora_linear": [row, {"tokens": 64, "shipped": True}]}
+    paths = {"lora_linear": [{"tokens": 512, "path": "staged", "product": "cublas"}, {"path": "fused"}]}
     out = io.StringIO()
-    Console(file=out, width=200).print(table({"lora_linear": [row, {"tokens": 64, "shipped": True}]}))
-    _, first, second = (" ".join(line.split()) for line in out.getvalue().splitlines())
+    Console(file=out, width=200).print(table(rows, paths))
+    _, first, second, third, fourth = (" ".join(line.split()) for line in out.getvalue().splitlines())
     sizes = "tokens 4 N 8 K 64 rank 16 float16 packed"
     assert first == f"lora_linear {sizes} BLOCK_M 16 BLOCK_K 64, 4 warps, 1 stages"
     assert second == "lora_linear tokens 64 as shipped"
+    assert (third, fourth) == ("lora_linear tokens 512 staged by cublas", "lora_linear fused")

@@ -7,10 +7,12 @@ import torch
 from ...kernels.launch_config import LaunchConfig
 from ...kernels.launch_table import launch_config
 from ...kernels.lora_linear import lora_linear as kernel
+from ...kernels.paths import STAGED, path_of
 from ...ops.by_storage import weight_shape
 from .launch import architecture, launch
 from .operands import dtype_name, factor, vector
 from .split import split_in
+from .staged import can_be_staged, decoded_weight, product, scaled_rows
 from .weight import how_read, weight_arguments
 
 Tensor = torch.Tensor
@@ -19,9 +21,12 @@ Tensor = torch.Tensor
 _FEW = 16
 
 
-def path(tokens: int, device: torch.device, dtype: torch.dtype) -> str:
-    """What runs for so many tokens: "decode" (one tile of few tokens) or "tiles"."""
-    config = launch_config("lora_linear", architecture(device), str(dtype).removeprefix("torch."), tokens)
+def path(tokens: int, N: int, K: int, device: torch.device, dtype: torch.dtype, four_bit: bool) -> str:
+    """What runs for so many tokens and W [N, K]: "decode" (one tile of few tokens), "tiles" or "staged"."""
+    arch = architecture(device)
+    if four_bit and dtype != torch.float32 and path_of("lora_linear", arch, tokens, N, K).path == STAGED:
+        return "staged"
+    config = launch_config("lora_linear", arch, str(dtype).removeprefix("torch."), tokens, N=N, K=K)
     return "decode" if config["BLOCK_M"] <= _FEW else "tiles"
 
 
@@ -42,6 +47,11 @@ def lora_linear(
     if not y.numel():
         return y
     arch = architecture(x.device)
+    route = path_of("lora_linear", arch, tokens, out_features, in_features)
+    if route.path == STAGED and can_be_staged(x, layout):
+        decoded = decoded_weight(data, scales, layout, c, x.dtype)
+        H = None if B_hat is None else scaled_rows(B_hat, c).T
+        return product(x, decoded, P, H, bias, None, 0.0, route.product, backward=False)
     weight = weight_arguments(data, scales, layout, arch, packed_for=x.dtype)
     config = _whole_turns(
         launch_config(
@@ -88,9 +98,6 @@ def lora_linear(
 def _whole_turns(config: LaunchConfig, weight: dict, in_features: int) -> LaunchConfig:
     """BLOCK_K that divides K where rows have whole blocks: no turn of the loop has a tail."""
     turn = config["BLOCK_K"]
-    if not weight["PACKED"]:
-        return config
-    while in_features % turn:
+    while weight["PACKED"] and in_features % turn:
         turn //= 2
-    blocks = {**dict(config.blocks), "BLOCK_K": turn}
-    return LaunchConfig(tuple(sorted(blocks.items())), config.num_warps, config.num_stages, config.target)
+    return config.at_most(BLOCK_K=turn)

@@ -1,4 +1,4 @@
-"""The launch table that `lorafam tune` measured on this machine: its file, and its rows put before the shipped ones.
+"""What `lorafam tune` measured on this machine: its file, and its rows and paths put before the shipped ones.
 
 A file is kept by GPU model and by versions of lorafam and triton, and read when a kernel is first launched on a GPU.
 One that can't be used is told, and the shipped table stays.
@@ -13,6 +13,7 @@ from typing import Any
 
 from ...kernels.launch_rows import check_rows
 from ...kernels.launch_table import machine_of, prefer, rows
+from ...kernels.paths import check_paths, prefer_paths
 from ..user_files import user_file
 
 # architecture → the GPU model whose rows are in use
@@ -34,12 +35,14 @@ def read(path: Path, architecture: str) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("points"), list) or "rows" not in found:
-        raise ValueError(f"{path} is damaged: expected an object with points and rows")
+    whole = isinstance(found, dict) and {"points", "rows", "paths"} <= found.keys()
+    if not whole or not isinstance(found["points"], list):
+        raise ValueError(f"{path} is damaged: expected an object with points, rows and paths")
     if found.get("architecture") != architecture:
         raise ValueError(f"{path}: expected architecture {architecture}, got {found.get('architecture')!r}")
     try:
         check_rows(found["rows"], rows(machine_of(architecture)))
+        check_paths(found["paths"], architecture)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return found
@@ -60,3 +63,4 @@ def use(model: str, architecture: str) -> None:
         warnings.warn(message, stacklevel=2)
         return
     prefer(architecture, found["rows"])
+    prefer_paths(architecture, found["paths"])

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from lorafam.kernels.launch_table import launch_config, prefer
+from lorafam.kernels.paths import FUSED, STAGED, TRITON, Route, path_of, prefer_paths
 
 from lorafam.backends import user_files
 from lorafam.backends.triton_gpu import launch, user_table
 
 ROW = {"tokens": 8, "blocks": {"BLOCK_M": 16, "BLOCK_K": 64}, "num_warps": 1, "num_stages": 1}
-TABLE = {"gpu": "Some GPU", "architecture": "sm_90", "points": [], "rows": {"dropout": [ROW]}}
+PATHS = {"lora_linear": [{"tokens": 8, "path": "staged", "product": "triton"}]}
+TABLE = {"gpu": "Some GPU", "architecture": "sm_90", "points": [], "rows": {"dropout": [ROW]}, "paths": PATHS}
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +27,10 @@ def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     monkeypatch.setenv(user_files.CACHE_DIR, str(tmp_path))
     monkeypatch.setattr(user_table, "_in_use", {})
     prefer("sm_90", {})
+    prefer_paths("sm_90", {})
     yield
     prefer("sm_90", {})
+    prefer_paths("sm_90", {})
 
 
 def write(content: Any, model: str = "Some GPU") -> None:
@@ -47,6 +51,8 @@ def test_it_is_used_from_the_first_launch_on(monkeypatch: pytest.MonkeyPatch) ->
     assert launch.architecture(torch.device("cuda", 0)) == "sm_90"
     launch._gpu_architecture.cache_clear()
     assert (warps(), warps(9)) == (1, shipped)
+    assert path_of("lora_linear", "sm_90", 8) == Route(STAGED, TRITON)
+    assert path_of("lora_linear", "sm_90", 9) == Route(FUSED)
 
 
 def test_no_file_no_word() -> None:
@@ -61,9 +67,10 @@ def test_no_file_no_word() -> None:
     ("content", "told"),
     [
         ("{", "is damaged: "),
-        ("[]", "is damaged: expected an object with points and rows"),
+        ("[]", "is damaged: expected an object with points, rows and paths"),
         (json.dumps({**TABLE, "architecture": "sm_80"}), "expected architecture sm_90, got 'sm_80'"),
         (json.dumps({**TABLE, "rows": {"lora": [ROW]}}), "expected a kernel .* got 'lora'"),
+        (json.dumps({**TABLE, "paths": {"dropout": []}}), r"paths: expected an op \(lora_linear, .*, got 'dropout'"),
         (json.dumps({**TABLE, "rows": {"dropout": [{**ROW, "tokens": "8"}]}}), "tokens: expected a whole number"),
     ],
 )

@@ -7,47 +7,24 @@ optional operand. It wins only if it is faster than the shipped one by MARGIN, s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from ....kernels.launch_config import LaunchConfig
 from ....kernels.launch_table import Question, config_of, launch_config, observed, prefer
+from ....kernels.paths import prefer_paths
 from ... import eager
-from ...self_check import Expected, compare, expected, results_of
+from ...self_check import Expected, expected
 from .candidates import as_dict, neighbours, shipped_configs
+from .check import BROKEN, WRONG, failure
+from .gpu import Gpu
 from .workload import Workload
 
 MARGIN = 0.03
 # a step uphill is one by more than the noise of a short measurement
 STEP = 0.01
 SEARCH_REPEATS, VERDICT_REPEATS = 7, 41
-
-Timer = Callable[[Callable[[], object], Sequence[Callable[[], None]], int], list[float]]
-
-
-class Gpu(NamedTuple):
-    """What is tuned for: `ops` has the implementations, `timer` is as `GpuTimer`, `clock` counts seconds, `probe`
-    raises where the GPU no longer answers.
-    """
-
-    model: str
-    architecture: str
-    device: torch.device
-    ops: Any
-    timer: Timer
-    clock: Callable[[], float]
-    probe: Callable[[], None]
-
-
-class GpuLostError(RuntimeError):
-    """The GPU no longer answers after a configuration was launched."""
-
-    def __init__(self, config: LaunchConfig, reason: str) -> None:
-        super().__init__(f"the GPU no longer answers after {as_dict(config)}: {reason}")
-        self.config = config
 
 
 @dataclass
@@ -76,17 +53,18 @@ def search(
     Raises GpuLostError where the GPU doesn't survive a configuration.
     """
     prefer(gpu.architecture, {})
+    prefer_paths(gpu.architecture, work.paths)
     try:
         return _Search(work, gpu, deadline, avoid).run(start)
     finally:
         prefer(gpu.architecture, {})
+        prefer_paths(gpu.architecture, {})
 
 
 class _Search:
     def __init__(self, work: Workload, gpu: Gpu, deadline: float, avoid: Collection[Any]) -> None:
         self.work, self.gpu, self.deadline, self.avoid = work, gpu, deadline, avoid
         op, reference = getattr(gpu.ops, work.op), getattr(eager, work.op)
-        self.op = op
         self.call = functools.partial(op, *work.arguments)
         self.expected = expected(work.op, reference, work.arguments)
         self.odd_expected = expected(work.op, reference, work.odd)
@@ -184,25 +162,7 @@ class _Search:
     def failure(self, config: LaunchConfig, arguments: tuple[Any, ...], wanted: Expected) -> str:
         """Why a configuration is not right, empty where it is."""
         self.choose(config)
-        try:
-            got = results_of(self.work.op, self.op, arguments)
-            # a launch's own failure shows here, not in the comparison
-            self.gpu.probe()
-        except Exception as error:  # whatever a compiler or a launch raises
-            self.outcome.broken += 1
-            try:
-                self.gpu.probe()
-            except Exception:
-                raise GpuLostError(config, _told(error)) from None
-            return _told(error)
-        try:
-            compare(self.work.op, got, wanted)
-        except AssertionError as error:
-            self.outcome.wrong += 1
-            return _told(error)
-        return ""
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        how, why = failure(self.gpu, self.work.op, arguments, wanted, as_dict(config))
+        self.outcome.broken += how == BROKEN
+        self.outcome.wrong += how == WRONG
+        return why

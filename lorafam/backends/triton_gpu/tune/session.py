@@ -9,12 +9,16 @@ from typing import Any, NamedTuple, Protocol
 
 from ....kernels.launch_config import LaunchConfig
 from ....kernels.launch_table import config_of, prefer, preferred
+from ....kernels.paths import prefer_paths, preferred_paths
 from ...user_files import write_whole
 from ..user_table import read
-from .candidates import as_dict
+from .check import GpuLostError
+from .gpu import Gpu
+from .points import PATHS as PATH_POINTS
 from .points import Point
-from .search import Gpu, GpuLostError, search
-from .table import Record, configuration, is_won, record, rows_of
+from .route import fastest_route
+from .search import search
+from .table import PATHS, ROWS, Record, configuration, is_won, record, rows_of
 from .workload import workload
 
 
@@ -53,7 +57,7 @@ def tune(
     todo = [point for point in points if not _finished(records, point)]
     if records and len(todo) < len(points):
         reporter.note(f"goes on: {len(points) - len(todo)} of {len(points)} points are in {path} (--again starts over)")
-    before = preferred(gpu.architecture)
+    before = preferred(gpu.architecture), preferred_paths(gpu.architecture)
     end = gpu.clock() + seconds
     reporter.begin(len(points) - len(todo), len(points))
     try:
@@ -71,7 +75,9 @@ def tune(
             todo = [point for point in todo if not _finished(records, point)]
     finally:
         reporter.end()
-        prefer(gpu.architecture, rows_of(list(records.values())) or before)
+        found = records.values()
+        prefer(gpu.architecture, rows_of(found, ROWS) if records else before[0])
+        prefer_paths(gpu.architecture, rows_of(found, PATHS) if records else before[1])
     done = [records[point] for point in points if point in records]
     return Summary(len(points), sum(one["finished"] for one in done), sum(map(is_won, done)))
 
@@ -79,14 +85,18 @@ def tune(
 def _measured(
     point: Point, gpu: Gpu, deadline: float, known: Record, records: dict[Point, Record], path: Path
 ) -> Record:
+    work = workload(point, gpu.device)
     avoid = known.get("avoid", [])
     start: LaunchConfig | None = None
-    if known.get("best"):
+    if known.get("best") and point.op not in PATH_POINTS:
         start = config_of(configuration(known["best"]), gpu.architecture)
     try:
-        outcome = search(workload(point, gpu.device), gpu, deadline=deadline, start=start, avoid=avoid)
+        if point.op in PATH_POINTS:
+            prefer(gpu.architecture, rows_of(records.values(), ROWS))
+            return fastest_route(point, work, gpu, avoid)
+        outcome = search(work, gpu, deadline=deadline, start=start, avoid=avoid)
     except GpuLostError as error:
-        lost = {"point": point._asdict(), "finished": False, **known, "avoid": [*avoid, as_dict(error.config)]}
+        lost = {"point": point._asdict(), "finished": False, **known, "avoid": [*avoid, error.tried]}
         _write(path, gpu, {**records, point: lost})
         raise
     return {**record(point, outcome), **({"avoid": avoid} if avoid else {})}
@@ -111,6 +121,6 @@ def _write(path: Path, gpu: Gpu, records: dict[Point, Record]) -> None:
         "architecture": gpu.architecture,
         "versions": {name: importlib.metadata.version(name) for name in ("lorafam", "triton")},
         "points": list(records.values()),
-        "rows": rows_of(list(records.values())),
+        **{table: rows_of(records.values(), table) for table in (ROWS, PATHS)},
     }
     write_whole(path, content)

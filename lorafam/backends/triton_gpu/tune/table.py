@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ....kernels.launch_config import LaunchConfig
@@ -12,6 +12,9 @@ from .points import Point
 from .search import Outcome
 
 Record = dict[str, Any]
+
+# which table a record's row is of: launch configurations, or paths
+ROWS, PATHS = "rows", "paths"
 
 
 def record(point: Point, outcome: Outcome) -> Record:
@@ -25,6 +28,7 @@ def record(point: Point, outcome: Outcome) -> Record:
     weight = {} if question.weight is None else {"weights": [question.weight]}
     return {
         "point": point._asdict(),
+        "table": ROWS,
         "finished": outcome.finished,
         "kernel": question.kernel,
         "conditions": {**sizes, "dtypes": [question.dtype], **weight},
@@ -45,18 +49,20 @@ def is_won(found: Record) -> bool:
 
 def configuration(found: dict[str, Any]) -> dict[str, Any]:
     """Without the seconds."""
-    return {name: found[name] for name in ("blocks", "num_warps", "num_stages")}
+    return {name: value for name, value in found.items() if name != "seconds"}
 
 
-def rows_of(records: Sequence[Record]) -> dict[str, list[Row]]:
-    """Rows by kernel: one for each point that was won. Where nothing was, the shipped rows go on to decide, which has
-    to be said where the row of a larger point would else apply.
+def rows_of(records: Iterable[Record], table: str = ROWS) -> dict[str, list[Row]]:
+    """Rows by kernel, or by op for PATHS: one for each point that was won.
+
+    Where nothing was, the shipped rows go on to decide, which has to be said where the row of a larger point would else
+    apply.
 
     Rows apply up to their sizes and the first that fits is taken, so they are in ascending order: a row that would take
     another's point has larger sizes and comes after it.
     """
     found: dict[str, list[Row]] = {}
-    ordered = sorted((one for one in records if "conditions" in one), key=_sizes)
+    ordered = sorted((one for one in records if one.get("table") == table), key=_sizes)
     for place, one in enumerate(ordered):
         rows = found.setdefault(one["kernel"], [])
         if is_won(one):

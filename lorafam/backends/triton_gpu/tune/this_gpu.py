@@ -9,7 +9,7 @@ import torch
 from ... import triton_gpu
 from ...gpu_timer import GpuTimer
 from ..launch import architecture
-from .search import Gpu
+from .gpu import Gpu
 
 
 def this_gpu() -> Gpu:

@@ -6,35 +6,40 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ....kernels.launch_rows import Row
+from ....kernels.paths import FUSED, STAGED, TRITON
 from ....ops.by_storage import NESTED_BLOCK_SIZE
 from ... import eager
-from .points import Point
+from .points import BLOCK_SIZE, PATHS, Point
 
 Tensor = torch.Tensor
 Arguments = tuple[Any, ...]
 
-BLOCK_SIZE = 64
 # the second check's shape: N with a tail, K in whole blocks or not as the point's is, a rank in two tiles
 N, K, K_TAIL, RANK = 72, 256, 200, 20
+_OPS = {"nf4_dequantize": "dequantize_4bit", "dense_linear": "lora_linear", **PATHS}
 
 
 class Workload(NamedTuple):
     """`op` is the name of the implementation; `arguments` are timed and checked, `odd` checked alone: tails, dropout,
-    and every optional operand.
+    and every optional operand. `paths`: what sends the op to its kernel.
     """
 
     op: str
     kernel: str
     arguments: Arguments
     odd: Arguments
+    paths: dict[str, list[Row]]
 
 
 def workload(point: Point, device: torch.device) -> Workload:
     """Random but fixed values on `device`."""
-    op = "dequantize_4bit" if point.op == "nf4_dequantize" else point.op
+    op = _OPS.get(point.op, point.op)
     whole = point.K % BLOCK_SIZE == 0
     small = point._replace(N=N, K=K if whole else K_TAIL, tokens=max(1, point.tokens - 1), rank=RANK)
-    return Workload(op, point.op, _arguments(point, device, False), _arguments(small, device, True))
+    staged = {"path": STAGED, "product": TRITON}
+    paths = {op: [staged if point.op == "dense_linear" else {"path": FUSED}]} if op in PATHS.values() else {}
+    return Workload(op, point.op, _arguments(point, device, False), _arguments(small, device, True), paths)
 
 
 def _arguments(point: Point, device: torch.device, everything: bool) -> Arguments:
@@ -60,7 +65,7 @@ def _arguments(point: Point, device: torch.device, everything: bool) -> Argument
         return (*weight, dtype)
     if point.op == "row_norm":
         return (*weight, A, B_hat, None if everything else eager.squared_row_norm(*weight))
-    if point.op == "lora_linear":
+    if _OPS.get(point.op, point.op) == "lora_linear":
         return (x, *weight, P, B_hat, c, bias)
     return (grad_y, *weight, c, P, A, *dropout)
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from lorafam.kernels.launch_config import LaunchConfig
 from lorafam.kernels.launch_table import DENSE, ELEMENTS, launch_config
+from lorafam.kernels.paths import path_of
 
 from lorafam.backends import eager
+from lorafam.backends.triton_gpu.tune.gpu import Gpu
 from lorafam.backends.triton_gpu.tune.points import Point
-from lorafam.backends.triton_gpu.tune.search import Gpu
 
 ARCHITECTURE = "sm_90"
+PATH = Point("lora_linear_path", 64, 128, 64, 16, "bfloat16", "nf4")
 PROJECT = Point("lora_project", 0, 128, 4, 16, "bfloat16", "none")
 NORM = Point("row_norm", 64, 128, 0, 16, "bfloat16", "nf4")
 
@@ -24,7 +26,7 @@ RIGHT, WRONG, BROKEN, FATAL = "right", "wrong", "broken", "fatal"
 
 
 class FakeGpu:
-    """`behaviour` and `seconds` are by kernel and configuration; a launch costs `cost` on the clock."""
+    """`behaviour` and `seconds` are by kernel (a product: its path) and configuration; a launch costs `cost`."""
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class FakeGpu:
         self._last = ("", LaunchConfig(()))
 
     def gpu(self) -> Gpu:
-        ops = types.SimpleNamespace(lora_project=self._project, row_norm=self._norm)
+        ops = types.SimpleNamespace(lora_project=self._project, row_norm=self._norm, lora_linear=self._linear)
         return Gpu("Some GPU", ARCHITECTURE, torch.device("cpu"), ops, self._timer, lambda: self.now, self._probe)
 
     def _project(self, x: Any, A: Any, *rest: Any) -> Any:
@@ -51,6 +53,11 @@ class FakeGpu:
         read, (N, rank), K = (ELEMENTS if scales else DENSE), B_hat.shape, A.shape[1]
         config = launch_config("row_norm", ARCHITECTURE, "float32", 0, read, N=N, K=K, rank=rank)
         return self._launched("row_norm", config, eager.row_norm(data, scales, layout, A, B_hat, *rest))
+
+    def _linear(self, x: Any, data: Any, scales: Any, layout: Any, *rest: Any) -> Any:
+        route = path_of("lora_linear", ARCHITECTURE, x.shape[0], layout[0], layout[1])
+        kernel = " by ".join(part for part in route if part)
+        return self._launched(kernel, LaunchConfig(()), eager.lora_linear(x, data, scales, layout, *rest))
 
     def _launched(self, kernel: str, config: LaunchConfig, result: Any) -> Any:
         self.now += self.cost

@@ -9,8 +9,8 @@ import pytest
 from lorafam.kernels.launch_config import LaunchConfig
 from lorafam.kernels.launch_table import launch_config, preferred
 
-from lorafam.backends.triton_gpu.tune.candidates import as_dict
-from lorafam.backends.triton_gpu.tune.search import MARGIN, GpuLostError, Outcome, search
+from lorafam.backends.triton_gpu.tune.check import GpuLostError
+from lorafam.backends.triton_gpu.tune.search import MARGIN, Outcome, search
 from lorafam.backends.triton_gpu.tune.workload import workload
 
 from .fake_gpu import ARCHITECTURE, BROKEN, FATAL, PROJECT, RIGHT, WRONG, FakeGpu, block
@@ -106,7 +106,7 @@ def test_a_lost_gpu_names_the_configuration_which_can_be_avoided() -> None:
         try:
             run(FakeGpu(behaviour=kills), avoid=killers)
         except GpuLostError as error:
-            killers.append(as_dict(error.config))
+            killers.append(error.tried)
         else:
             break
     assert killers

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from lorafam.kernels.launch_config import LaunchConfig
 from lorafam.kernels.launch_table import launch_config, prefer, preferred
+from lorafam.kernels.paths import path_of, preferred_paths
 
 from lorafam.backends.triton_gpu.tune import session
-from lorafam.backends.triton_gpu.tune.search import GpuLostError
+from lorafam.backends.triton_gpu.tune.check import GpuLostError
 from lorafam.backends.triton_gpu.tune.session import Summary, tune
 from lorafam.backends.triton_gpu.user_table import read
 
-from .fake_gpu import ARCHITECTURE, FATAL, NORM, PROJECT, RIGHT, FakeGpu
+from .fake_gpu import ARCHITECTURE, FATAL, NORM, PATH, PROJECT, RIGHT, FakeGpu
 
 POINTS = [PROJECT, PROJECT._replace(tokens=16), NORM]
 
@@ -76,6 +77,18 @@ def test_a_whole_session_then_nothing_left_to_do(path: Path) -> None:
     assert json.loads(path.read_text())["rows"] == {}
 
 
+def test_paths_are_kept_and_used(path: Path) -> None:
+    def staging_wins(kernel: str, config: LaunchConfig) -> float:
+        return 1.0 + (kernel == "fused")
+
+    assert tune([PATH], FakeGpu(seconds=staging_wins).gpu(), path, Told(), seconds=100) == Summary(1, 1, 1)
+    kept = read(path, ARCHITECTURE)
+    assert kept is not None
+    assert kept["paths"] == preferred_paths(ARCHITECTURE) != {}
+    assert path_of("lora_linear", ARCHITECTURE, 64, 64, 128).path == "staged"
+    assert path_of("lora_linear", ARCHITECTURE, 64, 64, 192).path == "fused"
+
+
 def test_ctrl_c_loses_no_point(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, searched = session.search, []
 
@@ -115,7 +128,8 @@ def test_the_time_is_shared_and_kept_to(path: Path) -> None:
 
 def test_a_damaged_file_is_told_and_started_over(path: Path) -> None:
     path.parent.mkdir()
-    for text, why in (("{", "is damaged"), ('{"architecture": "sm_90", "points": [3], "rows": {}}', "starts over")):
+    no_points = '{"architecture": "sm_90", "points": [3], "rows": {}, "paths": {}}'
+    for text, why in (("{", "is damaged"), (no_points, "starts over")):
         path.write_text(text)
         told = Told()
         assert tune(POINTS[:1], FakeGpu().gpu(), path, told, seconds=9).finished == 1

@@ -19,6 +19,7 @@ def measured(tokens: int, K: int, warps: int, dtype: str = "bfloat16") -> dict[s
     """A point whose best has so many warps; 4 are the shipped ones."""
     return {
         "point": Point("lora_project", 0, K, tokens, 16, dtype, "none")._asdict(),
+        "table": "rows",
         "finished": True,
         "kernel": "lora_project",
         "conditions": {"tokens": tokens, "K": K, "rank": 16, "dtypes": [dtype]},

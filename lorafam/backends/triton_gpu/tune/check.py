@@ -28,15 +28,16 @@ def failure(gpu: Gpu, op: str, arguments: tuple[Any, ...], wanted: Expected, tri
         try:
             gpu.probe()
         except Exception:
-            raise GpuLostError(tried, _told(error)) from None
-        return BROKEN, _told(error)
+            raise GpuLostError(tried, told(error)) from None
+        return BROKEN, told(error)
     try:
         compare(op, got, wanted)
     except AssertionError as error:
-        return WRONG, _told(error)
+        return WRONG, told(error)
     return RIGHT, ""
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """An error in a line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

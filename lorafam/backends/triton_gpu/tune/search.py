@@ -17,7 +17,7 @@ from ....kernels.paths import prefer_paths
 from ... import eager
 from ...self_check import Expected, expected
 from .candidates import as_dict, neighbours, shipped_configs
-from .check import BROKEN, WRONG, failure
+from .check import BROKEN, WRONG, failure, told
 from .gpu import Gpu
 from .workload import Workload
 
@@ -25,6 +25,10 @@ MARGIN = 0.03
 # a step uphill is one by more than the noise of a short measurement
 STEP = 0.01
 SEARCH_REPEATS, VERDICT_REPEATS = 7, 41
+
+
+class NotLaunchedError(RuntimeError):
+    """The op doesn't come to its kernel; the message says why."""
 
 
 @dataclass
@@ -50,7 +54,8 @@ def search(
 ) -> Outcome:
     """`start` is measured first, what is in `avoid` (as `as_dict`) never. Leaves the shipped table in effect.
 
-    Raises GpuLostError where the GPU doesn't survive a configuration.
+    Raises GpuLostError where the GPU doesn't survive a configuration, NotLaunchedError where the op doesn't come to its
+    kernel.
     """
     prefer(gpu.architecture, {})
     prefer_paths(gpu.architecture, work.paths)
@@ -75,13 +80,15 @@ class _Search:
 
     def asked(self) -> tuple[Question, LaunchConfig]:
         """What the op asks the table about its kernel, at the largest of its sizes, and the shipped answer."""
+        why = f"{self.work.op} doesn't launch it"
         with observed() as questions:
             try:
                 self.call()
-            except Exception:  # of the shipped configuration: told when that is checked
-                if not any(question.kernel == self.work.kernel for question in questions):
-                    raise
+            except Exception as error:  # where the question was asked it is told when the configuration is checked
+                why = told(error)
         asked = [question for question in questions if question.kernel == self.work.kernel]
+        if not asked:
+            raise NotLaunchedError(f"{self.work.kernel}: {why}")
         sizes = {size: max(getattr(one, size) for one in asked) for size in ("tokens", "N", "K", "rank")}
         question = asked[0]._replace(**sizes)
         kernel, architecture, dtype, tokens, weight, *_ = question

@@ -17,8 +17,8 @@ from .gpu import Gpu
 from .points import PATHS as PATH_POINTS
 from .points import Point
 from .route import fastest_route
-from .search import search
-from .table import PATHS, ROWS, Record, configuration, is_won, record, rows_of
+from .search import NotLaunchedError, search
+from .table import PATHS, ROWS, Record, configuration, is_won, nothing, record, rows_of
 from .workload import workload
 
 
@@ -95,6 +95,8 @@ def _measured(
             prefer(gpu.architecture, rows_of(records.values(), ROWS))
             return fastest_route(point, work, gpu, avoid)
         outcome = search(work, gpu, deadline=deadline, start=start, avoid=avoid)
+    except NotLaunchedError as error:
+        return nothing(point, str(error))
     except GpuLostError as error:
         lost = {"point": point._asdict(), "finished": False, **known, "avoid": [*avoid, error.tried]}
         _write(path, gpu, {**records, point: lost})

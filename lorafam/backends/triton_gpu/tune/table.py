@@ -41,6 +41,12 @@ def record(point: Point, outcome: Outcome) -> Record:
     }
 
 
+def nothing(point: Point, why: str) -> Record:
+    """The record of a point at which there is nothing to measure."""
+    counts = {"measured": 0, "wrong": 0, "broken": 1}
+    return {"point": point._asdict(), "finished": True, "shipped": None, "best": None, "failure": why, **counts}
+
+
 def is_won(found: Record) -> bool:
     """Whether something beat the shipped configuration, or is right where that isn't."""
     best, shipped = found.get("best"), found.get("shipped")

@@ -89,6 +89,17 @@ def test_paths_are_kept_and_used(path: Path) -> None:
     assert path_of("lora_linear", ARCHITECTURE, 64, 64, 192).path == "fused"
 
 
+def test_an_op_that_does_not_come_to_its_kernel_is_told_and_the_others_go_on(path: Path) -> None:
+    # the fake product asks about paths alone
+    never = PATH._replace(op="dense_linear")
+    told = Told()
+    assert tune([never, PROJECT], FakeGpu(seconds=one_warp_wins).gpu(), path, told, seconds=100) == Summary(2, 2, 1)
+    assert told.measured == [never, PROJECT]
+    first, _ = json.loads(path.read_text())["points"]
+    assert first["failure"] == "dense_linear: lora_linear doesn't launch it"
+    assert read(path, ARCHITECTURE) is not None
+
+
 def test_ctrl_c_loses_no_point(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, searched = session.search, []
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-# several times the last cache of any GPU so far: emptying it takes longer than a launch
-FILLER_BYTES = 512 << 20
+# several times the last cache of any GPU so far: emptying it takes longer than Python takes for any call of an op
+FILLER_BYTES = 1 << 30
 
 
 class GpuTimer:

@@ -47,6 +47,8 @@ def _failures(model: str, index: int) -> dict[str, str]:
 
     warnings.warn(f"lorafam checks its kernels on {model}, once (under a minute)", stacklevel=2)
     found = run_checks(triton_gpu, eager, torch.device("cuda", index))
+    # calls of an op that failed must not be repeated
+    triton_gpu.forget()
     try:
         write_whole(path, found)
     except OSError as error:

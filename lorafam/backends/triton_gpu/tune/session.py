@@ -11,6 +11,7 @@ from ....kernels.launch_config import LaunchConfig
 from ....kernels.launch_table import config_of, prefer, preferred
 from ....kernels.paths import prefer_paths, preferred_paths
 from ...user_files import write_whole
+from ..lora_linear import forget
 from ..user_table import read
 from .check import GpuLostError
 from .gpu import Gpu
@@ -75,6 +76,8 @@ def tune(
             todo = [point for point in todo if not _finished(records, point)]
     finally:
         reporter.end()
+        # launches with a candidate's configuration must not be repeated
+        forget()
         found = records.values()
         prefer(gpu.architecture, rows_of(found, ROWS) if records else before[0])
         prefer_paths(gpu.architecture, rows_of(found, PATHS) if records else before[1])

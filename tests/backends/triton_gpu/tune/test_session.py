@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lorafam.backends.triton_gpu.user_table import read
 
 from .fake_gpu import ARCHITECTURE, FATAL, NORM, PATH, PROJECT, RIGHT, FakeGpu
 
+lora_linear = importlib.import_module("lorafam.backends.triton_gpu.lora_linear")
 POINTS = [PROJECT, PROJECT._replace(tokens=16), NORM]
 
 
@@ -53,6 +55,12 @@ def one_warp_wins(kernel: str, config: LaunchConfig) -> float:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "tuned.json"
+
+
+def test_no_launch_made_meanwhile_is_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lora_linear._known, 0, None)
+    tune(POINTS[:1], FakeGpu().gpu(), path, Told(), seconds=100)
+    assert lora_linear._known == {}
 
 
 def test_a_whole_session_then_nothing_left_to_do(path: Path) -> None:

@@ -158,6 +158,9 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 yield "lora_project", what, (x, A, seed, 0.1)
                 more = (x, P, B_hat, c, grad_y + 1, bias, c, seed, 0.1, True)
                 yield "lora_factors_grad", what, (grad_y, *more)
+                if kind == "NF4":
+                    few = (P[:, :8].contiguous(), B_hat[:, :8].contiguous())
+                    yield "lora_factors_grad", f"{what}, rank 8", (grad_y, x, *few, *more[3:])
                 yield "dropout", what, (x, seed, 0.1)
             x, P = random(DECODE_TOKENS, K, dtype=dtype) + 1, random(DECODE_TOKENS, RANK)
             yield "lora_linear", f"{kind}, {name}, {DECODE_TOKENS} tokens", (x, *weight, P, B_hat, c, bias)
@@ -167,6 +170,8 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 yield "lora_linear", what, (x, *weight, P, B_hat, c, bias)
                 grad_y = random(STAGED_TOKENS, N, dtype=dtype)
                 yield "lora_linear_grad", what, (grad_y, *weight, c, P, A, seed, 0.1)
+                few = (P[:, :8].contiguous(), B_hat[:, :8].contiguous())
+                yield "lora_factors_grad", f"{what}, rank 8", (grad_y, x, *few, c, grad_y + 1, bias, c, seed, 0.1, True)
             yield "row_norm", kind, (*weight, A, B_hat, None)
             yield "squared_row_norm", kind, weight
     factors = [A, B_hat]

@@ -13,6 +13,7 @@ OPS = (
     "nf4_dequantize",
     "lora_project",
     "lora_factors_grad",
+    "lora_grad_pass",
     "row_norm",
     "dense_linear",
     "lora_linear_path",
@@ -22,6 +23,7 @@ OPS = (
 PATHS = {"lora_linear_path": "lora_linear", "lora_linear_grad_path": "lora_linear_grad"}
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 TOKENS = (1, 4, 16, 64, 128, 512, 2048)
+# of a 4-bit weight
 BLOCK_SIZE = 64
 DTYPES = ("bfloat16", "float16", "float32")
 STORAGES = ("nf4", "dense")
@@ -29,7 +31,7 @@ STORAGES = ("nf4", "dense")
 # fewer are bound by reading codes, so the staged path isn't tried
 _STAGED_FROM = 64
 _WITHOUT_TOKENS = ("nf4_dequantize", "row_norm")
-_WITHOUT_WEIGHT = ("lora_project", "lora_factors_grad")
+_WITHOUT_WEIGHT = ("lora_project", "lora_factors_grad", "lora_grad_pass")
 
 
 class Point(NamedTuple):

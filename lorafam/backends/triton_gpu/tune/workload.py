@@ -17,7 +17,12 @@ Arguments = tuple[Any, ...]
 
 # the second check's shape: N with a tail, K in whole blocks or not as the point's is, a rank in two tiles
 N, K, K_TAIL, RANK = 72, 256, 200, 20
-_OPS = {"nf4_dequantize": "dequantize_4bit", "dense_linear": "lora_linear", **PATHS}
+_OPS = {
+    "nf4_dequantize": "dequantize_4bit",
+    "lora_grad_pass": "lora_factors_grad",
+    "dense_linear": "lora_linear",
+    **PATHS,
+}
 
 
 class Workload(NamedTuple):
@@ -58,7 +63,7 @@ def _arguments(point: Point, device: torch.device, everything: bool) -> Argument
     dropout = (torch.tensor(7, device=device), 0.1) if everything else (None, 0.0)
     if point.op == "lora_project":
         return (x, A, *dropout)
-    if point.op == "lora_factors_grad":
+    if point.op in ("lora_factors_grad", "lora_grad_pass"):
         return (grad_y, x, P, B_hat, c, grad_y + 1 if everything else None, bias, c, *dropout, everything)
     weight = _weight(random(n, point.K), dtype, point.storage)
     if point.op == "nf4_dequantize":

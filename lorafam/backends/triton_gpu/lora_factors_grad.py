@@ -95,6 +95,13 @@ def _factor_grad(
         R=grad.numel() // x.shape[1],
         strides=strides,
         dropout=dropout_arguments(seed, dropout_p),
-        config=launch_config("lora_factors_grad", architecture(x.device), dtype_name(x), x.shape[0]),
+        config=launch_config(
+            "lora_factors_grad",
+            architecture(x.device),
+            dtype_name(x),
+            x.shape[0],
+            K=x.shape[1],
+            rank=grad.numel() // x.shape[1],
+        ),
         **sums,
     )

@@ -21,7 +21,8 @@ def pass_config(grad_y: Tensor, rank: int) -> LaunchConfig | None:
     written and read again: 8 N r bytes against N BLOCK_M times the size of an element. One tile's part is the result.
     """
     tokens = grad_y.shape[0]
-    config = launch_config("lora_grad_pass", architecture(grad_y.device), dtype_name(grad_y), tokens)
+    arch, dtype = architecture(grad_y.device), dtype_name(grad_y)
+    config = launch_config("lora_grad_pass", arch, dtype, tokens, K=grad_y.shape[1], rank=rank)
     if not tokens or rank > config["BLOCK_R"]:
         return None
     cheaper = 8 * rank < config["BLOCK_M"] * grad_y.element_size()

@@ -59,6 +59,14 @@ def _norms(
             R=0 if a is None else a.shape[0],
             cancellation=CANCELLATION,
             floor=NORM_FLOOR,
-            config=launch_config("row_norm", arch, dtype, weight=how_columns_are_read(weight, in_features)),
+            config=launch_config(
+                "row_norm",
+                arch,
+                dtype,
+                weight=how_columns_are_read(weight, in_features),
+                N=out_features,
+                K=in_features,
+                rank=0 if a is None else a.shape[0],
+            ),
         )
     return norms

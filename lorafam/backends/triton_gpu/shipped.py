@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import torch
 
 from ...ops.by_storage import NESTED_BLOCK_SIZE
+from .instructions import global_accesses, per_weight
 from .launch import Launch, compiled_only
-from .machine_code import machine_code
+from .machine_code import disassembly, machine_code
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # one number of tokens for each way the launch table goes
 TOKENS = (16, 64, 256)
+# the smallest tile, of 4-bit weights alone
+FEW = 8
 N, K, RANK = 256, 256, 16
 # K not a multiple of the block
 K_TAIL = 240
@@ -76,6 +79,9 @@ def calls() -> Iterator[Call]:
                 yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
             tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
             yield call(lora_linear, tail, *_four_bit(N, K_TAIL), P, B_hat, None, None)
+        if dtype != torch.float32:
+            few = torch.zeros(FEW, K, dtype=dtype)
+            yield call(lora_linear, few, *weights[1], torch.zeros(FEW, RANK), B_hat, None, None)
         yield call(lora_project, x, A, seed, p)
         yield call(lora_project, x, A, None, 0.0)
         yield call(lora_factors_grad, grad_y, x, P, B_hat, vector, grad_y, vector, vector, seed, p, True)
@@ -170,4 +176,19 @@ def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: P
         "binary": str(relative.with_suffix(f".{binary}")),
         "ptx": str(relative.with_suffix(f".{assembly}")),
         **machine_code(kernel)._asdict(),
+        **_instructions(kernel, architecture),
+    }
+
+
+def _instructions(kernel: Any, architecture: str) -> dict[str, Any]:
+    """`per_weight` (`instructions.PerWeight`, None where nothing is decoded by look-ups) and `global_accesses` by
+    opcode; None on AMD.
+    """
+    if "cubin" not in kernel.asm:
+        return {"per_weight": None, "global_accesses": None}
+    listing = disassembly(kernel)
+    found = per_weight(listing, kernel.asm["ptx"], configuration(kernel), architecture)
+    return {
+        "per_weight": None if found is None else found._asdict(),
+        "global_accesses": global_accesses(listing),
     }

@@ -42,8 +42,11 @@ class Call(NamedTuple):
     run: Callable[[], object]
 
 
-def calls() -> Iterator[Call]:
-    """Calls that between them launch every kernel in every shipped configuration and specialisation."""
+def calls(N: int = N, K: int = K) -> Iterator[Call]:
+    """Calls that between them launch every kernel in every shipped configuration and specialisation.
+
+    W is [N, K]: of any size for that, as long as N is a multiple of 16 and K of the block.
+    """
     from . import (
         adalora_importance,
         adalora_penalty,
@@ -112,7 +115,8 @@ def _four_bit(rows: int, columns: int) -> Storage:
     """An NF4 weight with double quantisation."""
     blocks = -(-rows * columns // 64)
     scales = [
-        torch.zeros(blocks, dtype=torch.uint8),
+        # neighbours differ: where they are run, look-ups go all over the table
+        (torch.arange(blocks) * 101 % 256).to(torch.uint8),
         torch.ones(-(-blocks // NESTED_BLOCK_SIZE)),
         torch.ones(256),
         torch.ones(()),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from lorafam.backends.triton_gpu.instructions import global_accesses, per_weight
 from tests.backends.triton_gpu.test_control_flow import sass
+from tests.conftest import INTERPRETING, need_ptxsim
 
 CONFIG = {"BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 1}
 BYTES, NIBBLES = 8192, 512
@@ -108,3 +110,24 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_global_accesses() -> None:
     listing = decoding(4, "LDG.E.128 R1, [R2]; LDG.E.128 R3, [R4]; STG.E.U16 [R2], R3; LDS R1, [R2]")
     assert global_accesses(listing) == {"LDG.E.128": 2, "STG.E.U16": 1}
+
+
+@pytest.mark.simulated
+@pytest.mark.skipif(INTERPRETING, reason="of compiled code only")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 128, 130])
+def test_each_weight_is_looked_up_once_for_each_tile_of_tokens(architecture: str, tokens: int) -> None:
+    """The lanes that execute a dot product of bytes while a launch runs, against weights / 2 · tiles of M."""
+    need_ptxsim()
+    from lorafam.backends.triton_gpu.lora_linear import lora_linear
+    from lorafam.backends.triton_gpu.shipped import configuration
+    from lorafam.backends.triton_gpu.traffic import count
+
+    N, K = 256, 512
+    x, blocks = torch.zeros(tokens, K, dtype=torch.bfloat16), N * K // 64
+    scales = [torch.zeros(blocks, dtype=torch.uint8), torch.ones(blocks // 256), torch.ones(256), torch.zeros(())]
+    codes = torch.zeros(N * K // 2, dtype=torch.uint8)
+    (counted,) = count(architecture, lambda: lora_linear(x, codes, scales, [N, K, 64, 0, 256], None, None, None, None))
+    tiles_m = -(-tokens // configuration(counted.launch.kernel)["BLOCK_M"])
+    executed = sum(n for opcode, n in counted.traffic.executed.items() if opcode.startswith("dp4a"))
+    assert executed * 32 == N * K // 2 * tiles_m

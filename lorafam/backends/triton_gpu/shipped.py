@@ -67,7 +67,7 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
     seed, p = torch.tensor(1), 0.1
     A, B_hat, vector = torch.zeros(RANK, K), torch.zeros(N, RANK), torch.ones(N)
     for dtype in DTYPES:
-        weights = [(torch.zeros(N, K, dtype=dtype), [], []), _four_bit(N, K)]
+        weights = [(torch.zeros(N, K, dtype=dtype), [], []), four_bit(N, K)]
 
         def call(op: Any, *arguments: Any, dtype: torch.dtype = dtype) -> Call:
             return Call(op.__name__, dtype, lambda: op(*arguments))
@@ -81,7 +81,7 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
                 yield call(lora_linear_grad, grad_y, *weight, vector, P, A, seed, p)
                 yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
             tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
-            yield call(lora_linear, tail, *_four_bit(N, K_TAIL), P, B_hat, None, None)
+            yield call(lora_linear, tail, *four_bit(N, K_TAIL), P, B_hat, None, None)
         if dtype != torch.float32:
             few = torch.zeros(FEW, K, dtype=dtype)
             yield call(lora_linear, few, *weights[1], torch.zeros(FEW, RANK), B_hat, None, None)
@@ -111,7 +111,7 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
     )
 
 
-def _four_bit(rows: int, columns: int) -> Storage:
+def four_bit(rows: int, columns: int) -> Storage:
     """An NF4 weight with double quantisation."""
     blocks = -(-rows * columns // 64)
     scales = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # by the tensor cores' instructions: sm_80 to 89 and 120; sm_90; sm_100; AMD's
 MMA, WGMMA, TCGEN05, MFMA, INTERPRETER = "mma", "wgmma", "tcgen05", "mfma", "interpreter"
@@ -23,6 +23,11 @@ class LaunchConfig:
 
     def __getitem__(self, name: str) -> int:
         return dict(self.blocks)[name]
+
+    def at_most(self, **sizes: int) -> LaunchConfig:
+        """The same with these block sizes where it has larger ones."""
+        blocks = tuple((name, min(size, sizes.get(name, size))) for name, size in self.blocks)
+        return replace(self, blocks=blocks)
 
     def options(self, *, contract: bool = True) -> dict[str, int]:
         """Warps, stages, and whether products and sums may be contracted, as Triton's launch takes them.

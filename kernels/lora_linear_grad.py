@@ -4,8 +4,9 @@
     Q [M, R], A [R, K] fp32, contiguous   dx [M, K] in G's dtype, contiguous
 
 drop' keeps what the forward kept and divides by 1 − p; the mask is regenerated. The accumulator starts from that part.
-Grid: one program a tile [BLOCK_M, BLOCK_K]. Work: 2 M K (N + R) flops; reads W once for each tile of M, G once for each
-tile of K, writes dx once.
+Grid: (tiles [BLOCK_M, BLOCK_K], S). Few tiles share N among S programs each (`tiles/split_sum`). Work: 2 M K (N + R)
+flops; reads W once for each tile of M, G once for each tile of K, writes dx once; where split, 4 S bytes an element of
+the tiles more each way. A block's scale belongs to a row of W, here a term of the sum, so it goes into W's elements.
 Rounds: c goes into W's element in fp32, which is rounded once to G's dtype (fp32 not at all); sums in fp32; dx once.
 """
 
@@ -15,8 +16,10 @@ import triton.language as tl
 from .launch_config import LaunchConfig
 from .tiles.dropout import kept
 from .tiles.exact_dot import exact_dot
+from .tiles.nf4_decode import load_exact_table
+from .tiles.split_sum import is_last, sum_of_parts
 from .tiles.tile_order import tile_order
-from .tiles.weight_tile import weight_tile
+from .tiles.weight_tile import block_tile, weight_tile
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -33,10 +36,13 @@ def lora_linear_grad_kernel(
     a_ptr,
     seed_ptr,
     dx_ptr,
+    parts_ptr,
+    arrivals_ptr,
     M,
     N,
     K,
     R,
+    share,
     stride_wn,
     stride_wk,
     threshold,
@@ -44,6 +50,7 @@ def lora_linear_grad_kernel(
     BLOCK_SIZE: tl.constexpr,
     PACKED: tl.constexpr,
     INVERSE_GAIN: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     TARGET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -51,13 +58,17 @@ def lora_linear_grad_kernel(
     BLOCK_R: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    tile_m, tile_k = tile_order(tl.program_id(0), M, K, BLOCK_M, BLOCK_K, GROUP)
+    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tile_m, tile_k = tile_order(tile, M, K, BLOCK_M, BLOCK_K, GROUP)
     offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     mask_m, mask_k = offs_m < M, offs_k < K
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     if q_ptr is not None:
-        for r in range(0, R, BLOCK_R):
+        # the first of the programs that share a tile adds it
+        rank = tl.where(split == 0, R, 0)
+        for r in range(0, rank, BLOCK_R):
             offs_r = r + tl.arange(0, BLOCK_R)
             mask_q = mask_m[:, None] & (offs_r < R)[None, :]
             q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
@@ -68,31 +79,70 @@ def lora_linear_grad_kernel(
             keep = kept(tl.load(seed_ptr), offs_m, tile_k * BLOCK_K, threshold, BLOCK_M, BLOCK_K)
             acc = tl.where(keep, acc * keep_scale, 0.0)
     scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
+    if ONE_BLOCK:
+        table = load_exact_table(levels_ptr, NVIDIA)
     rows_g = grad_y_ptr + offs_m.to(tl.int64) * N
-    for n in range(0, N, BLOCK_N):
+    first = split * share
+    end = tl.minimum(first + share, N)
+    for n in range(first, end, BLOCK_N):
         offs_n = n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < N
+        mask_n = offs_n < end
         mask_g = mask_m[:, None] & mask_n[None, :]
         grad_y = tl.load(rows_g[:, None] + offs_n[None, :], mask=mask_g, other=0.0)
-        mask_w = mask_n[:, None] & mask_k[None, :]
-        w = weight_tile(
-            w_ptr, levels_ptr, scales, offs_n[:, None], offs_k[None, :], mask_w, K, stride_wn, stride_wk, BLOCK_SIZE
-        )
+        if ONE_BLOCK:
+            # rows past the end repeat the last, times 0
+            rows = tl.minimum(offs_n, N - 1)
+            w = block_tile(w_ptr, table, scales, rows, tile_k * BLOCK_K, K, BLOCK_SIZE, BLOCK_K, NVIDIA)
+        else:
+            mask_w = mask_n[:, None] & mask_k[None, :]
+            w = weight_tile(
+                w_ptr, levels_ptr, scales, offs_n[:, None], offs_k[None, :], mask_w, K, stride_wn, stride_wk, BLOCK_SIZE
+            )
         if c_ptr is not None:
             w = w.to(tl.float32) * tl.load(c_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
         if BLOCK_SIZE > 0 or c_ptr is not None:
             w = w.to(grad_y_ptr.dtype.element_ty)
         acc = exact_dot(grad_y, w, acc, TARGET)  # [BLOCK_M, BLOCK_N] [BLOCK_N, BLOCK_K]
     mask = mask_m[:, None] & mask_k[None, :]
-    tl.store(dx_ptr + offs_m.to(tl.int64)[:, None] * K + offs_k[None, :], acc.to(dx_ptr.dtype.element_ty), mask=mask)
+    at = offs_m.to(tl.int64)[:, None] * K + offs_k[None, :]
+    if parts_ptr is None:
+        tl.store(dx_ptr + at, acc.to(dx_ptr.dtype.element_ty), mask=mask)
+    else:
+        SIZE: tl.constexpr = BLOCK_M * BLOCK_K
+        S = tl.num_programs(1)
+        place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, acc, mask=mask)
+        if is_last(arrivals_ptr, tile, S):
+            total = sum_of_parts(parts_ptr, tile, S, place, mask, SIZE)
+            tl.store(dx_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 def lora_linear_grad(
-    grad_y, weight, c, q, a, seed, dx, M: int, N: int, K: int, R: int, dropout, config: LaunchConfig
+    grad_y,
+    weight,
+    c,
+    q,
+    a,
+    seed,
+    dx,
+    parts,
+    arrivals,
+    M: int,
+    N: int,
+    K: int,
+    R: int,
+    share: int,
+    dropout,
+    config: LaunchConfig,
 ) -> None:
-    """Launches over the whole of dx. `dropout` is the keyword arguments threshold and keep_scale."""
-    grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"]),)
-    lora_linear_grad_kernel[grid](
+    """Launches over the whole of dx, ceil(N / share) programs a tile; `share` is a multiple of BLOCK_N.
+
+    `dropout` is the keyword arguments threshold and keep_scale; `parts` and `arrivals` as in `tiles/split_sum`, None
+    where share ≥ N.
+    """
+    block = weight["BLOCK_SIZE"]
+    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"])
+    lora_linear_grad_kernel[(tiles, triton.cdiv(N, share))](
         grad_y_ptr=grad_y,
         **weight,
         c_ptr=c,
@@ -100,10 +150,14 @@ def lora_linear_grad(
         a_ptr=a,
         seed_ptr=seed,
         dx_ptr=dx,
+        parts_ptr=parts,
+        arrivals_ptr=arrivals,
         M=M,
         N=N,
         K=K,
         R=R,
+        share=share,
+        ONE_BLOCK=block > 0 and K % block == 0 and block % config["BLOCK_K"] == 0,
         **dropout,
         **config.constexprs(),
         **config.options(),

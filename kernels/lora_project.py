@@ -3,8 +3,9 @@
     x [M, K] any float, contiguous     A [R, K] any float and strides     c [K]     P [M, R] fp32, contiguous
 
 drop keeps elements by the regenerated mask; the division by 1 − p is of the sum, so x's elements stay exact.
-Grid: (tiles of M, tiles of R), each over the whole of K. Work: 2 M K R flops; reads x once for each tile of R, A once
-for each tile of M. Rounds: nothing but fp32 sums (`tiles/exact_dot`); A ∘ c once.
+Grid: (tiles of M and R, S). Few tiles share K among S programs each (`tiles/split_sum`). Work: 2 M K R flops; reads x
+once for each tile of R, A once for each tile of M; where split, 4 S bytes an element of the tiles more each way.
+Rounds: nothing but fp32 sums (`tiles/exact_dot`); A ∘ c once.
 """
 
 import triton
@@ -13,6 +14,7 @@ import triton.language as tl
 from .launch_config import LaunchConfig
 from .tiles.dropout import kept
 from .tiles.exact_dot import exact_dot
+from .tiles.split_sum import is_last, sum_of_parts
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -22,9 +24,12 @@ def lora_project_kernel(
     c_ptr,
     seed_ptr,
     p_ptr,
+    parts_ptr,
+    arrivals_ptr,
     M,
     K,
     R,
+    share,
     stride_ar,
     stride_ak,
     threshold,
@@ -34,13 +39,17 @@ def lora_project_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tiles_r = tl.cdiv(R, BLOCK_R)
+    offs_m = tile // tiles_r * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_r = tile % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
     rows_x = x_ptr + offs_m.to(tl.int64) * K
     acc = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
-    for k in range(0, K, BLOCK_K):
+    first = split * share
+    end = tl.minimum(first + share, K)
+    for k in range(first, end, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
-        mask_k = offs_k < K
+        mask_k = offs_k < end
         mask_x = (offs_m < M)[:, None] & mask_k[None, :]
         x = tl.load(rows_x[:, None] + offs_k[None, :], mask=mask_x, other=0.0)
         if seed_ptr is not None:
@@ -54,20 +63,39 @@ def lora_project_kernel(
     if seed_ptr is not None:
         acc *= keep_scale
     mask = (offs_m < M)[:, None] & (offs_r < R)[None, :]
-    tl.store(p_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], acc, mask=mask)
+    at = offs_m.to(tl.int64)[:, None] * R + offs_r[None, :]
+    if parts_ptr is None:
+        tl.store(p_ptr + at, acc, mask=mask)
+    else:
+        SIZE: tl.constexpr = BLOCK_M * BLOCK_R
+        S = tl.num_programs(1)
+        place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, acc, mask=mask)
+        if is_last(arrivals_ptr, tile, S):
+            tl.store(p_ptr + at, sum_of_parts(parts_ptr, tile, S, place, mask, SIZE), mask=mask)
 
 
-def lora_project(x, a, c, seed, p, M: int, K: int, R: int, strides, dropout, config: LaunchConfig) -> None:
-    """Launches over the whole of P. `strides` are A's; `dropout` the keyword arguments threshold and keep_scale."""
-    lora_project_kernel[(triton.cdiv(M, config["BLOCK_M"]), triton.cdiv(R, config["BLOCK_R"]))](
+def lora_project(
+    x, a, c, seed, p, parts, arrivals, M: int, K: int, R: int, share: int, strides, dropout, config: LaunchConfig
+) -> None:
+    """Launches over the whole of P, ceil(K / share) programs a tile; `share` is a multiple of BLOCK_K.
+
+    `strides` are A's; `dropout` the keyword arguments threshold and keep_scale; `parts` and `arrivals` as in
+    `tiles/split_sum`, None where share ≥ K.
+    """
+    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(R, config["BLOCK_R"])
+    lora_project_kernel[(tiles, triton.cdiv(K, share))](
         x_ptr=x,
         a_ptr=a,
         c_ptr=c,
         seed_ptr=seed,
         p_ptr=p,
+        parts_ptr=parts,
+        arrivals_ptr=arrivals,
         M=M,
         K=K,
         R=R,
+        share=share,
         stride_ar=strides[0],
         stride_ak=strides[1],
         **dropout,

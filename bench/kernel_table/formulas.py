@@ -24,8 +24,11 @@ FORMULAS = {
         "b M N + 4 S M N where split",
         "few tokens: reading codes; many: tensor cores and decode",
     ),
-    "lora_linear_grad": Formula("T_M·W + T_K·(b M N + 4 M r)", "b M K", "tensor cores and decode"),
-    "lora_project": Formula("T_r·b M K + T_M·4 r K", "4 M r", "reading x"),
+    "lora_linear_grad": Formula(
+        "T_M·W + T_K·(b M N + 4 M r) + 4 S M K where split", "b M K + 4 S M K where split", "tensor cores and decode"
+    ),
+    "dense_linear": Formula("T_N·b M K + T_M·b w + T_N·4 M r", "b M N", "tensor cores"),
+    "lora_project": Formula("T_r·b M K + T_M·4 r K + 4 S M r where split", "4 M r + 4 S M r where split", "reading x"),
     "lora_factors_grad": Formula("T_r·b M C + T_C·4 M r (+ b M C for dm)", "4 C r", "reading X"),
     "row_norm": Formula("T_r·W + T_N·4 r K", "4 N", "decode"),
     "nf4_dequantize": Formula("W", "b w", "writing W"),

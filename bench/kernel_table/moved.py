@@ -32,12 +32,9 @@ def launches(target: str) -> dict[Variant, list[Counted]]:
 
 def least_bytes(counted: Counted) -> int:
     """Each operand once: what is read and what is written."""
-    operands = {}
-    for name, value in counted.launch.arguments.items():
-        tensor = getattr(value, "base", value)  # of a tensor descriptor
-        if isinstance(tensor, torch.Tensor) and name not in _BETWEEN_PROGRAMS:
-            operands[tensor.data_ptr()] = tensor.nbytes
-    return sum(operands.values())
+    names = (counted.traffic.read.keys() | counted.traffic.written.keys()) & counted.launch.arguments.keys()
+    values = [counted.launch.arguments[name] for name in names - set(_BETWEEN_PROGRAMS)]
+    return sum(getattr(value, "base", value).nbytes for value in values)  # the base of a tensor descriptor
 
 
 def moved_bytes(counted: Counted, place: str) -> int:

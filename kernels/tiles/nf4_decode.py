@@ -80,8 +80,8 @@ def _in_shared_memory(words_ptr, ROWS: tl.constexpr):
 
 @triton.jit
 def load_table(table_ptr, NVIDIA: tl.constexpr):
-    """What `decode_levels` needs, once before the loop. `table_ptr`: gain · level rounded, PTX int32 [256], two levels of
-    16 bits for each byte; portable fp32 [16].
+    """What `decode_levels` needs, once before the loop. `table_ptr`: gain · level rounded; for PTX int32 [256], the two
+    levels of each byte, else fp32 [16].
     """
     if NVIDIA:
         return _in_shared_memory(table_ptr, 256)

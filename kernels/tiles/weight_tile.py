@@ -1,9 +1,9 @@
-"""A tile of the base weight W [N, K], dense or 4-bit, any strides or any K."""
+"""A tile of the base weight W [N, K], dense or 4-bit: at any rows and columns, or whole columns of one block."""
 
 import triton
 import triton.language as tl
 
-from .nf4_decode import block_scale
+from .nf4_decode import block_scale, decode_exact
 
 
 @triton.jit
@@ -19,3 +19,18 @@ def weight_tile(w_ptr, levels_ptr, scales, rows, columns, mask, K, stride_wn, st
         byte = tl.load(w_ptr + element // 2, mask=mask, other=0).to(tl.int32)
         code = tl.where(element % 2 == 0, byte >> 4, byte & 15)
         return tl.load(levels_ptr + code) * block_scale(element // BLOCK_SIZE, scales, mask)
+
+
+@triton.jit
+def block_tile(
+    w_ptr, table, scales, rows, first_k, K, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, NVIDIA: tl.constexpr
+):
+    """level · absmax in fp32 [I, COLUMNS] at rows [I] and columns first_k …, which lie in one block: a scale a row.
+
+    BLOCK_SIZE divides K. `table`: of `load_exact_table`.
+    """
+    byte = rows.to(tl.int64)[:, None] * (K // 2) + first_k // 2 + tl.arange(0, COLUMNS // 2)[None, :]
+    even, odd = decode_exact(tl.load(w_ptr + byte), table, NVIDIA)
+    block = rows.to(tl.uint32) * (K // BLOCK_SIZE).to(tl.uint32) + (first_k // BLOCK_SIZE).to(tl.uint32)
+    scale = block_scale(block, scales, None)[:, None]
+    return tl.join(even * scale, odd * scale).reshape(rows.shape[0], COLUMNS)

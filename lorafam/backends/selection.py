@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ _MODULES = {
     "simulate": _TRITON,
     "interpret": _TRITON,
 }
+_REPEATED: dict[str, Callable[..., Any]] = {}
 _ON_CPU = ("numba", "simulate", "interpret")
 # the first with bf16 on tensor cores
 _LEAST_CAPABILITY = (8, 0)
@@ -150,6 +152,12 @@ def _implementations(backend: str) -> ModuleType:
 
 def run(op: Op, device_type: str, *args: Any) -> Any:
     """Checks the arguments and runs the op on the chosen backend, with autocast off: an op chooses its own dtypes."""
+    again = _REPEATED.get(op.name)
+    if again is not None and _runs_triton(device_type):
+        # a call like this one was checked and made before
+        result = again(*args)
+        if result is not None:
+            return result
     op.check(*args)
     choice = choose(device_type, op.name)
     if any(map(_has_double, args)):
@@ -160,6 +168,18 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
         with torch.autocast(device_type, enabled=False):
             return implementation(*args)
     return implementation(*args)
+
+
+def repeat(op: str, again: Callable[..., Any]) -> None:
+    """Lets the Triton backend answer calls of `op` that are like earlier ones, before anything else is asked: `again`
+    takes the op's arguments and returns the result, or None for a call it doesn't know.
+    """
+    _REPEATED[op] = again
+
+
+def _runs_triton(device_type: str) -> bool:
+    wanted = os.environ.get(VARIABLE, "")
+    return wanted in ("", "triton") if device_type == "cuda" else wanted == "simulate"
 
 
 def report() -> list[ReportRow]:

@@ -24,8 +24,8 @@ SHARED_LIMIT = {
     "gfx950": 160 << 10,
 }
 PRODUCTS = {
+    "dense_linear_kernel",
     "lora_linear_kernel",
-    "lora_decode_kernel",
     "lora_linear_grad_kernel",
     "lora_project_kernel",
     "lora_factors_grad_kernel",
@@ -40,7 +40,6 @@ KERNELS = PRODUCTS | {
     "dropout_kernel",
     "nf4_dequantize_kernel",
     "nf4_quantize_kernel",
-    "split_sum_kernel",
 }
 
 

@@ -2,12 +2,13 @@
 
 from .launch import INTERPRETING as INTERPRETING  # noqa: I001  sets what Triton reads when a kernel is decorated
 
+from .. import selection
 from .adalora import adalora_importance, adalora_scores
 from .adalora_penalty import adalora_penalty, adalora_penalty_grad
 from .dropout import dropout
 from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
 from .lora_factors_grad import lora_factors_grad
-from .lora_linear import lora_linear
+from .lora_linear import again, forget, lora_linear
 from .lora_linear_grad import lora_linear_grad
 from .lora_project import lora_project
 from .row_norm import row_norm, squared_row_norm
@@ -19,6 +20,7 @@ __all__ = [
     "adalora_scores",
     "dequantize_4bit",
     "dropout",
+    "forget",
     "lora_factors_grad",
     "lora_linear",
     "lora_linear_grad",
@@ -28,3 +30,5 @@ __all__ = [
     "row_norm",
     "squared_row_norm",
 ]
+
+selection.repeat("lora_linear", again)

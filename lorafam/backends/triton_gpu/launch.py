@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .replay import Started
+
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
 if INTERPRETING and os.environ.get("TRITON_INTERPRET") != "1":
     # read when a function is decorated, Triton's own included
@@ -77,6 +79,14 @@ def architecture(device: torch.device) -> str:
     return _gpu_architecture(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def architecture_and_stream(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What a launch over `tensor` is made for, and the stream whose memory it may use: quickly found."""
+    if tensor.is_cuda:
+        index = tensor.get_device()
+        return index, torch._C._cuda_getCurrentRawStream(index)
+    return (architecture(tensor.device),)
+
+
 @functools.cache
 def _gpu_architecture(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
@@ -88,35 +98,64 @@ def _gpu_architecture(index: int) -> str:
 def launch(device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any) -> None:
     """Calls a kernel's launcher. `outputs` are the kernel's parameters that it writes whole and reads not before."""
     if device.type == "cuda":
-        if torch.cuda.current_device() == device.index:
+        with _on(device):
             launcher(**arguments)
-        else:
-            with torch.cuda.device(device):
-                launcher(**arguments)
     elif _compile_only or not INTERPRETING:
         _without_gpu(outputs, functools.partial(launcher, **arguments))
     else:
         launcher(**arguments)
 
 
-def _without_gpu(outputs: tuple[str, ...], start: Callable[[], None]) -> None:
+def launch_to_repeat(
+    device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any
+) -> Started | None:
+    """`launch`, and how to make the same launch again; None where that isn't known (the interpreter)."""
+    start = functools.partial(launcher, **arguments)
+    if device.type == "cuda":
+        from .ahead_of_time import watched
+
+        with _on(device):
+            return watched(start)
+    if INTERPRETING and not _compile_only:
+        start()
+        return None
+    return _without_gpu(outputs, start)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if torch.cuda.current_device() == device.index:
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+def _without_gpu(outputs: tuple[str, ...], start: Callable[[], None]) -> Started | None:
     from .ahead_of_time import caught
 
-    told = _compile_only[-1][1] if _compile_only else None
+    last: list[Started] = []
 
     def handle(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        if told is not None:
-            told.append(Launch(kernel, grid, arguments, outputs, None))
-            return
-        result = simulator().run(kernel, grid, uninit=outputs, **arguments)
-        missing = {name: count for name, count in result.unwritten.items() if count}
-        if missing:
-            raise RuntimeError(f"{kernel.src.fn.__name__}: bytes never written, by parameter: {missing}")
-        for recorder in _recorders:
-            recorder.append(Launch(kernel, grid, arguments, outputs, result))
+        run = functools.partial(_run_without_gpu, kernel, grid, outputs, tuple(arguments))
+        run(list(arguments.values()))
+        last.append(Started(run, grid, arguments))
 
     with caught(architecture(torch.device("cpu")), handle):
         start()
+    return last[-1] if last else None
+
+
+def _run_without_gpu(
+    kernel: Any, grid: tuple[int, ...], outputs: tuple[str, ...], names: tuple[str, ...], values: list[Any]
+) -> None:
+    arguments = dict(zip(names, values, strict=True))
+    if _compile_only:
+        _compile_only[-1][1].append(Launch(kernel, grid, arguments, outputs, None))
+        return
+    result = simulator().run(kernel, grid, uninit=outputs, **arguments)
+    missing = {name: count for name, count in result.unwritten.items() if count}
+    if missing:
+        raise RuntimeError(f"{kernel.src.fn.__name__}: bytes never written, by parameter: {missing}")
+    for recorder in _recorders:
+        recorder.append(Launch(kernel, grid, arguments, outputs, result))
 
 
 @functools.cache

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any, NamedTuple
+
 import torch
 
 from ...kernels.launch_config import LaunchConfig
 from ...kernels.launch_table import launch_config
 from ...kernels.lora_linear import lora_linear as kernel
+from ...kernels.paths import STAGED, path_of
 from ...ops.by_storage import weight_shape
-from .launch import architecture, launch
+from .launch import architecture, architecture_and_stream, launch, launch_to_repeat
 from .operands import dtype_name, factor, vector
+from .replay import Replay
 from .split import split_in
+from .staged import can_be_staged, decoded_weight, product, scaled_rows
 from .weight import how_read, weight_arguments
 
 Tensor = torch.Tensor
@@ -19,10 +25,90 @@ Tensor = torch.Tensor
 _FEW = 16
 
 
-def path(tokens: int, device: torch.device, dtype: torch.dtype) -> str:
-    """What runs for so many tokens: "decode" (one tile of few tokens) or "tiles"."""
-    config = launch_config("lora_linear", architecture(device), str(dtype).removeprefix("torch."), tokens)
+def path(tokens: int, device: torch.device, dtype: torch.dtype, four_bit: bool) -> str:
+    """What runs for so many tokens: "decode" (one tile of few tokens), "tiles" or "staged"."""
+    arch = architecture(device)
+    if four_bit and dtype != torch.float32 and path_of("lora_linear", arch, tokens).path == STAGED:
+        return "staged"
+    config = launch_config("lora_linear", arch, str(dtype).removeprefix("torch."), tokens)
     return "decode" if config["BLOCK_M"] <= _FEW else "tiles"
+
+
+def again(
+    x: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    layout: list[int],
+    P: Tensor | None,
+    B_hat: Tensor | None,
+    c: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor | None:
+    """The result, where a call like this one was made before on the decode path; None where not."""
+    shape = x.shape
+    if shape[0] > _FEW:
+        return None
+    weight = _known.get(id(data))
+    if weight is None or weight.data() is not data or weight.layout != layout:
+        return None
+    tensors, addresses, key = _described(x, data, scales, P, B_hat, c, bias)
+    replay = weight.calls.get(key)
+    if replay is None:
+        return None
+    y = x.new_empty((shape[0], weight.out_features))
+    replay(addresses if x.is_cuda else tensors, y)
+    return y
+
+
+class _Weight(NamedTuple):
+    """What is known of calls over one weight, by `_described`'s key."""
+
+    data: weakref.ref[Tensor]
+    layout: list[int]
+    out_features: int
+    calls: dict[tuple[Any, ...], Replay]
+
+
+# by the id of a weight's data
+_known: dict[int, _Weight] = {}
+_MOST_KNOWN = 1 << 14
+
+
+def forget() -> None:
+    """No call is known any more."""
+    _known.clear()
+
+
+def _described(
+    x: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    P: Tensor | None,
+    B_hat: Tensor | None,
+    c: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[list[Tensor | None], list[int], tuple[Any, ...]]:
+    """The tensors, where they are, and all that a launch over them depends on beside W's layout."""
+    tensors = [x, data, *scales, P, B_hat, c, bias]
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    # a weight stays where it is; what comes anew with each call is told by its shape and how it is aligned
+    return (
+        tensors,
+        addresses,
+        (
+            architecture_and_stream(x),
+            *addresses[1:-4],
+            _seen(x, addresses[0]),
+            _seen(P, addresses[-4]),
+            _seen(B_hat, addresses[-3]),
+            _seen(c, addresses[-2]),
+            _seen(bias, addresses[-1]),
+        ),
+    )
+
+
+def _seen(tensor: Tensor | None, address: int) -> tuple[Any, ...] | None:
+    return None if tensor is None else (tensor.dtype, tensor.shape, tensor.is_contiguous(), address % 16)
 
 
 @torch.no_grad()
@@ -38,10 +124,15 @@ def lora_linear(
 ) -> Tensor:
     tokens, in_features = x.shape
     out_features = weight_shape(data, layout)[0]
+    arch = architecture(x.device)
+    route = path_of("lora_linear", arch, tokens)
+    if route.path == STAGED and can_be_staged(x, layout):
+        decoded = decoded_weight(data, scales, layout, c, x.dtype)
+        H = None if B_hat is None else scaled_rows(B_hat, c).T
+        return product(x, decoded, P, H, bias, None, 0.0, route.product, backward=False)
     y = x.new_empty((tokens, out_features))
     if not y.numel():
         return y
-    arch = architecture(x.device)
     weight = weight_arguments(data, scales, layout, arch, packed_for=x.dtype)
     config = _whole_turns(
         launch_config("lora_linear", arch, dtype_name(x), tokens, how_read(weight)), weight, in_features
@@ -53,33 +144,47 @@ def lora_linear(
         tiles=-(-tokens // config["BLOCK_M"]) * -(-out_features // config["BLOCK_N"]),
         size=config["BLOCK_M"] * config["BLOCK_N"],
     )
-    launch(
-        x.device,
-        ("y_ptr",),
-        kernel,
-        x=x.contiguous(),
-        weight=weight,
-        p=factor(P),
-        b_hat=factor(B_hat),
-        c=vector(c),
-        bias=vector(bias),
-        y=y,
+    arguments = {
+        "x": x.contiguous(),
+        "weight": weight,
+        "p": factor(P),
+        "b_hat": factor(B_hat),
+        "c": vector(c),
+        "bias": vector(bias),
+        "y": y,
         **split,
-        M=tokens,
-        N=out_features,
-        K=in_features,
-        R=0 if P is None else P.shape[1],
-        config=config,
-    )
+        "M": tokens,
+        "N": out_features,
+        "K": in_features,
+        "R": 0 if P is None else P.shape[1],
+        "config": config,
+    }
+    if tokens > _FEW:
+        launch(x.device, ("y_ptr",), kernel, **arguments)
+        return y
+    started = launch_to_repeat(x.device, ("y_ptr",), kernel, **arguments)
+    # a captured graph's memory is its own
+    if started is not None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        tensors, _, key = _described(x, data, scales, P, B_hat, c, bias)
+        kept = [weight["levels_ptr"], split["parts"], split["arrivals"]]
+        replay = Replay.of(started, tensors, y, [tensor for tensor in kept if tensor is not None])
+        if replay is not None:
+            _remember(data, layout, key, replay, out_features)
     return y
+
+
+def _remember(data: Tensor, layout: list[int], key: tuple[Any, ...], replay: Replay, out_features: int) -> None:
+    if len(_known) >= _MOST_KNOWN:
+        forget()
+    weight = _known.get(id(data))
+    if weight is None or weight.data() is not data or weight.layout != layout:
+        weight = _known[id(data)] = _Weight(weakref.ref(data), list(layout), out_features, {})
+    weight.calls[key] = replay
 
 
 def _whole_turns(config: LaunchConfig, weight: dict, in_features: int) -> LaunchConfig:
     """BLOCK_K that divides K where rows have whole blocks: no turn of the loop has a tail."""
     turn = config["BLOCK_K"]
-    if not weight["PACKED"]:
-        return config
-    while in_features % turn:
+    while weight["PACKED"] and in_features % turn:
         turn //= 2
-    blocks = {**dict(config.blocks), "BLOCK_K": turn}
-    return LaunchConfig(tuple(sorted(blocks.items())), config.num_warps, config.num_stages, config.target)
+    return config.at_most(BLOCK_K=turn)

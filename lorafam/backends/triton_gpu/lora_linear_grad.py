@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ...kernels.launch_table import launch_config
+from ...kernels.launch_table import PACKED, launch_config
 from ...kernels.lora_linear_grad import lora_linear_grad as kernel
+from ...kernels.paths import STAGED, path_of
 from ...ops.by_storage import weight_shape
 from .launch import architecture, launch
 from .operands import dropout_arguments, dtype_name, factor, vector
-from .weight import how_read, weight_arguments
+from .split import split_in
+from .staged import can_be_staged, decoded_weight, product
+from .weight import how_columns_are_read, weight_arguments
 
 Tensor = torch.Tensor
 
@@ -31,7 +34,23 @@ def lora_linear_grad(
     dx = grad_y.new_empty((tokens, in_features))
     if dx.numel():
         arch = architecture(grad_y.device)
+        route = path_of("lora_linear_grad", arch, tokens)
+        if route.path == STAGED and can_be_staged(grad_y, layout):
+            decoded = decoded_weight(data, scales, layout, c, grad_y.dtype)
+            H = None if A is None else A.detach().float()
+            return product(grad_y, decoded, Q, H, None, seed, dropout_p, route.product, backward=True)
         weight = weight_arguments(data, scales, layout, arch)
+        read = how_columns_are_read(weight, in_features)
+        config = launch_config("lora_linear_grad", arch, dtype_name(grad_y), tokens, read)
+        if read == PACKED:
+            config = config.at_most(BLOCK_K=weight["BLOCK_SIZE"])
+        split = split_in(
+            grad_y.device,
+            range_=out_features,
+            turn=config["BLOCK_N"],
+            tiles=-(-tokens // config["BLOCK_M"]) * -(-in_features // config["BLOCK_K"]),
+            size=config["BLOCK_M"] * config["BLOCK_K"],
+        )
         launch(
             grad_y.device,
             ("dx_ptr",),
@@ -43,11 +62,12 @@ def lora_linear_grad(
             a=factor(A),
             seed=seed,
             dx=dx,
+            **split,
             M=tokens,
             N=out_features,
             K=in_features,
             R=0 if A is None else A.shape[0],
             dropout=dropout_arguments(seed, dropout_p),
-            config=launch_config("lora_linear_grad", arch, dtype_name(grad_y), tokens, how_read(weight)),
+            config=config,
         )
     return dx

@@ -8,6 +8,7 @@ from ...kernels.launch_table import launch_config
 from ...kernels.lora_project import lora_project as kernel
 from .launch import architecture, launch
 from .operands import dropout_arguments, dtype_name
+from .split import split_in
 
 Tensor = torch.Tensor
 
@@ -22,6 +23,14 @@ def project(x: Tensor, A: Tensor, c: Tensor | None, seed: Tensor | None, dropout
     tokens, features = x.shape
     P = x.new_empty((tokens, A.shape[0]), dtype=torch.float32)
     if P.numel():
+        config = launch_config("lora_project", architecture(x.device), dtype_name(x), tokens)
+        split = split_in(
+            x.device,
+            range_=features,
+            turn=config["BLOCK_K"],
+            tiles=-(-tokens // config["BLOCK_M"]) * -(-A.shape[0] // config["BLOCK_R"]),
+            size=config["BLOCK_M"] * config["BLOCK_R"],
+        )
         launch(
             x.device,
             ("p_ptr",),
@@ -31,11 +40,12 @@ def project(x: Tensor, A: Tensor, c: Tensor | None, seed: Tensor | None, dropout
             c=c,
             seed=seed,
             p=P,
+            **split,
             M=tokens,
             K=features,
             R=A.shape[0],
             strides=A.stride(),
             dropout=dropout_arguments(seed, dropout_p),
-            config=launch_config("lora_project", architecture(x.device), dtype_name(x), tokens),
+            config=config,
         )
     return P

@@ -5,6 +5,7 @@ The calls go the way a user's do, through the ops' implementations, so nothing i
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -15,17 +16,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...kernels.paths import CUBLAS, TRITON
 from ...ops.by_storage import NESTED_BLOCK_SIZE
 from .instructions import global_accesses, per_weight
 from .launch import Launch, compiled_only
 from .machine_code import disassembly, machine_code
+from .staged import product
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # one number of tokens for each way the launch table goes
-TOKENS = (16, 64, 256)
-# the smallest tile, of 4-bit weights alone
-FEW = 8
+TOKENS = (8, 16, 64, 128, 512)
 N, K, RANK = 256, 256, 16
 # K not a multiple of the block
 K_TAIL = 240
@@ -82,9 +83,8 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
                 yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
             tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
             yield call(lora_linear, tail, *four_bit(N, K_TAIL), P, B_hat, None, None)
-        if dtype != torch.float32:
-            few = torch.zeros(FEW, K, dtype=dtype)
-            yield call(lora_linear, few, *weights[1], torch.zeros(FEW, RANK), B_hat, None, None)
+        for by in (CUBLAS, TRITON) if dtype != torch.float32 else ():
+            yield Call("staged", dtype, functools.partial(_staged, dtype, by))
         yield call(lora_project, x, A, seed, p)
         yield call(lora_project, x, A, None, 0.0)
         yield call(lora_factors_grad, grad_y, x, P, B_hat, vector, grad_y, vector, vector, seed, p, True)
@@ -109,6 +109,14 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
         torch.float32,
         lambda: adalora_penalty_grad(factors, [0, 1], torch.ones(2), torch.ones(2 * RANK * RANK), torch.ones(2)),
     )
+
+
+def _staged(dtype: torch.dtype, by: str) -> None:
+    """The dense products of the staged path, forward and backward."""
+    x, weight = torch.zeros(256, K, dtype=dtype), torch.zeros(N, K, dtype=dtype)
+    P, factor, bias = torch.zeros(256, RANK), torch.zeros(RANK, N), torch.zeros(N)
+    product(x, weight, P, factor, bias, None, 0.0, by, backward=False)
+    product(x, weight, P, factor, None, torch.tensor(1), 0.1, by, backward=True)
 
 
 def four_bit(rows: int, columns: int) -> Storage:

@@ -65,10 +65,17 @@ def weight_arguments(
 
 
 def how_read(weight: dict[str, Any]) -> str:
-    """How a kernel reads the W of these arguments, as the launch table calls it."""
+    """How a product over W's rows reads the W of these arguments, as the launch table calls it."""
     if weight["PACKED"]:
         return PACKED
     return ELEMENTS if weight["BLOCK_SIZE"] else DENSE
+
+
+def how_columns_are_read(weight: dict[str, Any], in_features: int) -> str:
+    """The same for a kernel that takes columns of one block at a time, exactly decoded."""
+    if not weight["BLOCK_SIZE"]:
+        return DENSE
+    return ELEMENTS if in_features % weight["BLOCK_SIZE"] else PACKED
 
 
 @functools.cache

@@ -1,0 +1,133 @@
+"""The staged path: c ∘ W decoded into a scratch, then a dense product that starts from the low-rank part.
+
+The scratch is one a device, stream and dtype, of the largest weight met there, and counts in peak memory. One that a
+CUDA graph may have captured is kept when a larger weight comes, so that the graph still finds it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...kernels.dense_linear import dense_linear
+from ...kernels.launch_table import launch_config
+from ...kernels.nf4_dequantize import nf4_dequantize
+from ...kernels.paths import CUBLAS
+from ...ops.by_storage import Layout, is_dense, weight_shape
+from .launch import architecture, launch
+from .operands import dropout_arguments, dtype_name, factor, vector
+from .split import multiprocessors
+from .weight import weight_arguments
+
+Tensor = torch.Tensor
+
+_scratches: dict[tuple[torch.device, int, torch.dtype], Tensor] = {}
+_captured: list[Tensor] = []
+
+
+def can_be_staged(x: Tensor, layout: list[int]) -> bool:
+    """Whether the staged path takes this: 16-bit tokens, and a 4-bit weight whose rows have whole blocks."""
+    if is_dense(layout) or x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    shape = Layout(*layout)
+    # descriptors want rows of whole 16 bytes
+    return shape.in_features % shape.block_size == 0 and x.shape[1] % 8 == 0
+
+
+def scaled_rows(B_hat: Tensor, c: Tensor | None) -> Tensor:
+    """c ∘ B̂ [N, r] in fp32."""
+    B_hat = B_hat.detach().float()
+    return B_hat if c is None else B_hat * c.detach().float()[:, None]
+
+
+def decoded_weight(
+    data: Tensor, scales: list[Tensor], layout: list[int], c: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """c ∘ W [N, K] in the scratch: valid until the next call on this stream."""
+    out_features, in_features = weight_shape(data, layout)
+    decoded = _scratch(data.device, dtype, out_features * in_features).view(out_features, in_features)
+    arch = architecture(data.device)
+    launch(
+        data.device,
+        ("decoded_ptr",),
+        nf4_dequantize,
+        weight=weight_arguments(data, scales, layout, arch),
+        c=vector(c),
+        decoded=decoded,
+        N=out_features,
+        K=in_features,
+        config=launch_config("nf4_dequantize", arch, dtype_name(decoded)),
+    )
+    return decoded
+
+
+def product(
+    x: Tensor,
+    weight: Tensor,
+    F: Tensor | None,
+    H: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    by: str,
+    *,
+    backward: bool,
+) -> Tensor:
+    """x Wᵀ + F H + bias, backward x W + drop'(F H), by cuBLAS or by `dense_linear`; W of `decoded_weight`."""
+    x = x.contiguous()
+    features = weight.shape[1] if backward else weight.shape[0]
+    y = x.new_empty((x.shape[0], features))
+    if by != CUBLAS:
+        _dense(x, weight, F, H, bias, seed, dropout_p, y, x.shape[1], backward)
+        return y
+    matrix = weight if backward else weight.T
+    if F is None and bias is None:
+        return torch.mm(x, matrix, out=y)
+    if F is None and bias is not None:
+        return torch.addmm(bias.to(x.dtype), x, matrix, out=y)
+    _dense(x, weight, F, H, bias, seed, dropout_p, y, 0, backward)
+    return y.addmm_(x, matrix)
+
+
+def _dense(
+    x: Tensor,
+    weight: Tensor,
+    F: Tensor | None,
+    H: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    y: Tensor,
+    in_features: int,
+    backward: bool,
+) -> None:
+    launch(
+        x.device,
+        ("y_ptr",),
+        dense_linear,
+        x=x,
+        w=weight,
+        f=factor(F),
+        h=H,
+        seed=seed,
+        bias=vector(bias),
+        y=y,
+        K=in_features,
+        strides=(0, 0) if H is None else H.stride(),
+        dropout=dropout_arguments(seed, dropout_p),
+        programs=multiprocessors(x.device),
+        backward=backward,
+        config=launch_config("dense_linear", architecture(x.device), dtype_name(x), x.shape[0]),
+    )
+
+
+def _scratch(device: torch.device, dtype: torch.dtype, elements: int) -> Tensor:
+    """The first `elements` of the scratch."""
+    if device.type == "cpu":
+        return torch.empty(elements, dtype=dtype)
+    key = (device, torch.cuda.current_stream(device).cuda_stream, dtype)
+    scratch = _scratches.get(key)
+    if scratch is None or scratch.numel() < elements:
+        scratch = _scratches[key] = torch.empty(elements, dtype=dtype, device=device)
+    if torch.cuda.is_current_stream_capturing() and not any(scratch is kept for kept in _captured):
+        _captured.append(scratch)
+    return scratch[:elements]

@@ -27,10 +27,13 @@ BAR = 1.05
 PRODUCTS = ("lora_linear", "lora_linear_grad", "row_norm", "lora_project", "lora_factors_grad")
 # (architecture, kernel) → the share of shared memory's wavefronts that conflicts add today, and where
 CONFLICTS = {
-    ("sm_80", "lora_linear_grad"): "93 %: weight_tile.py, a look-up for each code; 7 % with a dense W, exact_dot.py:18",
-    ("sm_90", "lora_linear_grad"): "95 %: weight_tile.py, a look-up for each code",
-    ("sm_80", "lora_project"): "32 %: exact_dot.py:18, fp32 through shared memory",
-    ("sm_80", "lora_factors_grad"): "50 %: exact_dot.py:40, ldmatrix.trans, and :18, fp32 through shared memory",
+    (
+        "sm_80",
+        "lora_linear_grad",
+    ): "18 % at 16 tokens: lora_linear_grad.py:76 (cp.async), :104 (ldmatrix.trans); then 12 %",
+    ("sm_90", "lora_linear_grad"): "18 % at 16 tokens, as on sm_80; none at 64 and 128",
+    ("sm_80", "lora_project"): "31 %: exact_dot.py:18, fp32 through shared memory",
+    ("sm_80", "lora_factors_grad"): "51 %: exact_dot.py:18, fp32 through shared memory, and :40, ldmatrix.trans",
 }
 
 

@@ -1,9 +1,9 @@
 """`make kernel-table`: writes the generated parts of docs/kernels.md.
 
-    python -m lorafam.bench.kernel_table [--kernels kernels.json]
+    python -m lorafam.bench.kernel_table [--kernels kernels.json | --formulas]
 
 `kernels.json` is what `make compiled` and `lorafam doctor --dump-kernels DIR` write; without it everything is compiled,
-which takes minutes. Bytes and bank conflicts need ptxsim (LORAFAM_PTXSIM).
+which takes minutes. Bytes and bank conflicts need ptxsim (LORAFAM_PTXSIM). `--formulas` writes only what needs neither.
 """
 
 from __future__ import annotations
@@ -34,16 +34,20 @@ Rows = Sequence[Mapping[str, Any]]
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lorafam.bench.kernel_table")
     parser.add_argument("--kernels", type=Path, help="kernels.json of all NVIDIA architectures")
-    path = parser.parse_args().kernels
-    simulator()
-    if path is not None:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = dump_kernels(Path(folder), code.TARGETS)
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), generated(rows)), encoding="utf-8")
+    parser.add_argument("--formulas", action="store_true", help="only what kernels compute, read and write")
+    options = parser.parse_args()
+    new = {"formulas": formulas.table()} if options.formulas else generated(_rows(options.kernels))
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), new), encoding="utf-8")
     print(f"written to {PAGE}")
     return 0
+
+
+def _rows(kernels: Path | None) -> Rows:
+    simulator()  # says at once where it isn't
+    if kernels is not None:
+        return json.loads(kernels.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        return dump_kernels(Path(folder), code.TARGETS)
 
 
 def generated(rows: Rows) -> dict[str, list[str]]:
@@ -74,7 +78,7 @@ def simulated_target(card: Card) -> str | None:
 
 def _times(rows: Rows, dequantize: Mapping[str, float]) -> list[str]:
     variants = code.by_variant(rows)
-    lines = [f"| modelled, µs | {' | '.join(card.name for card in CARDS)} |", "|" + "---|" * (len(CARDS) + 1)]
+    lines = [f"| µs | {' | '.join(f'{card.name}, modelled' for card in CARDS)} |", "|" + "---|" * (len(CARDS) + 1)]
     shared = {(target, tokens): wavefronts.of_product(target, tokens) for target in moved.TARGETS for tokens in TOKENS}
     for N, K in SHAPES:
         for tokens in TOKENS:

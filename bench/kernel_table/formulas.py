@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,15 +44,23 @@ FORMULAS = {
 
 
 def kernel_files() -> dict[str, str]:
-    """The files of kernels/ that define a kernel, by name, and the first paragraph of each one's docstring: what it
-    computes.
+    """The files of kernels/ that define a kernel, by name, and what each computes: the first paragraph of its
+    docstring, and the lines of the next where the first ends in a colon.
     """
     found = {}
     for path in sorted(Path(launch_table.__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == f"{path.stem}_kernel" for node in tree.body):
-            found[path.stem] = " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
+            found[path.stem] = _first_equation(ast.get_docstring(tree) or "")
     return found
+
+
+def _first_equation(docstring: str) -> str:
+    first, *rest = docstring.split("\n\n")
+    text = " ".join(first.split())
+    if not text.endswith(":"):
+        return text
+    return f"{text} " + "; ".join(re.split(r"\s{2,}|\n", rest[0].strip()))
 
 
 def table() -> list[str]:

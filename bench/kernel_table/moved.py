@@ -31,9 +31,9 @@ def launches(target: str) -> dict[Variant, list[Counted]]:
 
 
 def least_bytes(counted: Counted) -> int:
-    """Each operand once: what is read and what is written."""
-    names = (counted.traffic.read.keys() | counted.traffic.written.keys()) & counted.launch.arguments.keys()
-    values = [counted.launch.arguments[name] for name in names - set(_BETWEEN_PROGRAMS)]
+    """Each operand that is read once, and each that is written once."""
+    names = [name for side in (counted.traffic.read, counted.traffic.written) for name in side]
+    values = [counted.launch.arguments[name] for name in names if name not in _BETWEEN_PROGRAMS]
     return sum(getattr(value, "base", value).nbytes for value in values)  # the base of a tensor descriptor
 
 

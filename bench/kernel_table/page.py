@@ -19,10 +19,9 @@ def sections(text: str) -> dict[str, str]:
 
 
 def filled(text: str, generated: Mapping[str, list[str]]) -> str:
-    """The page with these sections' lines. Raises ValueError where page and sections don't have the same names."""
-    names = sections(text).keys()
-    if names != generated.keys():
-        raise ValueError(f"sections of the page {sorted(names)}, generated {sorted(generated)}")
+    """The page with these sections' lines. Raises ValueError where the page has no section of a name."""
+    if unknown := generated.keys() - sections(text).keys():
+        raise ValueError(f"no section of the page: {sorted(unknown)}")
     for name, lines in generated.items():
         first, last = _marks(name)
         start, end = text.index(first) + len(first), text.index(last)

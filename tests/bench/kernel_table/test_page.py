@@ -21,12 +21,12 @@ def test_only_what_stands_between_the_marks_changes() -> None:
     new = filled(TEXT, {"a": ["1"], "b": ["2", "3"]})
     assert sections(new) == {"a": "1", "b": "2\n3"}
     assert new.replace("1\n", "old\nlines\n").replace("2\n3\n", "\n") == TEXT
-    assert filled(new, {"a": ["1"], "b": ["2", "3"]}) == new
+    assert filled(new, {"a": ["1"], "b": ["2", "3"]}) == filled(new, {"b": ["2", "3"]}) == new
 
 
 def test_other_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\['a', 'b'\], generated \['a'\]"):
-        filled(TEXT, {"a": []})
+    with pytest.raises(ValueError, match=r"no section of the page: \['c'\]"):
+        filled(TEXT, {"a": [], "c": []})
 
 
 def test_the_page_keeps_how_kernels_are_checked() -> None:

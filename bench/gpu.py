@@ -1,4 +1,5 @@
-"""`make gpu`: self-check, every test and the benchmark on this machine's GPU, written to bench/results/<gpu>.json.
+"""`make gpu`: self-check, every test, ten minutes of `lorafam tune` and the benchmark on this machine's GPU, written to
+bench/results/<gpu>.json.
 
 Each part, and each method of the benchmark, runs in a process of its own, and the file is written after it, so that
 neither a crash nor Ctrl-C loses what was measured before. What `make compiled` checks needs no GPU and is left out.
@@ -21,12 +22,12 @@ from typing import Any
 
 import torch
 
-from lorafam.backends import selection, self_check
+from lorafam.backends import selection, user_files
 
 from . import junit
 from .contenders import CASES
 from .report import rows, table, write_json
-from .run import NO_GPU
+from .run import DEFAULTS, NO_GPU
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -37,6 +38,8 @@ import json, torch
 from lorafam.backends.self_check import failures
 print(json.dumps(failures(torch.device("cuda", torch.cuda.current_device()))))
 """
+TUNE = "from lorafam.cli.main import app; app()"
+TUNE_MINUTES = 10
 # several processes, since compiling the kernels takes longer than running them
 TESTS = ("-n", "4", "--dist", "worksteal", "-m", "not compiled", "-o", "junit_family=xunit1")
 
@@ -49,6 +52,7 @@ def main() -> int:
         "versions": versions(),
         "self_check": None,
         "tests": None,
+        "tuned": None,
         "benchmark": {"rows": [], "failures": {}},
     }
     path = RESULTS / f"{slug(results['gpu']['name'])}.json"
@@ -79,12 +83,15 @@ def measure(results: dict[str, Any], path: Path, folder: Path) -> None:
     """Fills `results` part by part, and writes them after each."""
     write_json(path, results)
     # an empty folder, so that the GPU is checked anew
-    environment = {**os.environ, self_check.CACHE_DIR: str(folder / "cache")}
+    environment = {**os.environ, user_files.CACHE_DIR: str(folder / "cache")}
     print("\nself-check: every op beside eager PyTorch", flush=True)
     results["self_check"] = checked(environment)
     write_json(path, results)
     print("\ntests", flush=True)
     results["tests"] = tested(folder / "tests.xml", environment)
+    write_json(path, results)
+    print("\ntune: launch configurations for this GPU", flush=True)
+    results["tuned"] = tuned(environment)
     write_json(path, results)
     benchmarks: list[dict[str, Any]] = []
     for method in CASES:
@@ -117,6 +124,29 @@ def tested(output: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         found = {"passed": 0, "failed": 0, "skipped": 0, "failures": {}}
     # pytest's own codes: 0 all passed, 1 some failed
     return found if code in (0, 1) and found["passed"] else {**found, "error": ended(code)}
+
+
+def tuned(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The launch table of this GPU's user, measured for some minutes more: its path, rows, and how many those are;
+    "error" says where that didn't come to its end.
+
+    It lies in the user's own folder, to be of use afterwards; the parts that follow find a copy in theirs.
+    """
+    from lorafam.backends.triton_gpu.user_table import table_file
+
+    shapes = [f"--shape={size},{size}" for size in DEFAULTS["cuda"]["sizes"]]
+    tokens = [f"--tokens={count}" for count in DEFAULTS["cuda"]["tokens"]]
+    command = [sys.executable, "-c", TUNE, "tune", f"--minutes={TUNE_MINUTES}", *shapes, *tokens]
+    code = run(command, os.environ)
+    path = table_file(torch.cuda.get_device_name())
+    found: dict[str, Any] = {"path": str(path), "count": 0, "rows": {}, "paths": {}}
+    if path.is_file() and code in (0, INTERRUPTED):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        user_files.write_whole(Path(environment[user_files.CACHE_DIR]) / path.name, table)
+        found |= {name: table[name] for name in ("rows", "paths", "points")}
+        own = [row for part in ("rows", "paths") for rows in table[part].values() for row in rows]
+        found["count"] = sum("shipped" not in row for row in own)
+    return {**found, "error": ended(code)} if code else found
 
 
 def benchmarked(method: str, output: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -156,6 +186,9 @@ def problems(results: Mapping[str, Any]) -> list[str]:
     found += [f"{name}: {why}" for name, why in tests["failures"].items()]
     if "error" in tests:
         found.append(f"tests: {tests['error']}")
+    tuned = results["tuned"] or {"error": "not run"}
+    if "error" in tuned:
+        found.append(f"tune: {tuned['error']}")
     found += [f"benchmark: {name}: {why}" for name, why in results["benchmark"]["failures"].items()]
     if not results["benchmark"]["rows"]:
         found.append("benchmark: nothing was measured")
@@ -170,6 +203,7 @@ def summary(results: Mapping[str, Any]) -> str:
         f"driver {gpu['driver'] or 'unknown'}",
         ", ".join(f"{name} {version or 'not installed'}" for name, version in results["versions"].items()),
         f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped",
+        f"tuned: {results['tuned']['count']} rows of its own, in {results['tuned']['path']}",
         *(f"FAILED {problem}" for problem in problems(results)),
     ]
     benchmarks = [

@@ -1,23 +1,47 @@
-"""(kernel, architecture, dtype, tokens, how W is read) → LaunchConfig, from `tuned/*.json`.
+"""(kernel, architecture, dtype, tokens, N, K, rank, how W is read) → LaunchConfig, from `tuned/*.json`.
 
-A file holds rows by kernel, first match first: {"tokens": at most, "dtypes": [...], "weights": [...], "architectures":
-[...], "blocks": {...}, "num_warps": w, "num_stages": s}; what a row leaves out matches anything. Which file: nvidia,
-amd or interpreter. W is read dense, packed (four codes at a time) or by elements (one code at a time).
+A file holds rows by kernel, first match first (`launch_rows`): {"tokens", "N", "K", "rank": each at most, "dtypes",
+"weights", "architectures": each one of these, "blocks": {...}, "num_warps": w, "num_stages": s}; what a row leaves out
+matches anything, and so does a size of 0, which is not known. Which file: nvidia, amd or interpreter. Rows that a user
+measured go before them (`prefer`). W is read dense, packed (four codes at a time) or by elements (one code at a time).
+
+N and K are W's; a kernel over one side alone calls that side K.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from .launch_config import INTERPRETER, MFMA, MMA, TCGEN05, WGMMA, LaunchConfig
+from .launch_rows import LISTS, SIZES, Row, check_rows
 
 NVIDIA, AMD = "nvidia", "amd"
 DENSE, PACKED, ELEMENTS = "dense", "packed", "elements"
 
 _FOLDER = Path(__file__).parent / "tuned"
+
+
+class Question(NamedTuple):
+    """What a launch asks the table."""
+
+    kernel: str
+    architecture: str
+    dtype: str
+    tokens: int
+    weight: str | None
+    N: int
+    K: int
+    rank: int
+
+
+# architecture → rows put before the shipped ones; who is told of questions
+_preferred: dict[str, dict[str, list[Row]]] = {}
+_observers: list[list[Question]] = []
 
 
 def machine_of(architecture: str) -> str:
@@ -37,24 +61,69 @@ def target_of(architecture: str) -> str:
 
 
 @functools.cache
-def rows(machine: str) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every kernel for a kind of machine."""
+def rows(machine: str) -> dict[str, list[Row]]:
+    """The shipped rows of every kernel for a kind of machine."""
     return json.loads((_FOLDER / f"{machine}.json").read_text(encoding="utf-8"))
+
+
+def prefer(architecture: str, preferred: dict[str, list[Row]]) -> None:
+    """Puts rows, by kernel, before the shipped ones for `architecture`, in place of what was put there before.
+
+    Raises ValueError for a row that is malformed; nothing has changed then.
+    """
+    check_rows(preferred, rows(machine_of(architecture)))
+    _preferred[architecture] = preferred
+    launch_config.cache_clear()
+
+
+def preferred(architecture: str) -> dict[str, list[Row]]:
+    """The rows that go before the shipped ones for `architecture`."""
+    return _preferred.get(architecture, {})
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[list[Question]]:
+    """The questions asked meanwhile, each once."""
+    questions: list[Question] = []
+    launch_config.cache_clear()
+    _observers.append(questions)
+    try:
+        yield questions
+    finally:
+        _observers.remove(questions)
 
 
 @functools.cache
 def launch_config(
-    kernel: str, architecture: str, dtype: str, tokens: int = 0, weight: str | None = None
+    kernel: str,
+    architecture: str,
+    dtype: str,
+    tokens: int = 0,
+    weight: str | None = None,
+    *,
+    N: int = 0,
+    K: int = 0,
+    rank: int = 0,
 ) -> LaunchConfig:
     """The first row that fits. `dtype` is the name of the wide operand's ("bfloat16", "float16", "float32"), `weight`
-    how W is read.
+    how W is read; sizes of 0 aren't known. Raises LookupError where no row fits.
     """
-    for row in rows(machine_of(architecture))[kernel]:
-        fits = tokens <= row.get("tokens", tokens)
-        fits = fits and dtype in row.get("dtypes", [dtype])
-        fits = fits and weight in row.get("weights", [weight])
-        fits = fits and architecture in row.get("architectures", [architecture])
-        if fits:
-            blocks = tuple(sorted(row["blocks"].items()))
-            return LaunchConfig(blocks, row.get("num_warps", 4), row.get("num_stages", 1), target_of(architecture))
+    question = Question(kernel, architecture, dtype, tokens, weight, N, K, rank)
+    for observer in _observers:
+        observer.append(question)
+    for several in (preferred(architecture).get(kernel, []), rows(machine_of(architecture))[kernel]):
+        row = next((row for row in several if _fits(row, question)), {"shipped": True})
+        if "shipped" not in row:
+            return config_of(row, architecture)
     raise LookupError(f"no configuration of {kernel} for {architecture}, {dtype}, {tokens} tokens, {weight} weight")
+
+
+def config_of(row: Row, architecture: str) -> LaunchConfig:
+    """The configuration that a row gives for an architecture."""
+    blocks = tuple(sorted(row["blocks"].items()))
+    return LaunchConfig(blocks, row.get("num_warps", 4), row.get("num_stages", 1), target_of(architecture))
+
+
+def _fits(row: Row, question: Question) -> bool:
+    small = all(getattr(question, size) <= row[size] for size in SIZES if size in row)
+    return small and all(getattr(question, name) in row[several] for name, several in LISTS.items() if several in row)

@@ -16,7 +16,36 @@ import triton.language as tl
 
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
-from .tiles.weight_tile import weight_tile
+from .tiles.nf4_decode import load_exact_table
+from .tiles.weight_tile import block_tile, weight_tile
+
+
+@triton.jit
+def _tile(
+    w_ptr,
+    levels_ptr,
+    table,
+    scales,
+    offs_n,
+    k,
+    N,
+    K,
+    stride_wn,
+    stride_wk,
+    BLOCK_SIZE: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    NVIDIA: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """W at rows `offs_n` and BLOCK_K columns from k, 0 beyond K; rows past N are anything."""
+    if ONE_BLOCK:
+        return block_tile(w_ptr, table, scales, tl.minimum(offs_n, N - 1), k, K, BLOCK_SIZE, BLOCK_K, NVIDIA)
+    else:
+        offs_k = k + tl.arange(0, BLOCK_K)
+        mask = (offs_n < N)[:, None] & (offs_k < K)[None, :]
+        return weight_tile(
+            w_ptr, levels_ptr, scales, offs_n[:, None], offs_k[None, :], mask, K, stride_wn, stride_wk, BLOCK_SIZE
+        )
 
 
 @triton.jit
@@ -42,6 +71,7 @@ def row_norm_kernel(
     BLOCK_SIZE: tl.constexpr,
     PACKED: tl.constexpr,
     INVERSE_GAIN: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     TARGET: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -50,15 +80,30 @@ def row_norm_kernel(
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
+    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
+    table = levels_ptr
+    if ONE_BLOCK:
+        table = load_exact_table(levels_ptr, NVIDIA)
     squared = tl.zeros((BLOCK_N,), tl.float32)
     if weight_squared_ptr is not None:
         squared = tl.load(weight_squared_ptr + offs_n, mask=mask_n, other=0.0)
     else:
         for k in range(0, K, BLOCK_K):
-            offs_k = k + tl.arange(0, BLOCK_K)
-            mask = mask_n[:, None] & (offs_k < K)[None, :]
-            w = weight_tile(
-                w_ptr, levels_ptr, scales, offs_n[:, None], offs_k[None, :], mask, K, stride_wn, stride_wk, BLOCK_SIZE
+            w = _tile(
+                w_ptr,
+                levels_ptr,
+                table,
+                scales,
+                offs_n,
+                k,
+                N,
+                K,
+                stride_wn,
+                stride_wk,
+                BLOCK_SIZE,
+                ONE_BLOCK,
+                NVIDIA,
+                BLOCK_K,
             ).to(tl.float32)
             squared += tl.sum(w * w, axis=1)
     if a_ptr is None:
@@ -74,18 +119,21 @@ def row_norm_kernel(
             for k in range(0, K, BLOCK_K):
                 offs_k = k + tl.arange(0, BLOCK_K)
                 mask_k = offs_k < K
-                mask = mask_n[:, None] & mask_k[None, :]
-                w = weight_tile(
+                w = _tile(
                     w_ptr,
                     levels_ptr,
+                    table,
                     scales,
-                    offs_n[:, None],
-                    offs_k[None, :],
-                    mask,
+                    offs_n,
+                    k,
+                    N,
                     K,
                     stride_wn,
                     stride_wk,
                     BLOCK_SIZE,
+                    ONE_BLOCK,
+                    NVIDIA,
+                    BLOCK_K,
                 )
                 mask_a = mask_k[:, None] & mask_r[None, :]
                 a = tl.load(a_ptr + offs_r.to(tl.int64)[None, :] * K + offs_k[:, None], mask=mask_a, other=0.0)
@@ -108,18 +156,21 @@ def row_norm_kernel(
             for k in range(0, K, BLOCK_K):
                 offs_k = k + tl.arange(0, BLOCK_K)
                 mask_k = offs_k < K
-                mask = mask_n[:, None] & mask_k[None, :]
-                sum_ = weight_tile(
+                sum_ = _tile(
                     w_ptr,
                     levels_ptr,
+                    table,
                     scales,
-                    offs_n[:, None],
-                    offs_k[None, :],
-                    mask,
+                    offs_n,
+                    k,
+                    N,
                     K,
                     stride_wn,
                     stride_wk,
                     BLOCK_SIZE,
+                    ONE_BLOCK,
+                    NVIDIA,
+                    BLOCK_K,
                 ).to(tl.float32)
                 for r in range(0, R, BLOCK_R):
                     offs_r = r + tl.arange(0, BLOCK_R)
@@ -152,6 +203,7 @@ def row_norm(
     config: LaunchConfig,
 ) -> None:
     """Launches over all output features; ‖w_j‖² alone where `a`, `b_hat` and `gram` are None."""
+    block = weight["BLOCK_SIZE"]
     row_norm_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
         **weight,
         a_ptr=a,
@@ -164,6 +216,7 @@ def row_norm(
         R=R,
         CANCELLATION=cancellation,
         FLOOR=floor,
+        ONE_BLOCK=block > 0 and K % block == 0 and block % config["BLOCK_K"] == 0,
         **config.constexprs(),
         **config.options(contract=False),
     )

@@ -1,30 +1,27 @@
 """Before a kind of GPU is trusted: every op compares itself there with eager PyTorch, once, and the result is kept.
 
 An op that fails, or can't be compiled, is switched off: `selection` gives it to eager, says so, and `explain` and
-`doctor` show why. The file is kept by GPU model and by versions of lorafam, torch and triton, in
-$LORAFAM_CACHE_DIR or ~/.cache/lorafam.
+`doctor` show why. The file is kept by GPU model and by versions of lorafam, torch and triton.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..ops.by_storage import NESTED_BLOCK_SIZE
+from .user_files import user_file, write_whole
 
 Tensor = torch.Tensor
 Arguments = tuple[Any, ...]
 
-CACHE_DIR = "LORAFAM_CACHE_DIR"
 # the RMS error against fp64 may be this many times eager's, plus this part of the result's RMS times the roundoff
 RATIO, FLOOR = 2.0, 1.0
 TOKENS = (3, 40, 120)
@@ -53,10 +50,7 @@ def _failures(model: str, index: int) -> dict[str, str]:
     # calls of an op that failed must not be repeated
     triton_gpu.forget()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, found)
     except OSError as error:
         warnings.warn(f"the result can't be kept, so the next process checks again: {error}", stacklevel=2)
     return found
@@ -73,10 +67,7 @@ def _kept(path: Path) -> dict[str, str] | None:
 
 
 def _file(model: str) -> Path:
-    versions = "-".join(importlib.metadata.version(name) for name in ("lorafam", "torch", "triton"))
-    name = "".join(letter if letter.isalnum() else "-" for letter in model)
-    folder = os.environ.get(CACHE_DIR)
-    return (Path(folder) if folder else Path.home() / ".cache" / "lorafam") / f"checked-{name}-{versions}.json"
+    return user_file("checked", model, ("lorafam", "torch", "triton"))
 
 
 def run_checks(kernels: ModuleType, eager: ModuleType, device: torch.device) -> dict[str, str]:
@@ -86,22 +77,35 @@ def run_checks(kernels: ModuleType, eager: ModuleType, device: torch.device) -> 
         if op in found:
             continue
         try:
-            _compare(op, getattr(kernels, op), getattr(eager, op), arguments)
+            compare(op, results_of(op, getattr(kernels, op), arguments), expected(op, getattr(eager, op), arguments))
         except Exception as error:  # whatever a compiler or a launch raises switches the op off
             found[op] = f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     return found
 
 
-def _compare(op: str, ours: Callable[..., Any], eager: Callable[..., Any], arguments: Arguments) -> None:
-    mutable, expected_mutable, exact_mutable = (_copied(arguments, wide=wide) for wide in (False, False, True))
-    got, expected = _tensors(ours(*mutable)), _tensors(eager(*expected_mutable))
-    if op == "adalora_importance":
-        got, expected = _tensors(mutable[2:4]), _tensors(expected_mutable[2:4])
-    exact = expected
-    if op not in _SAME_BITS:
-        exact = _tensors(eager(*exact_mutable))
-        exact = _tensors(exact_mutable[2:4]) if op == "adalora_importance" else exact
-    for index, (a, b, c) in enumerate(zip(got, expected, exact, strict=True)):
+class Expected(NamedTuple):
+    """What an op shall give: eager's results, and the same in fp64."""
+
+    eager: list[Tensor]
+    exact: list[Tensor]
+
+
+def expected(op: str, eager: Callable[..., Any], arguments: Arguments) -> Expected:
+    """Runs eager PyTorch on copies of the arguments, as they are and in fp64."""
+    results = results_of(op, eager, arguments)
+    return Expected(results, results if op in _SAME_BITS else results_of(op, eager, arguments, wide=True))
+
+
+def results_of(op: str, run: Callable[..., Any], arguments: Arguments, *, wide: bool = False) -> list[Tensor]:
+    """Every tensor that an op gives or changes; it gets copies, with `wide` in fp64."""
+    copies = _copied(arguments, wide=wide)
+    given = _tensors(run(*copies))
+    return _tensors(copies[2:4]) if op == "adalora_importance" else given
+
+
+def compare(op: str, got: list[Tensor], wanted: Expected) -> None:
+    """Raises AssertionError unless `got` is as good as eager's."""
+    for index, (a, b, c) in enumerate(zip(got, wanted.eager, wanted.exact, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise AssertionError(f"result {index}: {a.dtype} {list(a.shape)}, not {b.dtype} {list(b.shape)}")
         if op in _SAME_BITS:
@@ -154,6 +158,9 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 yield "lora_project", what, (x, A, seed, 0.1)
                 more = (x, P, B_hat, c, grad_y + 1, bias, c, seed, 0.1, True)
                 yield "lora_factors_grad", what, (grad_y, *more)
+                if kind == "NF4":
+                    few = (P[:, :8].contiguous(), B_hat[:, :8].contiguous())
+                    yield "lora_factors_grad", f"{what}, rank 8", (grad_y, x, *few, *more[3:])
                 yield "dropout", what, (x, seed, 0.1)
             x, P = random(DECODE_TOKENS, K, dtype=dtype) + 1, random(DECODE_TOKENS, RANK)
             yield "lora_linear", f"{kind}, {name}, {DECODE_TOKENS} tokens", (x, *weight, P, B_hat, c, bias)
@@ -163,6 +170,8 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 yield "lora_linear", what, (x, *weight, P, B_hat, c, bias)
                 grad_y = random(STAGED_TOKENS, N, dtype=dtype)
                 yield "lora_linear_grad", what, (grad_y, *weight, c, P, A, seed, 0.1)
+                few = (P[:, :8].contiguous(), B_hat[:, :8].contiguous())
+                yield "lora_factors_grad", f"{what}, rank 8", (grad_y, x, *few, c, grad_y + 1, bias, c, seed, 0.1, True)
             yield "row_norm", kind, (*weight, A, B_hat, None)
             yield "squared_row_norm", kind, weight
     factors = [A, B_hat]

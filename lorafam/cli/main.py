@@ -9,6 +9,7 @@ import typer
 from .doctor import doctor
 from .errors import OneLineErrors
 from .finetune import finetune
+from .tune import tune
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(finetune)
 app.command()(doctor)
+app.command()(tune)
 
 
 def _show_version(wanted: bool) -> None:

@@ -51,9 +51,9 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
     if choice.backend in ("triton", "simulate", "interpret"):
         from ..backends.triton_gpu.lora_linear import path as path_for
 
-        return Explanation(
-            path_for(M, weight.device, weight.dtype, isinstance(weight, NF4Weight)), choice.backend, reason, M
-        )
+        four_bit = isinstance(weight, NF4Weight)
+        path = path_for(M, weight.shape[0], weight.shape[1], weight.device, weight.dtype, four_bit)
+        return Explanation(path, choice.backend, reason, M)
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
     path = "panels" if choice.backend == "numba" else "dequantise, then multiply"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorafam.backends import eager, numba_cpu, selection, self_check
+from lorafam.backends import eager, numba_cpu, selection, self_check, user_files
 
 CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ def test_a_kernel_that_raises_is_found() -> None:
 @pytest.fixture
 def _gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A GPU that exists in name only, whose kernels' check is the test's."""
-    monkeypatch.setenv(self_check.CACHE_DIR, str(tmp_path))
+    monkeypatch.setenv(user_files.CACHE_DIR, str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU/1")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(selection, "_triton_failure", lambda _: None)

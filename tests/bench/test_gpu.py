@@ -12,8 +12,12 @@ import torch
 from lorafam.bench import gpu
 from lorafam.bench.contenders import CASES
 
+from lorafam.backends import user_files
+from lorafam.backends.triton_gpu import user_table
+
 CARD = {"name": "Some GPU 80GB/x", "compute_capability": "9.0", "memory_bytes": 85e9, "driver": "580.1"}
 ROW = {"size": 4096, "tokens": 16, "direction": "forward", "dtype": "bfloat16"}
+TUNED = {"path": "/cache/tuned.json", "count": 1, "rows": {"dropout": [{"num_warps": 8}]}, "points": []}
 JUNIT = '<testsuites><testsuite><testcase file="tests/test_a.py" name="test_b">{}</testcase></testsuite></testsuites>'
 
 
@@ -35,6 +39,7 @@ def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(gpu, "card", lambda: CARD)
     monkeypatch.setattr(gpu, "checked", lambda _: {})
     monkeypatch.setattr(gpu, "tested", lambda *_: passed)
+    monkeypatch.setattr(gpu, "tuned", lambda _: TUNED)
     monkeypatch.setattr(gpu, "benchmarked", lambda method, *_: measured(method))
     return tmp_path / "results" / "some-gpu-80gb-x.json"
 
@@ -59,12 +64,14 @@ def test_everything_is_written_and_shown(path: Path, capsys: pytest.CaptureFixtu
     assert set(found["versions"]) == {"lorafam", "torch", "triton", "bitsandbytes", "peft"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["tests"]["passed"] == 9
+    assert found["tuned"] == TUNED
     rows = found["benchmark"]["rows"]
     assert len(rows) == 2 * len(CASES)
     assert rows[1] == {**ROW, "method": "lora", "contender": "peft", "median_seconds": 0.003, "ratio": 3.0}
     shown = capsys.readouterr().out
     assert "Some GPU 80GB/x, compute capability 9.0, 85 GB, driver 580.1" in shown
     assert "9 passed, 0 failed, 2 skipped" in shown
+    assert "tuned: 1 rows of its own, in /cache/tuned.json" in shown
     assert "FAILED" not in shown
     assert [line.split()[:6] for line in shown.splitlines() if line.startswith("adalora ")] == [
         ["adalora", "4096", "16", "1.000", "-", "3.00x"]
@@ -85,6 +92,7 @@ def test_everything_is_written_and_shown(path: Path, capsys: pytest.CaptureFixtu
             {"passed": 0, "failed": 0, "skipped": 0, "failures": {}, "error": "ended with code -11"},
             "FAILED tests: ended with code -11",
         ),
+        ("tuned", {**TUNED, "error": "ended with code 1"}, "FAILED tune: ended with code 1"),
         ("benchmarked", {"benchmarks": [], "failures": {"qlora y": "worse"}}, "FAILED benchmark: qlora y: worse"),
         ("benchmarked", {"benchmarks": [], "failures": {}}, "FAILED benchmark: nothing was measured"),
     ],
@@ -141,6 +149,33 @@ def test_tested(
     found = gpu.tested(tmp_path / "tests.xml", {})
     assert (found["passed"], found["failures"]) == (passed, failures)
     assert (error in found["error"]) if error else ("error" not in found)
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+@pytest.mark.parametrize("kept", [True, False])
+def test_tuned(code: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own folder gets the table, the folder of the parts that follow a copy."""
+    own, parts = tmp_path / "own", tmp_path / "parts"
+    monkeypatch.setenv(user_files.CACHE_DIR, str(own))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    rows = {"dropout": [{"num_warps": 8}, {"shipped": True}]}
+    table = {"rows": rows, "paths": {"lora_linear": [{"path": "fused"}]}, "points": [{"measured": 3}]}
+
+    def run(command: list[str], environment: Any) -> int:
+        assert environment[user_files.CACHE_DIR] == str(own)
+        assert {"tune", "--minutes=10", "--shape=4096,4096", "--tokens=16"} <= set(command)
+        if kept:
+            user_files.write_whole(user_table.table_file("Some GPU"), table)
+        return code
+
+    monkeypatch.setattr(gpu, "run", run)
+    found = gpu.tuned({user_files.CACHE_DIR: str(parts)})
+    assert (found["count"], found["rows"]) == ((2, table["rows"]) if kept and code != 1 else (0, {}))
+    assert found.get("error") == (f"ended with code {code}" if code else None)
+    assert Path(found["path"]).parent == own
+    assert [json.loads(path.read_text()) for path in parts.glob("tuned-Some-GPU-*.json")] == [table] * (
+        kept and code != 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ PRODUCTS = {
     "lora_linear_grad_kernel",
     "lora_project_kernel",
     "lora_factors_grad_kernel",
+    "lora_grad_pass_kernel",
     "row_norm_kernel",
     "adalora_penalty_kernel",
     "adalora_penalty_grad_kernel",

@@ -34,7 +34,7 @@ def dequantize_4bit(codes: Tensor, scales: list[Tensor], layout: list[int], dtyp
             decoded=decoded,
             N=layout[0],
             K=layout[1],
-            config=launch_config("nf4_dequantize", arch, dtype_name(decoded)),
+            config=launch_config("nf4_dequantize", arch, dtype_name(decoded), N=layout[0], K=layout[1]),
         )
     return decoded.to(dtype)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import user_table
 from .replay import Started
 
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
@@ -90,9 +91,10 @@ def architecture_and_stream(tensor: torch.Tensor) -> tuple[Any, ...]:
 @functools.cache
 def _gpu_architecture(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        return properties.gcnArchName.split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    found = properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+    # every launch asks for the architecture first, and it is found out once
+    user_table.use(properties.name, found)
+    return found
 
 
 def launch(device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any) -> None:

@@ -25,12 +25,12 @@ Tensor = torch.Tensor
 _FEW = 16
 
 
-def path(tokens: int, device: torch.device, dtype: torch.dtype, four_bit: bool) -> str:
-    """What runs for so many tokens: "decode" (one tile of few tokens), "tiles" or "staged"."""
+def path(tokens: int, N: int, K: int, device: torch.device, dtype: torch.dtype, four_bit: bool) -> str:
+    """What runs for so many tokens and W [N, K]: "decode" (one tile of few tokens), "tiles" or "staged"."""
     arch = architecture(device)
-    if four_bit and dtype != torch.float32 and path_of("lora_linear", arch, tokens).path == STAGED:
+    if four_bit and dtype != torch.float32 and path_of("lora_linear", arch, tokens, N, K).path == STAGED:
         return "staged"
-    config = launch_config("lora_linear", arch, str(dtype).removeprefix("torch."), tokens)
+    config = launch_config("lora_linear", arch, str(dtype).removeprefix("torch."), tokens, N=N, K=K)
     return "decode" if config["BLOCK_M"] <= _FEW else "tiles"
 
 
@@ -125,7 +125,7 @@ def lora_linear(
     tokens, in_features = x.shape
     out_features = weight_shape(data, layout)[0]
     arch = architecture(x.device)
-    route = path_of("lora_linear", arch, tokens)
+    route = path_of("lora_linear", arch, tokens, out_features, in_features)
     if route.path == STAGED and can_be_staged(x, layout):
         decoded = decoded_weight(data, scales, layout, c, x.dtype)
         H = None if B_hat is None else scaled_rows(B_hat, c).T
@@ -135,7 +135,18 @@ def lora_linear(
         return y
     weight = weight_arguments(data, scales, layout, arch, packed_for=x.dtype)
     config = _whole_turns(
-        launch_config("lora_linear", arch, dtype_name(x), tokens, how_read(weight)), weight, in_features
+        launch_config(
+            "lora_linear",
+            arch,
+            dtype_name(x),
+            tokens,
+            how_read(weight),
+            N=out_features,
+            K=in_features,
+            rank=0 if P is None else P.shape[1],
+        ),
+        weight,
+        in_features,
     )
     split = split_in(
         x.device,

@@ -34,14 +34,23 @@ def lora_linear_grad(
     dx = grad_y.new_empty((tokens, in_features))
     if dx.numel():
         arch = architecture(grad_y.device)
-        route = path_of("lora_linear_grad", arch, tokens)
+        route = path_of("lora_linear_grad", arch, tokens, out_features, in_features)
         if route.path == STAGED and can_be_staged(grad_y, layout):
             decoded = decoded_weight(data, scales, layout, c, grad_y.dtype)
             H = None if A is None else A.detach().float()
             return product(grad_y, decoded, Q, H, None, seed, dropout_p, route.product, backward=True)
         weight = weight_arguments(data, scales, layout, arch)
         read = how_columns_are_read(weight, in_features)
-        config = launch_config("lora_linear_grad", arch, dtype_name(grad_y), tokens, read)
+        config = launch_config(
+            "lora_linear_grad",
+            arch,
+            dtype_name(grad_y),
+            tokens,
+            read,
+            N=out_features,
+            K=in_features,
+            rank=0 if A is None else A.shape[0],
+        )
         if read == PACKED:
             config = config.at_most(BLOCK_K=weight["BLOCK_SIZE"])
         split = split_in(

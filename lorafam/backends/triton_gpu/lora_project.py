@@ -23,7 +23,9 @@ def project(x: Tensor, A: Tensor, c: Tensor | None, seed: Tensor | None, dropout
     tokens, features = x.shape
     P = x.new_empty((tokens, A.shape[0]), dtype=torch.float32)
     if P.numel():
-        config = launch_config("lora_project", architecture(x.device), dtype_name(x), tokens)
+        config = launch_config(
+            "lora_project", architecture(x.device), dtype_name(x), tokens, K=features, rank=A.shape[0]
+        )
         split = split_in(
             x.device,
             range_=features,

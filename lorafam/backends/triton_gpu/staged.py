@@ -55,7 +55,7 @@ def decoded_weight(
         decoded=decoded,
         N=out_features,
         K=in_features,
-        config=launch_config("nf4_dequantize", arch, dtype_name(decoded)),
+        config=launch_config("nf4_dequantize", arch, dtype_name(decoded), N=out_features, K=in_features),
     )
     return decoded
 
@@ -116,7 +116,15 @@ def _dense(
         dropout=dropout_arguments(seed, dropout_p),
         programs=multiprocessors(x.device),
         backward=backward,
-        config=launch_config("dense_linear", architecture(x.device), dtype_name(x), x.shape[0]),
+        config=launch_config(
+            "dense_linear",
+            architecture(x.device),
+            dtype_name(x),
+            x.shape[0],
+            N=y.shape[1],
+            K=in_features,
+            rank=0 if F is None else F.shape[1],
+        ),
     )
 
 

@@ -1,0 +1,27 @@
+"""Files that lorafam keeps on a user's machine by GPU model and versions, in $LORAFAM_CACHE_DIR or ~/.cache/lorafam."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+CACHE_DIR = "LORAFAM_CACHE_DIR"
+
+
+def user_file(kind: str, model: str, packages: tuple[str, ...]) -> Path:
+    """Where `kind` is kept for a GPU model and the installed versions of `packages`."""
+    versions = "-".join(importlib.metadata.version(package) for package in packages)
+    name = "".join(letter if letter.isalnum() else "-" for letter in model)
+    folder = os.environ.get(CACHE_DIR)
+    return (Path(folder) if folder else Path.home() / ".cache" / "lorafam") / f"{kind}-{name}-{versions}.json"
+
+
+def write_whole(path: Path, data: Any) -> None:
+    """Writes JSON under another name first, so that whoever reads finds the old file or the new one. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

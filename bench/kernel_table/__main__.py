@@ -84,7 +84,7 @@ def _times(rows: Rows, dequantize: Mapping[str, float]) -> list[str]:
         for tokens in TOKENS:
             cells = []
             for card in CARDS:
-                config = launch_config("lora_linear", card.architecture, "bfloat16", tokens, PACKED)
+                config = launch_config("lora_linear", card.architecture, "bfloat16", tokens, PACKED, N=N, K=K)
                 variant = Variant("lora_linear", PACKED, config["BLOCK_M"])
                 work = times.of_product(card, dict(config.blocks), tokens, N, K)
                 target = simulated_target(card)

@@ -30,7 +30,8 @@ _BY_TOKENS = ("lora_linear", "lora_linear_grad", "dense_linear")
 def variant_of(kernel: str, config: Mapping[str, Any]) -> Variant:
     """Of a kernel's function ("..._kernel") and its configuration (`shipped.configuration`)."""
     name = kernel.removesuffix("_kernel")
-    read = how_read({"PACKED": False, **config}) if "BLOCK_SIZE" in config and "BLOCK_N" in config else ""
+    packed = config.get("PACKED", False) or config.get("ONE_BLOCK", False)
+    read = how_read({**config, "PACKED": packed}) if "BLOCK_SIZE" in config and "BLOCK_N" in config else ""
     return Variant(name, read, config.get("BLOCK_M", 0) if name in _BY_TOKENS else 0)
 
 

@@ -3,6 +3,8 @@
 # make gpu     on a machine with a CUDA GPU: every test and the benchmark there, into bench/results/<gpu>.json
 # make simulated   runs every method on compiled GPU code and in Triton's interpreter over many shapes; needs no GPU
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
+# make kernel-table   writes the tables of docs/kernels.md from compiled code; needs no GPU. KERNELS=build/kernels/kernels.json
+#                  takes what make compiled left
 # make bugs        puts bugs into the GPU kernels, one at a time, and asks the tests to find them
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsi
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py
 
-.PHONY: demo test lint bench gpu simulated compiled bugs clean
+.PHONY: demo test lint bench gpu simulated compiled kernel-table bugs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -44,7 +46,10 @@ simulated: $(VENV)/installed
 	LORAFAM_BACKEND=interpret $(PYTEST) -m simulated tests/backends/triton_gpu
 
 compiled: $(VENV)/installed
-	$(BIN)/python -m pytest -m compiled tests/compiled
+	LORAFAM_KERNELS=build/kernels $(BIN)/python -m pytest -m compiled tests/compiled
+
+kernel-table: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m lorafam.bench.kernel_table $(if $(KERNELS),--kernels $(KERNELS))
 
 bugs: $(VENV)/installed
 	$(BIN)/python -m tests.compiled.seeded_bugs

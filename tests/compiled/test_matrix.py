@@ -44,13 +44,6 @@ KERNELS = PRODUCTS | {
 }
 
 
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    from lorafam.backends.triton_gpu.shipped import dump_kernels
-
-    return dump_kernels(tmp_path_factory.mktemp("kernels"))
-
-
 def described(row: dict[str, Any]) -> str:
     return f"{row['target']} {row['kernel']} {row['dtype']} {row['config']}"
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 
+from .control_flow import loops, read_sass
+
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)\s*([^;]*);")
-_LABEL = re.compile(r"^(\.L_x_\d+):")
-_TARGET = re.compile(r"\.L_x_\d+")
 _AMD_INSTRUCTION = re.compile(r"^\s+([a-z]\w+)\b")
 
 Loop = dict[str, Any]
 
 
 class MachineCode(NamedTuple):
-    """`loops`: innermost loops, the longest first, each {"total": instructions of a turn, "ops": {opcode: count}}."""
+    """`loops`: the longest first, each {"total": instructions of a turn, "ops": {opcode: count}}."""
 
     registers: int
     spill_instructions: int
@@ -40,53 +38,33 @@ def machine_code(kernel: Any) -> MachineCode:
 
 
 def _of_nvidia(kernel: Any) -> MachineCode:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        listing = _output("nvdisasm", "-c", file.name)
-        usage = _output("cuobjdump", "-res-usage", file.name)
+    usage = _of_binary(kernel, "cuobjdump", "-res-usage")
     registers, static = (re.search(rf"\b{name}:(\d+)", usage) for name in ("REG", "SHARED"))
     if registers is None or static is None:
         raise RuntimeError(f"cuobjdump told no registers: {usage.strip()[:200]}")
-    code, labels = _read(listing)
+    program = read_sass(disassembly(kernel))
+    opcodes = [instruction.opcode for instruction in program.code]
     return MachineCode(
         registers=int(registers[1]),
-        spill_instructions=sum(opcode.startswith(("LDL", "STL")) for opcode, _ in code),
+        spill_instructions=sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
         # what Triton allocates, and the decoder's table
         shared_bytes=kernel.metadata.shared + int(static[1]),
-        tensor_core_instructions=sum("MMA" in opcode for opcode, _ in code),
-        loops=_inner_loops(code, labels),
+        tensor_core_instructions=sum("MMA" in opcode for opcode in opcodes),
+        loops=[{"total": loop.total(), "ops": dict(loop.most_common())} for loop in loops(program)],
     )
 
 
-def _output(tool: str, *arguments: str) -> str:
-    return subprocess.run([str(_TOOLS / tool), *arguments], check=True, capture_output=True, text=True).stdout
+def disassembly(kernel: Any) -> str:
+    """The SASS of what `triton.compile` returned for an NVIDIA target, as nvdisasm prints it."""
+    return _of_binary(kernel, "nvdisasm", "-c")
 
 
-def _read(listing: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(opcode, operands) of every instruction, and at which of them each label stands."""
-    code: list[tuple[str, str]] = []
-    labels: dict[str, int] = {}
-    for line in listing.splitlines():
-        if label := _LABEL.match(line):
-            labels[label[1]] = len(code)
-        elif instruction := _INSTRUCTION.search(line):
-            code.append((instruction[1], instruction[2]))
-    return code, labels
-
-
-def _inner_loops(code: list[tuple[str, str]], labels: dict[str, int]) -> list[Loop]:
-    """A loop is what a branch back spans; a branch to itself only fills up the end."""
-    spans = []
-    for at, (opcode, operands) in enumerate(code):
-        target = _TARGET.search(operands) if opcode.startswith("BRA") else None
-        start = labels.get(target[0], at) if target else at
-        if start < at:
-            spans.append((start, at))
-    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
-    counts = [Counter(opcode for opcode, _ in code[start : end + 1]) for start, end in inner]
-    counts.sort(key=Counter.total, reverse=True)
-    return [{"total": count.total(), "ops": dict(count.most_common())} for count in counts]
+def _of_binary(kernel: Any, tool: str, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(_TOOLS / tool), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _of_amd(kernel: Any) -> MachineCode:

@@ -18,8 +18,9 @@ import torch
 
 from ...kernels.paths import CUBLAS, TRITON
 from ...ops.by_storage import NESTED_BLOCK_SIZE
+from .instructions import global_accesses, per_weight
 from .launch import Launch, compiled_only
-from .machine_code import machine_code
+from .machine_code import disassembly, machine_code
 from .staged import product
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
@@ -42,8 +43,11 @@ class Call(NamedTuple):
     run: Callable[[], object]
 
 
-def calls() -> Iterator[Call]:
-    """Calls that between them launch every kernel in every shipped configuration and specialisation."""
+def calls(N: int = N, K: int = K) -> Iterator[Call]:
+    """Calls that between them launch every kernel in every shipped configuration and specialisation.
+
+    W is [N, K]: of any size for that, as long as N is a multiple of 16 and K of the block.
+    """
     from . import (
         adalora_importance,
         adalora_penalty,
@@ -64,7 +68,7 @@ def calls() -> Iterator[Call]:
     seed, p = torch.tensor(1), 0.1
     A, B_hat, vector = torch.zeros(RANK, K), torch.zeros(N, RANK), torch.ones(N)
     for dtype in DTYPES:
-        weights = [(torch.zeros(N, K, dtype=dtype), [], []), _four_bit(N, K)]
+        weights = [(torch.zeros(N, K, dtype=dtype), [], []), four_bit(N, K)]
 
         def call(op: Any, *arguments: Any, dtype: torch.dtype = dtype) -> Call:
             return Call(op.__name__, dtype, lambda: op(*arguments))
@@ -78,7 +82,7 @@ def calls() -> Iterator[Call]:
                 yield call(lora_linear_grad, grad_y, *weight, vector, P, A, seed, p)
                 yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
             tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
-            yield call(lora_linear, tail, *_four_bit(N, K_TAIL), P, B_hat, None, None)
+            yield call(lora_linear, tail, *four_bit(N, K_TAIL), P, B_hat, None, None)
         for by in (CUBLAS, TRITON) if dtype != torch.float32 else ():
             yield Call("staged", dtype, functools.partial(_staged, dtype, by))
         yield call(lora_project, x, A, seed, p)
@@ -115,11 +119,12 @@ def _staged(dtype: torch.dtype, by: str) -> None:
     product(x, weight, P, factor, None, torch.tensor(1), 0.1, by, backward=True)
 
 
-def _four_bit(rows: int, columns: int) -> Storage:
+def four_bit(rows: int, columns: int) -> Storage:
     """An NF4 weight with double quantisation."""
     blocks = -(-rows * columns // 64)
     scales = [
-        torch.zeros(blocks, dtype=torch.uint8),
+        # neighbours differ: where they are run, look-ups go all over the table
+        (torch.arange(blocks) * 101 % 256).to(torch.uint8),
         torch.ones(-(-blocks // NESTED_BLOCK_SIZE)),
         torch.ones(256),
         torch.ones(()),
@@ -183,4 +188,19 @@ def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: P
         "binary": str(relative.with_suffix(f".{binary}")),
         "ptx": str(relative.with_suffix(f".{assembly}")),
         **machine_code(kernel)._asdict(),
+        **_instructions(kernel, architecture),
+    }
+
+
+def _instructions(kernel: Any, architecture: str) -> dict[str, Any]:
+    """`per_weight` (`instructions.PerWeight`, None where nothing is decoded by look-ups) and `global_accesses` by
+    opcode; None on AMD.
+    """
+    if "cubin" not in kernel.asm:
+        return {"per_weight": None, "global_accesses": None}
+    listing = disassembly(kernel)
+    found = per_weight(listing, kernel.asm["ptx"], configuration(kernel), architecture)
+    return {
+        "per_weight": None if found is None else found._asdict(),
+        "global_accesses": global_accesses(listing),
     }

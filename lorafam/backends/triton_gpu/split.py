@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 # the multiprocessors of a GPU that isn't there
 _MULTIPROCESSORS = 16
 # programs that a multiprocessor should have; the largest tile whose parts are kept, in elements
-_EACH = 2
+EACH = 2
 LARGEST_TILE = 128 * 128
 
 
@@ -25,15 +25,20 @@ def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: 
 
     A split fills the device once; `parts` and `arrivals` are None without one.
     """
-    turns = max(1, -(-range_ // turn))
-    programs = _EACH * multiprocessors(device)
-    split = min(turns, programs // tiles)
-    if split < 2 or size > LARGEST_TILE:
-        return {"share": turns * turn, "parts": None, "arrivals": None}
-    share = -(-turns // split) * turn
+    programs = EACH * multiprocessors(device)
+    share = share_of(programs, range_=range_, turn=turn, tiles=tiles, size=size)
     if share >= range_:
         return {"share": share, "parts": None, "arrivals": None}
     return {"share": share, **_memory(device, programs)}
+
+
+def share_of(programs: int, *, range_: int, turn: int, tiles: int, size: int) -> int:
+    """How much of `range_`, in whole turns, each program sums where about `programs` fill the device."""
+    turns = max(1, -(-range_ // turn))
+    split = min(turns, programs // tiles)
+    if split < 2 or size > LARGEST_TILE:
+        return turns * turn
+    return -(-turns // split) * turn
 
 
 @functools.cache

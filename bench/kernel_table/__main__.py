@@ -1,0 +1,114 @@
+"""`make kernel-table`: writes the generated parts of docs/kernels.md.
+
+    python -m lorafam.bench.kernel_table [--kernels kernels.json | --formulas]
+
+`kernels.json` is what `make compiled` and `lorafam doctor --dump-kernels DIR` write; without it everything is compiled,
+which takes minutes. Bytes and bank conflicts need ptxsim (LORAFAM_PTXSIM). `--formulas` writes only what needs neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorafam.kernels.launch_table import PACKED, launch_config
+
+from lorafam.backends.triton_gpu.launch import simulator
+from lorafam.backends.triton_gpu.shipped import dump_kernels
+
+from .. import gpu
+from . import code, formulas, measured, moved, times, wavefronts
+from .cards import CARDS, Card
+from .page import PAGE, filled
+from .variants import Variant
+
+SHAPES = ((4096, 4096), (14336, 4096))
+TOKENS = (1, 16, 64, 128)
+Rows = Sequence[Mapping[str, Any]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lorafam.bench.kernel_table")
+    parser.add_argument("--kernels", type=Path, help="kernels.json of all NVIDIA architectures")
+    parser.add_argument("--formulas", action="store_true", help="only what kernels compute, read and write")
+    options = parser.parse_args()
+    new = {"formulas": formulas.table()} if options.formulas else generated(_rows(options.kernels))
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), new), encoding="utf-8")
+    print(f"written to {PAGE}")
+    return 0
+
+
+def _rows(kernels: Path | None) -> Rows:
+    simulator()  # says at once where it isn't
+    if kernels is not None:
+        return json.loads(kernels.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        return dump_kernels(Path(folder), code.TARGETS)
+
+
+def generated(rows: Rows) -> dict[str, list[str]]:
+    """The page's sections."""
+    launches = {target: moved.launches(target) for target in moved.TARGETS}
+    dequantize = {target: _wavefronts_of_dequantize(found) for target, found in launches.items()}
+    return {
+        "formulas": formulas.table(),
+        "resources": code.resources(rows),
+        "instructions": code.instructions(rows),
+        "bytes": moved.table(launches),
+        "times": _times(rows, dequantize),
+        "measured": measured.table(gpu.RESULTS),
+    }
+
+
+def _wavefronts_of_dequantize(found: Mapping[Variant, Sequence[moved.Counted]]) -> float:
+    return max(
+        counted.traffic.wavefronts / counted.launch.arguments["decoded_ptr"].numel()
+        for counted in found[Variant("nf4_dequantize", "", 0)]
+    )
+
+
+def simulated_target(card: Card) -> str | None:
+    """Whose code ptxsim runs in place of a card's: the same source for the same tensor cores."""
+    return {"sm_90": "sm_90", "sm_100": None}.get(card.architecture, "sm_80")
+
+
+def _times(rows: Rows, dequantize: Mapping[str, float]) -> list[str]:
+    variants = code.by_variant(rows)
+    lines = [f"| µs | {' | '.join(f'{card.name}, modelled' for card in CARDS)} |", "|" + "---|" * (len(CARDS) + 1)]
+    shared = {(target, tokens): wavefronts.of_product(target, tokens) for target in moved.TARGETS for tokens in TOKENS}
+    for N, K in SHAPES:
+        for tokens in TOKENS:
+            cells = []
+            for card in CARDS:
+                config = launch_config("lora_linear", card.architecture, "bfloat16", tokens, PACKED, N=N, K=K)
+                variant = Variant("lora_linear", PACKED, config["BLOCK_M"])
+                work = times.of_product(card, dict(config.blocks), tokens, N, K)
+                target = simulated_target(card)
+                cells.append(_cell(card, work, variants[variant], shared.get((target, tokens)) if target else None))
+            lines.append(f"| `lora_linear`, {N} x {K}, {tokens} token{'s' * (tokens > 1)} | {' | '.join(cells)} |")
+    for N, K in SHAPES:
+        cells = []
+        for card in CARDS:
+            own = variants[Variant("nf4_dequantize", "", 0)]
+            work = times.of_dequantize(own[card.architecture][0]["config"], N, K)
+            # no tensor cores in it: the same code everywhere
+            cells.append(_cell(card, work, own, dequantize[simulated_target(card) or "sm_90"]))
+        lines.append(f"| `nf4_dequantize` to bf16, {N} x {K} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(card: Card, work: times.Work, rows: Mapping[str, Rows], wavefronts_: float | None) -> str:
+    per_weight = code.worst(rows[card.architecture])
+    if per_weight is None:
+        raise ValueError(f"nothing is decoded by look-ups on {card.architecture}")
+    found = times.modelled(card, work, per_weight, wavefronts_)
+    parts = f" to {1e6 * found.with_parts:.1f}" if found.with_parts > 1.05 * found.seconds else ""
+    return f"{1e6 * found.seconds:.1f}{parts} {found.bound_by}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

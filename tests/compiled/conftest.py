@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every kernel for every architecture in every shipped configuration, compiled once for all files.
+
+    Into the folder that LORAFAM_KERNELS names, where it names one.
+    """
+    from lorafam.backends.triton_gpu.shipped import dump_kernels
+
+    folder = os.environ.get("LORAFAM_KERNELS")
+    return dump_kernels(Path(folder) if folder else tmp_path_factory.mktemp("kernels"))

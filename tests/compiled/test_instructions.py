@@ -1,0 +1,97 @@
+"""Instructions for each decoded weight in compiled code, and the tensor cores that the products use: bf16, blocks of
+64, double quantisation undone in the loop. Run by `make compiled`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.compiled.test_matrix import described
+
+pytestmark = pytest.mark.compiled
+
+NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+# lane-instructions a weight: everything at 8 and 16 tokens, beside the tensor cores' own at 64 and 128
+DECODE = {"sm_90": 4.5, "sm_100": 4.8}
+DECODE_OTHERS = 5.8
+TILES = {64: {"sm_90": 5.5, "sm_100": 6.0}, 128: {"sm_90": 7.5, "sm_100": 7.5}}
+TILES_OTHERS = {64: 8.0, 128: 11.0}
+DEQUANTIZE = 12.0
+TENSOR_CORES = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+KNOWN = {("sm_120", 128): "12.25, of them 1.2 @!UPT UIADD3, which are issued and do nothing"}
+
+
+def products(rows: list[dict[str, Any]], target: str, tokens: int) -> list[dict[str, Any]]:
+    """lora_linear over packed 4-bit weights, with a tile of so many tokens."""
+    found = [
+        row
+        for row in rows
+        if (row["kernel"], row["target"], row["dtype"]) == ("lora_linear_kernel", target, "bfloat16")
+        and row["config"]["PACKED"]
+        and row["config"]["BLOCK_SIZE"] == 64
+        and row["config"]["BLOCK_M"] == tokens
+    ]
+    assert found, (target, tokens)
+    return found
+
+
+@pytest.mark.parametrize("tokens", [8, 16])
+@pytest.mark.parametrize("target", NVIDIA)
+def test_decode(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
+    for row in products(rows, target, tokens):
+        print(described(row), row["per_weight"])
+        assert row["per_weight"]["total"] <= DECODE.get(target, DECODE_OTHERS)
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+@pytest.mark.parametrize("target", NVIDIA)
+def test_tiles(rows: list[dict[str, Any]], target: str, tokens: int, request: pytest.FixtureRequest) -> None:
+    if reason := KNOWN.get((target, tokens)):
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    for row in products(rows, target, tokens):
+        print(described(row), row["per_weight"])
+        assert row["per_weight"]["beside_tensor_cores"] <= TILES[tokens].get(target, TILES_OTHERS[tokens])
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_the_staged_decode(rows: list[dict[str, Any]], target: str) -> None:
+    """Few instructions, and 16 bytes at a time of the codes and of what they become."""
+    found = [
+        row
+        for row in rows
+        if (row["kernel"], row["target"], row["dtype"]) == ("nf4_dequantize_kernel", target, "bfloat16")
+    ]
+    assert found
+    for row in found:
+        print(described(row), row["per_weight"], row["global_accesses"])
+        assert row["per_weight"]["total"] <= DEQUANTIZE
+        threads, weights = 32 * row["config"]["num_warps"], row["per_weight"]["weights"]
+        wide = {opcode: n for opcode, n in row["global_accesses"].items() if ".128" in opcode}
+        bytes_ = {
+            name: 16 * threads * sum(n for opcode, n in wide.items() if opcode.startswith(name))
+            for name in ("LDG", "STG")
+        }
+        assert bytes_ == {"LDG": weights // 2, "STG": 2 * weights}
+        assert {opcode for opcode in row["global_accesses"] if opcode.startswith("STG")} <= wide.keys()
+
+
+def test_no_weight_is_decoded_twice(rows: list[dict[str, Any]]) -> None:
+    decoding = [row for row in rows if row["per_weight"] is not None]
+    assert {row["target"] for row in decoding} == set(NVIDIA)
+    assert [described(row) for row in decoding if row["per_weight"]["redundancy"] != 1] == []
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_which_tensor_cores(rows: list[dict[str, Any]], target: str) -> None:
+    """In the loop that decodes: those that the architecture has for a whole warp group or more, where it has them."""
+    for tokens in (8, 16, 64, 128):
+        for row in products(rows, target, tokens):
+            decoding = [loop for loop in row["loops"] if any(opcode.startswith("IDP") for opcode in loop["ops"])]
+            assert decoding
+            for loop in decoding:
+                opcodes = {opcode.partition(".")[0] for opcode in loop["ops"]}
+                assert {name for name in opcodes if name.endswith("HMMA") or name == "HGMMA"} == {
+                    TENSOR_CORES.get(target, "HMMA")
+                }

@@ -40,7 +40,7 @@ def test_small_run(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("qlora")
     found = json.loads(output.read_text())
-    assert found["failures"] == {}
+    assert (found["failures"], found["left_out"]) == ({}, [])
     measured = rows(found)
     assert len(measured) == 6
     assert {(row["method"], row["size"], row["tokens"], row["dtype"]) for row in measured} == {
@@ -55,7 +55,8 @@ def test_a_case_that_fails_is_written(tmp_path: Path) -> None:
     assert result.returncode == 1
     found = json.loads(output.read_text())
     assert found["benchmarks"] == []
-    assert len(found["failures"]) == 6
+    assert len(found["failures"]) == 2
+    assert [row["contender"] for row in found["left_out"]] == ["eager", "peft"] * 2
 
 
 def test_defaults_of_a_device() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,20 +11,23 @@ from .gpu_clock import NOTE
 
 Results = Mapping[str, Any]
 HEADINGS = {
-    "lora": "LoRA, dense base",
-    "qlora": "QLoRA, NF4 base",
-    "qdora": "QDoRA, NF4 base",
-    "adalora": "AdaLoRA, NF4 base",
+    "lora": "LoRA (dense base)",
+    "qlora": "QLoRA",
+    "qdora": "QDoRA",
+    "adalora": "AdaLoRA (NF4 base)",
 }
 DIRECTIONS = {"forward": "forward", "train": "forward + backward"}
+CHOICES = ("blocks", "num_warps", "num_stages", "path", "product", "shipped")
+AGREES = "Self-check: every op agrees with eager PyTorch."
 HOW = (
-    "Square layers; a case is timed once its result has passed the correctness rule of the tests. Milliseconds are "
-    "lorafam's median; each other column says how many times as long that one takes: above 1x lorafam is faster. "
-    '"dense" is the plain product without an adapter, W dense and decoded beforehand: the floor. '
+    "Square layers of rank {rank}. Milliseconds are lorafam's median; each other column says how many times as long "
+    "that one takes: above 1x lorafam is faster. lorafam and the other projects are timed on a case once their result there "
+    'has passed the correctness rule of the tests, whose measure eager PyTorch is. "dense" is the plain product '
+    "without an adapter, W dense and decoded beforehand: the floor. "
 )
 DTYPES = (
     "The adapter is fp32, and in x's dtype for {peers}, whose kernels multiply in one dtype; each is held to the "
-    "rule in the dtypes it has."
+    "rule in the dtypes it has. {coverage}."
 )
 
 
@@ -54,14 +56,14 @@ def checks(results: Results) -> str:
     if wrong is None:
         found = ["Self-check: not run."]
     else:
-        found = listed(wrong) or ["Self-check: every op agrees with eager PyTorch."]
+        found = ["Self-check: switched off here:", *listed(wrong)] if wrong else [AGREES]
     if tests is None:
         found += ["", "Tests: not run."]
     else:
         ended = f"; {tests['error']}" if "error" in tests else ""
         counts = ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped"))
         found += ["", f"Tests: {counts}{ended}.", *listed(tests["failures"])]
-    return "\n".join(["## Checks", "", *found]).replace("\n\n\n", "\n\n")
+    return "\n".join(["## Checks", "", *found])
 
 
 def tuned(found: Results | None) -> str:
@@ -72,7 +74,7 @@ def tuned(found: Results | None) -> str:
     if "error" in found:
         lines.append(f"It {found['error']}.")
     rows = [
-        (f"`{kernel}`", *(text(row) for row in split(entry)))
+        (f"`{kernel}`", *split(entry))
         for part in ("rows", "paths")
         for kernel, entries in found.get(part, {}).items()
         for entry in entries
@@ -82,11 +84,13 @@ def tuned(found: Results | None) -> str:
     return "\n".join(["## Launch table", "", *lines])
 
 
-def split(row: Results) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(row: Results) -> tuple[str, str]:
     """A row's conditions, and what it chooses."""
-    choice = {name: row[name] for name in ("blocks", "num_warps", "num_stages", "path", "shipped") if name in row}
-    flat = {**choice.pop("blocks", {}), **choice}
-    return {name: value for name, value in row.items() if name != "blocks" and name not in flat}, flat
+    where = {name: value for name, value in row.items() if name not in CHOICES}
+    if "shipped" in row:
+        return text(where) or "everywhere", "as shipped"
+    choice = {name: row[name] for name in CHOICES if name in row}
+    return text(where) or "everywhere", text({**choice.pop("blocks", {}), **choice})
 
 
 def benchmark(found: Results) -> str:
@@ -95,20 +99,29 @@ def benchmark(found: Results) -> str:
     if not found["rows"]:
         lines.append("Nothing was measured.")
     else:
-        peers = [PEERS[name].title for name in PEERS if any(row["contender"] == name for row in found["rows"])]
-        lines += [HOW + NOTE]
-        lines += ["", DTYPES.format(peers=", ".join(peers))] if peers else []
+        lines += [HOW.format(rank=found["rows"][0]["rank"]) + NOTE, *others(found["rows"])]
         for method in dict.fromkeys(row["method"] for row in found["rows"]):
             lines += ["", f"### {HEADINGS[method]}"]
             rows = [row for row in found["rows"] if row["method"] == method]
             for direction, title in DIRECTIONS.items():
                 if part := [row for row in rows if row["direction"] == direction]:
-                    lines += ["", f"{title}, {part[0]['dtype']}", "", times(part)]
+                    lines += ["", f"#### {title}, {part[0]['dtype']}", "", times(part)]
     if found["failures"]:
         lines += ["", "### Failed", "", *listed(found["failures"])]
     if found["left_out"]:
         lines += ["", "### Left out", "", *left_out(found["left_out"])]
     return "\n".join(lines)
+
+
+def others(rows: Iterable[Results]) -> list[str]:
+    """What is different for the other projects that were timed, and what they have kernels for."""
+    measured = {row["contender"] for row in rows}
+    peers = [peer for name, peer in PEERS.items() if name in measured]
+    if not peers:
+        return []
+    names = ", ".join(peer.title for peer in peers)
+    covered = [f"{peer.title} has kernels for {' and '.join(HEADINGS[case] for case in peer.cases)}" for peer in peers]
+    return ["", DTYPES.format(peers=names, coverage="; ".join(covered))]
 
 
 def times(rows: Sequence[Results]) -> str:
@@ -149,11 +162,8 @@ def listed(reasons: Mapping[str, str]) -> list[str]:
 
 def text(values: Mapping[str, Any]) -> str:
     """{"tokens": 16, "dtypes": ["bfloat16"]} → tokens 16, dtypes bfloat16."""
-    shown = {
-        name: " or ".join(map(str, value)) if isinstance(value, list) else json.dumps(value).strip('"')
-        for name, value in values.items()
-    }
-    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "everywhere"
+    shown = {name: " or ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -46,7 +46,7 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(
             {
                 "method": info["name"],
-                **{name: info[name] for name in ("size", "tokens", "direction", "dtype", "contender")},
+                **{name: info[name] for name in ("size", "tokens", "direction", "dtype", "rank", "contender")},
                 "median_seconds": seconds,
                 "ratio": None if ours is None else seconds / ours,
             }

@@ -56,7 +56,13 @@ def test_layer(benchmark, name: str, size: int, tokens: int, direction: str, con
         torch.cuda.synchronize()
     rounds = int(BUDGET / max(1e-9, (time.perf_counter() - start) / 2))
     benchmark.extra_info.update(
-        name=name, size=size, tokens=tokens, direction=direction, contender=contender, dtype=PLAN["dtype"]
+        name=name,
+        size=size,
+        tokens=tokens,
+        direction=direction,
+        contender=contender,
+        dtype=PLAN["dtype"],
+        rank=PLAN["rank"],
     )
     setup = CLOCK.prepare if CLOCK else None
     benchmark.pedantic(call, setup=setup, rounds=max(ROUNDS[0], min(rounds, ROUNDS[1])), iterations=1)

@@ -17,7 +17,7 @@ from lorafam.backends import user_files
 from lorafam.backends.triton_gpu import user_table
 
 CARD = {"name": "Some GPU 80GB/x", "compute_capability": "9.0", "memory_bytes": 85e9, "driver": "580.1"}
-ROW = {"size": 4096, "tokens": 16, "direction": "forward", "dtype": "bfloat16"}
+ROW = {"size": 4096, "tokens": 16, "direction": "forward", "dtype": "bfloat16", "rank": 16}
 TUNED = {"path": "/cache/tuned.json", "count": 1, "rows": {"dropout": [{"num_warps": 8}]}, "points": []}
 JUNIT = '<testsuites><testsuite><testcase file="tests/test_a.py" name="test_b">{}</testcase></testsuite></testsuites>'
 

@@ -1,11 +1,12 @@
-"""(op, architecture, tokens) → how an op over a 4-bit weight runs, from `tuned/paths.json`.
+"""(op, architecture, sizes) → how an op runs, from `tuned/paths.json`.
 
     fused     codes are decoded inside the product
-    staged    `nf4_dequantize` into a scratch, then a dense product: by cuBLAS, or by `dense_linear`
+    staged    `nf4_dequantize` into a scratch, then a dense product: by cuBLAS, or by `dense_linear`; `row_norm`: W
+              decoded in panels of rows, B̂A added to them, then their norms
 
-Rows by machine and op, first match first: {"tokens", "N", "K": each at most, "architectures": [...], "path": ...,
-"product": "cublas" or "triton"}; rows that a user measured go before them (`prefer_paths`, as in `launch_table`). Each
-tile of tokens decodes anew on the fused path, so beyond some tokens decoding once wins.
+Rows by machine and op, first match first: {"tokens", "N", "K", "rank": each at most, "architectures": [...],
+"path": ..., "product": "cublas" or "triton"}; rows that a user measured go before them (`prefer_paths`, as in
+`launch_table`). Each tile of tokens, or of ranks, decodes anew on the fused path, so beyond some decoding once wins.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .launch_table import machine_of
 
 FUSED, STAGED = "fused", "staged"
 CUBLAS, TRITON = "cublas", "triton"
-_CONDITIONS = ("tokens", "N", "K", "architectures")
+_CONDITIONS = ("tokens", "N", "K", "rank", "architectures")
 _GIVEN = ("path", "product", "shipped")
 _ROUTES = ({"path": FUSED}, *({"path": STAGED, "product": by} for by in (CUBLAS, TRITON)), {"shipped": True})
 
@@ -57,9 +58,9 @@ def preferred_paths(architecture: str) -> dict[str, list[Row]]:
 
 
 @functools.cache
-def path_of(op: str, architecture: str, tokens: int, N: int = 0, K: int = 0) -> Route:
+def path_of(op: str, architecture: str, tokens: int, N: int = 0, K: int = 0, rank: int = 0) -> Route:
     """The first row that fits; FUSED for ops that have none. W is [N, K]; sizes of 0 aren't known."""
-    sizes = {"tokens": tokens, "N": N, "K": K}
+    sizes = {"tokens": tokens, "N": N, "K": K, "rank": rank}
     for several in (preferred_paths(architecture).get(op, []), _rows()[machine_of(architecture)].get(op, [])):
         for row in several:
             small = all(size <= row.get(name, size) for name, size in sizes.items())

@@ -43,6 +43,7 @@ def packed_product(
     BLOCK_SIZE. Rows past N repeat the last.
     """
     STEP: tl.constexpr = BLOCK_SIZE if BLOCK_SIZE < 64 else 64
+    tl.static_assert(BLOCK_K % STEP == 0, "BLOCK_K holds whole blocks, or whole 64 of a block")
     CHUNK: tl.constexpr = acc[0].shape[1]
     NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
     ORDERED: tl.constexpr = STEP == 64 and (TARGET == "mma" or TARGET == "wgmma") and BLOCK_N % (16 * WARPS) == 0

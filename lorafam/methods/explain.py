@@ -15,23 +15,39 @@ from .nf4_linear import NF4Linear
 
 
 class Explanation(NamedTuple):
-    """`path` is what is computed ("panels", "dense", "base module", ...), `backend` who computes it, `reason` why."""
+    """`path` is what is computed ("panels", "dense", "base module", ...), `backend` who computes it, `reason` why.
+
+    Of GPU kernels also their `configuration`, the `bytes` they read and write, their `flops`, and `modelled_seconds`:
+    the GPU's roofline for these, not a measurement, None where the GPU's limits aren't known.
+    """
 
     path: str
     backend: str
     reason: str
     tokens: int
+    configuration: str | None = None
+    bytes: int | None = None
+    flops: int | None = None
+    modelled_seconds: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.tokens} tokens: {self.path} on {self.backend} ({self.reason})"
+        lines = [f"{self.tokens} tokens: {self.path} on {self.backend} ({self.reason})"]
+        if self.bytes is not None and self.flops is not None:
+            lines.append(f"  {self.configuration}")
+            time = "" if self.modelled_seconds is None else f", {self.modelled_seconds * 1e6:.1f} µs (modelled)"
+            lines.append(f"  {self.bytes / 1e6:.2f} MB, {self.flops / 1e9:.3f} GFLOP{time}")
+        return "\n".join(lines)
 
 
 def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Explanation:
-    """What runs for `M` tokens. Raises TypeError for what lorafam has no path for, ValueError for a negative M."""
+    """What runs for `M` tokens in the weight's dtype.
+
+    Raises TypeError for what lorafam has no path for, ValueError for a negative M.
+    """
     if isinstance(M, bool) or not isinstance(M, int) or M < 0:
         raise ValueError(f"M: expected a number of tokens, got {M!r}")
     weight: torch.Tensor | NF4Weight | None
-    why = ""
+    why, rank = "", 0
     if isinstance(layer_or_weight, AdapterLayer):
         if layer_or_weight.merged or not layer_or_weight.enabled:
             state = "merged into" if layer_or_weight.merged else "disabled; only"
@@ -40,6 +56,7 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         if weight is None:
             choice = selection.choose(layer_or_weight.A.device.type)
             return Explanation("base module + low rank", choice.backend, why, M)
+        rank = layer_or_weight.A.shape[0]
     elif isinstance(layer_or_weight, NF4Linear):
         weight = layer_or_weight.weight
     elif isinstance(layer_or_weight, (NF4Weight, torch.Tensor)):
@@ -49,11 +66,12 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
     choice = selection.choose(weight.device.type, "lora_linear")
     reason = f"{why}; {choice.reason}" if why else choice.reason
     if choice.backend in ("triton", "simulate", "interpret"):
-        from ..backends.triton_gpu.lora_linear import path as path_for
+        from ..backends.triton_gpu.plan import plan
 
-        four_bit = isinstance(weight, NF4Weight)
-        path = path_for(M, weight.shape[0], weight.shape[1], weight.device, weight.dtype, four_bit)
-        return Explanation(path, choice.backend, reason, M)
+        layout = weight.layout if isinstance(weight, NF4Weight) else None
+        shape = (weight.shape[0], weight.shape[1])
+        found = plan(M, shape, weight.nbytes, layout, weight.device, weight.dtype, rank)
+        return Explanation(found.path, choice.backend, reason, M, *found[1:])
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
     path = "panels" if choice.backend == "numba" else "dequantise, then multiply"

@@ -42,7 +42,7 @@ def test_a_row_of_ones_own_goes_first_where_it_fits() -> None:
     ("wrong", "told"),
     [
         ([], "paths: expected lists of rows by op, got"),
-        ({"dropout": []}, r"paths: expected an op \(lora_linear, lora_linear_grad\), got 'dropout'"),
+        ({"dropout": []}, r"paths: expected an op \(lora_linear, lora_linear_grad, row_norm\), got 'dropout'"),
         ({"lora_linear": ROW}, "paths of lora_linear: expected a list of rows"),
         (
             {"lora_linear": [ROW, {**ROW, "N": 0}]},

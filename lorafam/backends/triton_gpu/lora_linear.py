@@ -22,16 +22,7 @@ from .weight import how_read, weight_arguments
 Tensor = torch.Tensor
 
 # tokens up to which a product is bound by reading codes
-_FEW = 16
-
-
-def path(tokens: int, N: int, K: int, device: torch.device, dtype: torch.dtype, four_bit: bool) -> str:
-    """What runs for so many tokens and W [N, K]: "decode" (one tile of few tokens), "tiles" or "staged"."""
-    arch = architecture(device)
-    if four_bit and dtype != torch.float32 and path_of("lora_linear", arch, tokens, N, K).path == STAGED:
-        return "staged"
-    config = launch_config("lora_linear", arch, str(dtype).removeprefix("torch."), tokens, N=N, K=K)
-    return "decode" if config["BLOCK_M"] <= _FEW else "tiles"
+FEW = 16
 
 
 def again(
@@ -46,7 +37,7 @@ def again(
 ) -> Tensor | None:
     """The result, where a call like this one was made before on the decode path; None where not."""
     shape = x.shape
-    if shape[0] > _FEW:
+    if shape[0] > FEW:
         return None
     weight = _known.get(id(data))
     if weight is None or weight.data() is not data or weight.layout != layout:
@@ -170,7 +161,7 @@ def lora_linear(
         "R": 0 if P is None else P.shape[1],
         "config": config,
     }
-    if tokens > _FEW:
+    if tokens > FEW:
         launch(x.device, ("y_ptr",), kernel, **arguments)
         return y
     started = launch_to_repeat(x.device, ("y_ptr",), kernel, **arguments)

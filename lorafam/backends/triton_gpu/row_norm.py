@@ -5,15 +5,21 @@ from __future__ import annotations
 import torch
 
 from ...kernels.launch_table import launch_config
+from ...kernels.paths import STAGED, path_of
 from ...kernels.row_norm import row_norm as kernel
-from ...ops.by_storage import is_dense, weight_shape
+from ...ops.by_storage import NESTED_BLOCK_SIZE, Layout, is_dense, weight_shape
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR
+from .four_bit import dequantize_4bit
 from .launch import architecture, launch
+from .lora_linear import lora_linear
 from .lora_project import project
 from .operands import dtype_name, factor
 from .weight import how_columns_are_read, weight_arguments
 
 Tensor = torch.Tensor
+
+# elements of W + B̂A at a time: 16 MB in fp32
+_PANEL = 1 << 22
 
 
 @torch.no_grad()
@@ -21,6 +27,10 @@ def row_norm(
     data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, weight_squared: Tensor | None
 ) -> Tensor:
     a, b_hat = A.detach().float().contiguous(), factor(B_hat)
+    out_features, in_features = weight_shape(data, layout)
+    route = path_of("row_norm", architecture(data.device), 0, out_features, in_features, a.shape[0])
+    if route.path == STAGED and (is_dense(layout) or in_features % layout[2] == 0):
+        return _norms_of_sums(data, scales, layout, a, B_hat)
     return _norms(data, scales, layout, a, b_hat, project(a, a, None, None, 0.0), factor(weight_squared))
 
 
@@ -70,3 +80,39 @@ def _norms(
             ),
         )
     return norms
+
+
+def _norms_of_sums(data: Tensor, scales: list[Tensor], layout: list[int], a: Tensor, B_hat: Tensor) -> Tensor:
+    """‖w_j + b̂_j A‖ of W + B̂A itself, in panels of rows that stay in a cache; nothing cancels there.
+
+    Rows of whole blocks, so that a panel of a 4-bit W is a weight of its own.
+    """
+    out_features, in_features = weight_shape(data, layout)
+    norms = torch.empty(out_features, device=data.device)
+    # whole nested blocks of scales
+    height = max(1, _PANEL // (in_features * NESTED_BLOCK_SIZE)) * NESTED_BLOCK_SIZE
+    for first in range(0, out_features, height):
+        rows = slice(first, min(first + height, out_features))
+        adapted = lora_linear(B_hat[rows].detach().float(), a.T, [], [], None, None, None, None)
+        adapted += _panel(data, scales, layout, rows)
+        torch.linalg.vector_norm(adapted, dim=1, out=norms[rows])
+    return norms.clamp_min_(NORM_FLOOR)
+
+
+def _panel(data: Tensor, scales: list[Tensor], layout: list[int], rows: slice) -> Tensor:
+    """W's rows in its dtype, or in fp32; `rows` start at whole nested blocks."""
+    if is_dense(layout):
+        return data[rows]
+    shape = Layout(*layout)
+    block = shape.in_features // shape.block_size
+
+    def part(tensor: Tensor, each: int) -> Tensor:
+        return tensor.reshape(-1)[rows.start * block // each : -(-rows.stop * block // each)]
+
+    codes = data.reshape(-1)[rows.start * shape.in_features // 2 : rows.stop * shape.in_features // 2]
+    if shape.nested_block_size:
+        absmax, nested, *rest = scales
+        scales = [part(absmax, 1), part(nested, shape.nested_block_size), *rest]
+    else:
+        scales = [part(scales[0], 1)]
+    return dequantize_4bit(codes, scales, [rows.stop - rows.start, *layout[1:]], torch.float32)

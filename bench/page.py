@@ -21,8 +21,8 @@ CHOICES = ("blocks", "num_warps", "num_stages", "path", "product", "shipped")
 AGREES = "Self-check: every op agrees with eager PyTorch."
 HOW = (
     "Square layers of rank {rank}. Milliseconds are lorafam's median; each other column says how many times as long "
-    "that one takes: above 1x lorafam is faster. lorafam and the other projects are timed on a case once their result there "
-    'has passed the correctness rule of the tests, whose measure eager PyTorch is. "dense" is the plain product '
+    "that one takes: above 1x lorafam is faster. lorafam and the other projects are timed on a case once their result "
+    'there has passed the correctness rule of the tests, whose measure eager PyTorch is. "dense" is the plain product '
     "without an adapter, W dense and decoded beforehand: the floor. "
 )
 DTYPES = (

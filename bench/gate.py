@@ -11,7 +11,8 @@ import torch
 from lorafam import reference
 from lorafam.weights import NF4Weight
 
-from .contenders import Case, train_of
+from .case import Case
+from .contenders import case_for, train_of
 
 Tensor = torch.Tensor
 
@@ -40,8 +41,8 @@ def exact(case: Case, weight: Tensor) -> tuple[Tensor, ...]:
 
 
 def check(case: Case, contender: str = "lorafam") -> None:
-    """Raises AssertionError where the contender's result is worse than the rule allows, RuntimeError outside the
-    repository.
+    """Raises AssertionError, in one line, where the contender's result is worse than the rule allows, RuntimeError
+    outside the repository. Eager has the contender's dtypes.
 
     A gradient of fewer elements than the rule needs (AdaLoRA's E, one number a rank) is only checked to be finite here;
     `tests/test_functional.py` holds it to the rule at a rank where there are enough.
@@ -50,6 +51,7 @@ def check(case: Case, contender: str = "lorafam") -> None:
         from tests.tolerances import MIN_ELEMENTS, assert_as_good_as_eager
     except ImportError as error:
         raise RuntimeError("the gate needs tests/tolerances.py: run this from the repository's root") from error
+    case = case_for(contender, case)
     names = ["y", "dx", *(f"d{name}" for name in case.leaves())]
     weight: Any = case.layer.base_layer.weight
     wide = (weight.dequantize(torch.float32) if isinstance(weight, NF4Weight) else weight.detach()).double()
@@ -62,6 +64,9 @@ def check(case: Case, contender: str = "lorafam") -> None:
     found = [list(zip(*results, strict=True)) for results in by_draw]
     for name, ours, eager, truth in zip(names, *found, strict=True):
         if sum(part.numel() for part in truth) >= MIN_ELEMENTS:
-            assert_as_good_as_eager(ours, eager, truth, name=f"{case.name} {name}")
+            try:
+                assert_as_good_as_eager(ours, eager, truth, name=f"{case.name} {name}")
+            except AssertionError as error:
+                raise AssertionError(" ".join(str(error).split())) from None
         elif not all(torch.isfinite(part).all() for part in ours):
             raise AssertionError(f"{case.name} {name}: NaN or inf")

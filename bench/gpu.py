@@ -1,7 +1,7 @@
 """`make gpu`: self-check, every test, ten minutes of `lorafam tune` and the benchmark on this machine's GPU, written to
-bench/results/<gpu>.json.
+bench/results/<gpu>.json, and as a page to <gpu>.md.
 
-Each part, and each method of the benchmark, runs in a process of its own, and the file is written after it, so that
+Each part, and each method of the benchmark, runs in a process of its own, and the files are written after it, so that
 neither a crash nor Ctrl-C loses what was measured before. What `make compiled` checks needs no GPU and is left out.
 Exit code 1 when anything failed.
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ import torch
 from lorafam.backends import selection, user_files
 
 from . import junit
-from .contenders import CASES
-from .report import rows, table, write_json
-from .run import DEFAULTS, NO_GPU
+from .case import CASES
+from .left_out import told
+from .page import page
+from .report import rows, table, write_json, write_text
+from .run import DEFAULTS, NO_GPU, refuse_old_bitsandbytes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("lorafam", "torch", "triton", "bitsandbytes", "peft")
+PACKAGES = ("lorafam", "torch", "triton", "bitsandbytes", "peft", "unsloth", "axolotl", "lorafusion")
 INTERRUPTED = 130
 SELF_CHECK = """
 import json, torch
@@ -48,12 +51,13 @@ def main() -> int:
     refuse_without_gpu()
     results: dict[str, Any] = {
         "complete": False,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "gpu": card(),
         "versions": versions(),
         "self_check": None,
         "tests": None,
         "tuned": None,
-        "benchmark": {"rows": [], "failures": {}},
+        "benchmark": {"rows": [], "failures": {}, "left_out": []},
     }
     path = RESULTS / f"{slug(results['gpu']['name'])}.json"
     path.parent.mkdir(exist_ok=True)
@@ -63,7 +67,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; what was measured so far is in {path}")
         return INTERRUPTED
-    print(f"\n{summary(results)}\n\nwritten to {path}")
+    print(f"\n{summary(results)}\n\nwritten to {path} and {path.with_suffix('.md').name}")
     return 1 if problems(results) else 0
 
 
@@ -75,24 +79,25 @@ def refuse_without_gpu() -> None:
     choice = selection.choose("cuda")
     if choice.backend != "triton":
         raise SystemExit(f"gpu: lorafam's kernels can't run here: {choice.reason}")
+    refuse_old_bitsandbytes()
     if not (ROOT / "tests").is_dir():
         raise SystemExit("gpu: the tests aren't here: run it from a checkout of the repository (make gpu)")
 
 
 def measure(results: dict[str, Any], path: Path, folder: Path) -> None:
     """Fills `results` part by part, and writes them after each."""
-    write_json(path, results)
+    write(path, results)
     # an empty folder, so that the GPU is checked anew
     environment = {**os.environ, user_files.CACHE_DIR: str(folder / "cache")}
     print("\nself-check: every op beside eager PyTorch", flush=True)
     results["self_check"] = checked(environment)
-    write_json(path, results)
+    write(path, results)
     print("\ntests", flush=True)
     results["tests"] = tested(folder / "tests.xml", environment)
-    write_json(path, results)
+    write(path, results)
     print("\ntune: launch configurations for this GPU", flush=True)
     results["tuned"] = tuned(environment)
-    write_json(path, results)
+    write(path, results)
     benchmarks: list[dict[str, Any]] = []
     for method in CASES:
         print(f"\nbenchmark: {method}", flush=True)
@@ -100,9 +105,18 @@ def measure(results: dict[str, Any], path: Path, folder: Path) -> None:
         benchmarks += found["benchmarks"]
         results["benchmark"]["rows"] = rows({"benchmarks": benchmarks})
         results["benchmark"]["failures"].update(found["failures"])
-        write_json(path, results)
+        known = results["benchmark"]["left_out"]
+        # who isn't installed is told for each method
+        known += [row for row in found["left_out"] if row not in known]
+        write(path, results)
     results["complete"] = True
+    write(path, results)
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """The JSON, and the page beside it."""
     write_json(path, results)
+    write_text(path.with_suffix(".md"), page(results))
 
 
 def checked(environment: Mapping[str, str]) -> dict[str, str]:
@@ -150,11 +164,11 @@ def tuned(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def benchmarked(method: str, output: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """pytest-benchmark's JSON of one method, with what failed its gate."""
+    """pytest-benchmark's JSON of one method, with what failed its gate and who was left out."""
     command = [sys.executable, "-m", "lorafam.bench.run", "--device", "cuda", "--methods", method]
     code = run([*command, "--json", str(output)], environment)
     if not output.exists():
-        return {"benchmarks": [], "failures": {method: ended(code)}}
+        return {"benchmarks": [], "failures": {method: ended(code)}, "left_out": []}
     found = json.loads(output.read_text(encoding="utf-8"))
     if code and not found["failures"]:
         found["failures"] = {method: ended(code)}
@@ -205,6 +219,7 @@ def summary(results: Mapping[str, Any]) -> str:
         f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped",
         f"tuned: {results['tuned']['count']} rows of its own, in {results['tuned']['path']}",
         *(f"FAILED {problem}" for problem in problems(results)),
+        *(f"left out: {told(row)}" for row in results["benchmark"]["left_out"]),
     ]
     benchmarks = [
         {"extra_info": {**row, "name": row["method"]}, "stats": {"median": row["median_seconds"]}}

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import torch
 
+# for whoever reads the figures
+NOTE = (
+    "Times are of the GPU: between two events on its stream, with a cache that was emptied before each call. "
+    "The time to launch counts only where the GPU waits for it."
+)
 # more than the last cache of any GPU so far
 CACHE_BYTES = 256 << 20
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .contenders import TITLES
+
 Key = tuple[str, int, int]
 DIRECTIONS = ("forward", "train")
 
@@ -44,7 +46,7 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(
             {
                 "method": info["name"],
-                **{name: info[name] for name in ("size", "tokens", "direction", "dtype", "contender")},
+                **{name: info[name] for name in ("size", "tokens", "direction", "dtype", "rank", "contender")},
                 "median_seconds": seconds,
                 "ratio": None if ours is None else seconds / ours,
             }
@@ -52,29 +54,40 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def others(results: Mapping[str, Any]) -> list[str]:
+    """The contenders that were timed beside lorafam, in the order of `contenders.TITLES`."""
+    measured = {entry["extra_info"]["contender"] for entry in results["benchmarks"]}
+    return [name for name in TITLES if name in measured and name != "lorafam"]
+
+
 def table(results: Mapping[str, Any], digits: int = 2) -> str:
     """A line a case, milliseconds with `digits` after the point."""
+    columns = others(results)
+    width = 8 + 11 * len(columns)
     lines = [
-        f"{'':28}{'forward':^26}{'forward + backward':^28}",
-        f"{'method':9}{'size':>6}{'tokens':>8}     " + 2 * f"{'ms':>8}{'eager':>8}{'PEFT':>8}    ",
+        f"{'':28}{'forward':^{width}}    {'forward + backward':^{width}}".rstrip(),
+        f"{'method':9}{'size':>6}{'tokens':>8}     "
+        + "    ".join(2 * [f"{'ms':>8}" + "".join(f"{TITLES[other]:>11}" for other in columns)]),
     ]
     for (name, size, tokens), times in medians(results).items():
-        line = f"{name:9}{size:>6}{tokens:>8}     "
+        halves = []
         for direction in DIRECTIONS:
-            if f"{direction} lorafam" not in times:
-                line += f"{'-':>8}{'-':>8}{'-':>8}    "
-                continue
-            faster = ratios(times, direction)
-            shown = (f"{faster[other]:.2f}x" if other in faster else "-" for other in ("eager", "peft"))
-            line += (
-                f"{1e3 * times[f'{direction} lorafam']:>8.{digits}f}" + "".join(f"{cell:>8}" for cell in shown) + "    "
-            )
-        lines.append(line.rstrip())
+            ours = times.get(f"{direction} lorafam")
+            slower = ratios(times, direction) if ours else {}
+            shown = [f"{1e3 * ours:.{digits}f}" if ours else "-"]
+            shown += [f"{slower[other]:.2f}x" if other in slower else "-" for other in columns]
+            halves.append(f"{shown[0]:>8}" + "".join(f"{cell:>11}" for cell in shown[1:]))
+        lines.append(f"{name:9}{size:>6}{tokens:>8}     " + "    ".join(halves))
     return "\n".join(lines)
 
 
 def write_json(path: Path, value: Any) -> None:
     """The file is there whole or as it was."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file is there whole or as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lorafam.bench import gpu
-from lorafam.bench.contenders import CASES
+from lorafam.bench.case import CASES
 
 from lorafam.backends import user_files
 from lorafam.backends.triton_gpu import user_table
 
 CARD = {"name": "Some GPU 80GB/x", "compute_capability": "9.0", "memory_bytes": 85e9, "driver": "580.1"}
-ROW = {"size": 4096, "tokens": 16, "direction": "forward", "dtype": "bfloat16"}
+ROW = {"size": 4096, "tokens": 16, "direction": "forward", "dtype": "bfloat16", "rank": 16}
 TUNED = {"path": "/cache/tuned.json", "count": 1, "rows": {"dropout": [{"num_warps": 8}]}, "points": []}
 JUNIT = '<testsuites><testsuite><testcase file="tests/test_a.py" name="test_b">{}</testcase></testsuite></testsuites>'
+
+
+ABSENT = {"contender": "unsloth", "reason": "unsloth not installed"}
 
 
 def measured(method: str) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def measured(method: str) -> dict[str, Any]:
         {"extra_info": {**ROW, "name": method, "contender": contender}, "stats": {"median": seconds}}
         for contender, seconds in (("lorafam", 0.001), ("peft", 0.003))
     ]
-    return {"benchmarks": entries, "failures": {}}
+    return {"benchmarks": entries, "failures": {}, "left_out": [ABSENT]}
 
 
 @pytest.fixture
@@ -59,9 +63,11 @@ def test_slug(name: str, expected: str) -> None:
 def test_everything_is_written_and_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main() == 0
     found = json.loads(path.read_text())
-    assert list(path.parent.iterdir()) == [path]
+    assert set(path.parent.iterdir()) == {path, path.with_suffix(".md")}
     assert (found["complete"], found["gpu"], found["self_check"]) == (True, CARD, {})
-    assert set(found["versions"]) == {"lorafam", "torch", "triton", "bitsandbytes", "peft"}
+    assert datetime.now(UTC) - datetime.fromisoformat(found["date"]) < timedelta(minutes=5)
+    assert set(found["versions"]) == set(gpu.PACKAGES)
+    assert found["versions"]["unsloth"] is None
     assert found["versions"]["torch"] == torch.__version__
     assert found["tests"]["passed"] == 9
     assert found["tuned"] == TUNED
@@ -74,8 +80,21 @@ def test_everything_is_written_and_shown(path: Path, capsys: pytest.CaptureFixtu
     assert "tuned: 1 rows of its own, in /cache/tuned.json" in shown
     assert "FAILED" not in shown
     assert [line.split()[:6] for line in shown.splitlines() if line.startswith("adalora ")] == [
-        ["adalora", "4096", "16", "1.000", "-", "3.00x"]
+        ["adalora", "4096", "16", "1.000", "3.00x", "-"]
     ]
+    assert found["benchmark"]["left_out"] == [ABSENT]
+    assert shown.count("left out: Unsloth: unsloth not installed") == 1
+
+
+def test_the_page_is_there_after_each_part(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = []
+    write_text = gpu.write_text
+    monkeypatch.setattr(gpu, "write_text", lambda to, text: pages.append(text) or write_text(to, text))
+    assert gpu.main() == 0
+    assert len(pages) == 4 + len(CASES) + 1
+    assert path.with_suffix(".md").read_text() == pages[-1]
+    told = ("Self-check: not run", "Tests: not run", "Tuning: not run", "Nothing was measured")
+    assert [sum(word in text for word in told) for text in pages] == [4, 3, 2, 1] + [0] * (len(CASES) + 1)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +112,12 @@ def test_everything_is_written_and_shown(path: Path, capsys: pytest.CaptureFixtu
             "FAILED tests: ended with code -11",
         ),
         ("tuned", {**TUNED, "error": "ended with code 1"}, "FAILED tune: ended with code 1"),
-        ("benchmarked", {"benchmarks": [], "failures": {"qlora y": "worse"}}, "FAILED benchmark: qlora y: worse"),
-        ("benchmarked", {"benchmarks": [], "failures": {}}, "FAILED benchmark: nothing was measured"),
+        (
+            "benchmarked",
+            {"benchmarks": [], "failures": {"qlora y": "worse"}, "left_out": []},
+            "FAILED benchmark: qlora y: worse",
+        ),
+        ("benchmarked", {"benchmarks": [], "failures": {}, "left_out": []}, "FAILED benchmark: nothing was measured"),
     ],
 )
 def test_a_failure_is_written_and_gives_an_exit_code(

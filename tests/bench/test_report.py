@@ -8,8 +8,8 @@ from lorafam.bench.report import medians, ratios, rows, table, write_json
 
 
 def entry(direction: str, contender: str, seconds: float) -> dict:
-    info = {"name": "qlora", "size": 2048, "tokens": 16, "direction": direction, "contender": contender, "dtype": "x"}
-    return {"extra_info": info, "stats": {"median": seconds}}
+    info = {"name": "qlora", "size": 2048, "tokens": 16, "dtype": "x", "rank": 8}
+    return {"extra_info": {**info, "direction": direction, "contender": contender}, "stats": {"median": seconds}}
 
 
 RESULTS = {
@@ -35,6 +35,14 @@ def test_table_has_a_line_a_case_and_no_figure_that_was_not_measured() -> None:
     assert table(RESULTS, digits=3).splitlines()[-1].split()[3] == "2.000"
 
 
+def test_a_column_for_each_who_was_timed() -> None:
+    """In one order, whoever was timed first; their figures where lorafam has one."""
+    beside = [entry("forward", "unsloth", 0.004), entry("forward", "dense", 0.001), entry("train", "dense", 0.002)]
+    head, line = table({"benchmarks": [*beside, entry("forward", "lorafam", 0.002)]}).splitlines()[1:]
+    assert head.split() == ["method", "size", "tokens", *2 * ["ms", "dense", "Unsloth"]]
+    assert line.split() == ["qlora", "2048", "16", "2.00", "0.50x", "2.00x", "-", "-", "-"]
+
+
 def test_rows() -> None:
     found = rows(RESULTS)
     assert [row["ratio"] for row in found] == [1.0, 5.0, 15.0, 1.0, 1.5]
@@ -44,6 +52,7 @@ def test_rows() -> None:
         "tokens": 16,
         "direction": "forward",
         "dtype": "x",
+        "rank": 8,
         "contender": "peft",
         "median_seconds": 0.030,
         "ratio": 15.0,

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lorafam.bench import run as bench
 from lorafam.bench.report import rows
 from lorafam.bench.run import arguments
+
+from tests.bench.peers.fakes import write_fake
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -40,7 +43,7 @@ def test_small_run(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("qlora")
     found = json.loads(output.read_text())
-    assert found["failures"] == {}
+    assert (found["failures"], found["left_out"]) == ({}, [])
     measured = rows(found)
     assert len(measured) == 6
     assert {(row["method"], row["size"], row["tokens"], row["dtype"]) for row in measured} == {
@@ -55,7 +58,8 @@ def test_a_case_that_fails_is_written(tmp_path: Path) -> None:
     assert result.returncode == 1
     found = json.loads(output.read_text())
     assert found["benchmarks"] == []
-    assert len(found["failures"]) == 6
+    assert len(found["failures"]) == 2
+    assert [row["contender"] for row in found["left_out"]] == ["eager", "peft"] * 2
 
 
 def test_defaults_of_a_device() -> None:
@@ -71,3 +75,76 @@ def test_no_gpu_is_one_line() -> None:
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == "bench: expected a CUDA GPU, torch finds none"
     assert result.stdout == ""
+
+
+SMALL = ("--sizes", "64", "--tokens", "2", "--rank", "4", "--seconds", "0.01")
+
+
+@pytest.fixture
+def peers_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`bench.main` takes peers here too, found in a folder, which is given back."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "peers"
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(bench, "contenders", lambda _: (["lorafam", "eager"], ["unsloth", "lorafusion"], []))
+    return folder
+
+
+def test_peers_run_beside(peers_on_the_cpu: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One is timed where it applies; one that raises is left out by name, and the run is a success."""
+    write_fake(peers_on_the_cpu, "unsloth")
+    write_fake(peers_on_the_cpu, "lorafusion", before="raise RuntimeError('no TMA here')\n")
+    output = tmp_path / "results.json"
+    assert bench.main([*SMALL, "--methods", "lora", "adalora", "--json", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert {row["method"] for row in rows(found) if row["contender"] == "unsloth"} == {"lora"}
+    assert all(row["ratio"] > 0 for row in rows(found))
+    case = {"method": "lora", "size": 64, "tokens": 2, "contender": "lorafusion", "reason": "RuntimeError: no TMA here"}
+    assert found["left_out"] == [{**case, "direction": direction} for direction in ("forward", "train")]
+    shown = capfd.readouterr().out
+    assert "unsloth 1.2, lorafusion 1.2" in shown
+    assert "left out: LoRAFusion lora 64 x 2 forward: RuntimeError: no TMA here" in shown
+    assert "FAILED" not in shown
+
+
+def test_a_wrong_or_crashing_peer_is_left_out(peers_on_the_cpu: Path, tmp_path: Path) -> None:
+    write_fake(peers_on_the_cpu, "unsloth", before="import os; os._exit(9)\n")
+    write_fake(peers_on_the_cpu, "lorafusion")
+    code = peers_on_the_cpu / "lorafusion" / "ops" / "lora_v1.py"
+    code.write_text(code.read_text().replace("* alpha", "* alpha * 1.01"))
+    output = tmp_path / "results.json"
+    assert bench.main([*SMALL, "--methods", "lora", "--json", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert {row["contender"] for row in rows(found)} == {"lorafam", "eager"}
+    crashed, *wrong = found["left_out"]
+    assert crashed == {"contender": "unsloth", "reason": "ended with code 9"}
+    assert [row["contender"] for row in wrong] == ["lorafusion"] * 2
+    for row in wrong:
+        assert row["reason"].startswith("AssertionError: lora y: error against fp64")
+        assert "limit 1.5" in row["reason"]
+
+
+def test_who_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(type(bench.PEERS["axolotl"]), "missing", lambda peer: [peer.name] * (peer.name != "axolotl"))
+    together, alone, left_out = bench.contenders("cuda")
+    assert together == ["lorafam", "eager", "peft", "dense"]
+    assert alone == ["axolotl"]
+    assert left_out[0] == {"contender": "unsloth", "reason": "unsloth not installed"}
+    assert capsys.readouterr().out.splitlines() == [
+        "Unsloth is left out: unsloth not installed",
+        "LoRAFusion is left out: lorafusion not installed",
+    ]
+    assert bench.contenders("cpu") == (["lorafam", "eager", "peft"], [], [])
+
+
+@pytest.mark.parametrize(("found", "refused"), [("0.49.2", True), ("0.50.0", False), ("1.0", False)])
+def test_old_bitsandbytes_is_refused(found: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "version", lambda _: found)
+    if not refused:
+        bench.refuse_old_bitsandbytes()
+        return
+    with pytest.raises(SystemExit, match=r"^bench: expected bitsandbytes >= 0.50 on a GPU, got 0.49.2$"):
+        bench.refuse_old_bitsandbytes()

@@ -1,0 +1,77 @@
+"""One adapter layer with its input: what every contender of the benchmark computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorafam.methods import METHODS, AdapterLayer, NF4Linear
+
+Tensor = torch.Tensor
+# title → (method, quantised base)
+CASES = {"lora": ("lora", False), "qlora": ("lora", True), "qdora": ("dora", True), "adalora": ("adalora", True)}
+LEAVES = ("A", "E", "B", "magnitude")
+
+
+@dataclass
+class Case:
+    """One layer, square, at one number of tokens."""
+
+    name: str
+    size: int
+    tokens: int
+    dtype: torch.dtype
+    rank: int
+    layer: AdapterLayer
+    x: Tensor
+    grad_y: Tensor
+    # None: as the layer has them
+    adapter_dtype: torch.dtype | None = None
+
+    @property
+    def method(self) -> str:
+        return CASES[self.name][0]
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The adapter's tensors, by their names in `functional`; copies where `adapter_dtype` is another."""
+        found = {name: getattr(self.layer, name) for name in LEAVES if hasattr(self.layer, name)}
+        if self.adapter_dtype is None:
+            return found
+        return {name: leaf.detach().to(self.adapter_dtype) for name, leaf in found.items()}
+
+    def narrowed(self) -> Case:
+        """The same with the adapter in x's dtype, for those whose kernels multiply in one dtype."""
+        return dataclasses.replace(self, adapter_dtype=self.dtype)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of a method that aren't tensors."""
+        settings: dict[str, Any] = {"scaling": self.layer.active.scaling}
+        if self.method == "adalora":
+            settings["rank_num"] = self.layer.rank_num
+        return settings
+
+
+def make_case(
+    name: str, size: int, tokens: int, dtype: torch.dtype = torch.float32, rank: int = 16, device: str = "cpu"
+) -> Case:
+    """Random but fixed values; nothing of the adapter is zero, as after training."""
+    method, quantised = CASES[name]
+    generator = torch.Generator().manual_seed(size + tokens)
+
+    def random(*shape: int, scale: float) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(device)
+
+    torch.manual_seed(size + tokens)
+    dense = nn.Linear(size, size, bias=False)
+    dense.weight = nn.Parameter(random(size, size, scale=size**-0.5).to(dtype), requires_grad=False)
+    layer = METHODS[method](NF4Linear.from_linear(dense) if quantised else dense, r=rank, alpha=rank)
+    with torch.no_grad():
+        for leaf in layer.active.parameters():
+            leaf.add_(random(*leaf.shape, scale=0.02))
+    x = random(tokens, size, scale=1.0).to(dtype).requires_grad_()
+    grad_y = random(tokens, size, scale=1.0).to(dtype)
+    return Case(name, size, tokens, dtype, rank, layer.train(), x, grad_y)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lorafam.backends.triton_gpu.split import EACH, share_of
+from lorafam.backends.triton_gpu.split import programs_of, share_of
 
 from .cards import Card
 from .code import half_rate
@@ -49,7 +49,7 @@ def of_product(card: Card, config: Mapping[str, Any], M: int, N: int, K: int) ->
     block_m, block_n = config["BLOCK_M"], config["BLOCK_N"]
     tiles_m, tiles_n = -(-M // block_m), -(-N // block_n)
     tiles = tiles_m * tiles_n
-    programs = EACH * card.multiprocessors
+    programs = programs_of(card.multiprocessors, block_m * block_n)
     share = share_of(programs, range_=K, turn=config["BLOCK_K"], tiles=tiles, size=block_m * block_n)
     split = -(-K // share)
     padded = tiles_n * block_n * K

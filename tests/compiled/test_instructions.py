@@ -20,7 +20,6 @@ TILES = {64: {"sm_90": 5.5, "sm_100": 6.0}, 128: {"sm_90": 7.5, "sm_100": 7.5}}
 TILES_OTHERS = {64: 8.0, 128: 11.0}
 DEQUANTIZE = 12.0
 TENSOR_CORES = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
-KNOWN = {("sm_120", 128): "12.25, of them 1.2 @!UPT UIADD3, which are issued and do nothing"}
 
 
 def products(rows: list[dict[str, Any]], target: str, tokens: int) -> list[dict[str, Any]]:
@@ -47,9 +46,7 @@ def test_decode(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [64, 128])
 @pytest.mark.parametrize("target", NVIDIA)
-def test_tiles(rows: list[dict[str, Any]], target: str, tokens: int, request: pytest.FixtureRequest) -> None:
-    if reason := KNOWN.get((target, tokens)):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_tiles(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
     for row in products(rows, target, tokens):
         print(described(row), row["per_weight"])
         assert row["per_weight"]["beside_tensor_cores"] <= TILES[tokens].get(target, TILES_OTHERS[tokens])

@@ -15,9 +15,13 @@ Tensor = torch.Tensor
 
 # the multiprocessors of a GPU that isn't there
 _MULTIPROCESSORS = 16
-# programs that a multiprocessor should have; the largest tile whose parts are kept, in elements
-EACH = 2
+# programs that a multiprocessor should have, of tiles whose parts are small beside W; tiles in elements
+EACH, SMALL_TILE = 2, 32 * 128
+# whose parts are kept
 LARGEST_TILE = 128 * 128
+
+# parts and counts by device and stream
+_kept: dict[tuple[torch.device, int], dict[str, Tensor]] = {}
 
 
 def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: int) -> dict[str, Any]:
@@ -25,11 +29,16 @@ def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: 
 
     A split fills the device once; `parts` and `arrivals` are None without one.
     """
-    programs = EACH * multiprocessors(device)
+    programs = programs_of(multiprocessors(device), size)
     share = share_of(programs, range_=range_, turn=turn, tiles=tiles, size=size)
     if share >= range_:
         return {"share": share, "parts": None, "arrivals": None}
-    return {"share": share, **_memory(device, programs)}
+    return {"share": share, **_memory(device)}
+
+
+def programs_of(multiprocessors: int, size: int) -> int:
+    """How many programs fill a device with tiles of `size` elements."""
+    return multiprocessors * (EACH if size <= SMALL_TILE else 1)
 
 
 def share_of(programs: int, *, range_: int, turn: int, tiles: int, size: int) -> int:
@@ -49,19 +58,22 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _memory(device: torch.device, programs: int) -> dict[str, Tensor]:
+def _memory(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cpu":
-        return _allocated(device, programs)
-    return _kept(device, programs, torch.cuda.current_stream(device).cuda_stream)
+        return _allocated(device)
+    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    memory = _kept.get(key)
+    if memory is None:
+        memory = _allocated(device)
+        # what is allocated while a graph is captured belongs to the graph
+        if not torch.cuda.is_current_stream_capturing():
+            _kept[key] = memory
+    return memory
 
 
-@functools.cache
-def _kept(device: torch.device, programs: int, stream: int) -> dict[str, Tensor]:
-    return _allocated(device, programs)
-
-
-def _allocated(device: torch.device, programs: int) -> dict[str, Tensor]:
+def _allocated(device: torch.device) -> dict[str, Tensor]:
+    programs = multiprocessors(device)
     return {
-        "parts": torch.empty(programs * LARGEST_TILE, device=device),
-        "arrivals": torch.zeros(programs, dtype=torch.int32, device=device),
+        "parts": torch.empty(max(EACH * programs * SMALL_TILE, programs * LARGEST_TILE), device=device),
+        "arrivals": torch.zeros(EACH * programs, dtype=torch.int32, device=device),
     }

@@ -6,8 +6,9 @@
 
     X, Y [M, C] any float, contiguous      F [M, R] fp32, contiguous      s, bias, m [C]      grad fp32, any strides
 
-Grid: (tiles of C, tiles of R); the first tile of R forms the sums. Each program goes over all tokens, so that no float
-atomics are needed. Work: 2 M C R flops; reads X once for each tile of R, F once for each tile of C, Y once.
+Grid: (tiles of C and R, S), S programs share the tokens (`tiles/split_sum`); the first tile of R forms the sums. Work:
+2 M C R flops; reads X once for each tile of R, F once for each tile of C, Y once; where split, 4 S bytes an element of
+the tiles more each way.
 Rounds: fp32 sums (`tiles/exact_dot`); the scale is applied to the sum.
 """
 
@@ -17,6 +18,44 @@ import triton.language as tl
 from .launch_config import LaunchConfig
 from .tiles.dropout import kept
 from .tiles.exact_dot import exact_dot
+from .tiles.split_sum import is_last, sum_of_parts
+
+
+@triton.jit
+def _store(
+    acc,
+    dm,
+    dbias,
+    s_ptr,
+    seed_ptr,
+    magnitude_ptr,
+    grad_ptr,
+    dm_ptr,
+    dbias_ptr,
+    offs_c,
+    offs_r,
+    C,
+    R,
+    stride_gc,
+    stride_gr,
+    keep_scale,
+    sums,
+):
+    """The gradient's tile from the sums over all tokens, and dm and dbias where `sums` says so."""
+    mask_c = offs_c < C
+    if seed_ptr is not None:
+        acc *= keep_scale
+    if s_ptr is not None:
+        acc *= tl.load(s_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[:, None]
+    mask = mask_c[:, None] & (offs_r < R)[None, :]
+    at = offs_c.to(tl.int64)[:, None] * stride_gc + offs_r.to(tl.int64)[None, :] * stride_gr
+    tl.store(grad_ptr + at, acc, mask=mask)
+    if sums:
+        if dm_ptr is not None:
+            magnitude = tl.load(magnitude_ptr + offs_c, mask=mask_c, other=1.0).to(tl.float32)
+            tl.store(dm_ptr + offs_c, tl.div_rn(dm, magnitude), mask=mask_c)
+        if dbias_ptr is not None:
+            tl.store(dbias_ptr + offs_c, dbias, mask=mask_c)
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -31,9 +70,12 @@ def lora_factors_grad_kernel(
     grad_ptr,
     dm_ptr,
     dbias_ptr,
+    parts_ptr,
+    arrivals_ptr,
     M,
     C,
     R,
+    share,
     stride_gc,
     stride_gr,
     threshold,
@@ -43,16 +85,20 @@ def lora_factors_grad_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    first_c = tl.program_id(0) * BLOCK_C
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tiles_r = tl.cdiv(R, BLOCK_R)
+    first_c = tile // tiles_r * BLOCK_C
     offs_c = first_c + tl.arange(0, BLOCK_C)
-    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_r = tile % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_c = offs_c < C
     acc = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
     dm = tl.zeros((BLOCK_C,), tl.float32)
     dbias = tl.zeros((BLOCK_C,), tl.float32)
-    for m in range(0, M, BLOCK_M):
+    first = split * share
+    end = tl.minimum(first + share, M)
+    for m in range(first, end, BLOCK_M):
         offs_m = m + tl.arange(0, BLOCK_M)
-        mask_m = offs_m < M
+        mask_m = offs_m < end
         mask_x = mask_m[:, None] & mask_c[None, :]
         at = offs_m.to(tl.int64)[:, None] * C + offs_c[None, :]
         x = tl.load(x_ptr + at, mask=mask_x, other=0.0)  # [BLOCK_M, BLOCK_C]
@@ -68,19 +114,63 @@ def lora_factors_grad_kernel(
         mask_f = mask_m[:, None] & (offs_r < R)[None, :]
         f = tl.load(f_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_f, other=0.0)
         acc = exact_dot(tl.trans(x), f, acc, TARGET)  # [BLOCK_C, BLOCK_M] [BLOCK_M, BLOCK_R]
-    if seed_ptr is not None:
-        acc *= keep_scale
-    if s_ptr is not None:
-        acc *= tl.load(s_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[:, None]
-    mask = mask_c[:, None] & (offs_r < R)[None, :]
-    at = offs_c.to(tl.int64)[:, None] * stride_gc + offs_r.to(tl.int64)[None, :] * stride_gr
-    tl.store(grad_ptr + at, acc, mask=mask)
-    if tl.program_id(1) == 0:
+    if parts_ptr is not None:
+        # a part is the tile, then dm's and dbias's
+        SIZE: tl.constexpr = BLOCK_C * (BLOCK_R + 2)
+        S = tl.num_programs(1)
+        place = tl.arange(0, BLOCK_C)
+        places = place[:, None] * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+        part = parts_ptr + (tile * S + split).to(tl.int64) * SIZE
+        tl.store(part + places, acc)
         if dm_ptr is not None:
-            magnitude = tl.load(magnitude_ptr + offs_c, mask=mask_c, other=1.0).to(tl.float32)
-            tl.store(dm_ptr + offs_c, tl.div_rn(dm, magnitude), mask=mask_c)
+            tl.store(part + BLOCK_C * BLOCK_R + place, dm)
         if dbias_ptr is not None:
-            tl.store(dbias_ptr + offs_c, dbias, mask=mask_c)
+            tl.store(part + BLOCK_C * (BLOCK_R + 1) + place, dbias)
+        if is_last(arrivals_ptr, tile, S):
+            acc = sum_of_parts(parts_ptr, tile, S, places, None, SIZE)
+            if dm_ptr is not None:
+                dm = sum_of_parts(parts_ptr, tile, S, BLOCK_C * BLOCK_R + place, None, SIZE)
+            if dbias_ptr is not None:
+                dbias = sum_of_parts(parts_ptr, tile, S, BLOCK_C * (BLOCK_R + 1) + place, None, SIZE)
+            _store(
+                acc,
+                dm,
+                dbias,
+                s_ptr,
+                seed_ptr,
+                magnitude_ptr,
+                grad_ptr,
+                dm_ptr,
+                dbias_ptr,
+                offs_c,
+                offs_r,
+                C,
+                R,
+                stride_gc,
+                stride_gr,
+                keep_scale,
+                tile % tiles_r == 0,
+            )
+    else:
+        _store(
+            acc,
+            dm,
+            dbias,
+            s_ptr,
+            seed_ptr,
+            magnitude_ptr,
+            grad_ptr,
+            dm_ptr,
+            dbias_ptr,
+            offs_c,
+            offs_r,
+            C,
+            R,
+            stride_gc,
+            stride_gr,
+            keep_scale,
+            tile % tiles_r == 0,
+        )
 
 
 def lora_factors_grad(
@@ -94,15 +184,23 @@ def lora_factors_grad(
     grad,
     dm,
     dbias,
+    parts,
+    arrivals,
     M: int,
     C: int,
     R: int,
+    share: int,
     strides,
     dropout,
     config: LaunchConfig,
 ) -> None:
-    """Launches over the whole gradient. `strides` are grad's along C and R; `dropout` has threshold and keep_scale."""
-    lora_factors_grad_kernel[(triton.cdiv(C, config["BLOCK_C"]), triton.cdiv(R, config["BLOCK_R"]))](
+    """Launches over the whole gradient, ceil(M / share) programs a tile; `share` is a multiple of BLOCK_M.
+
+    `strides` are grad's along C and R; `dropout` has threshold and keep_scale; `parts` and `arrivals` as in
+    `tiles/split_sum`, None where share ≥ M.
+    """
+    tiles = triton.cdiv(C, config["BLOCK_C"]) * triton.cdiv(R, config["BLOCK_R"])
+    lora_factors_grad_kernel[(tiles, max(1, triton.cdiv(M, share)))](
         x_ptr=x,
         f_ptr=f,
         s_ptr=s,
@@ -113,9 +211,12 @@ def lora_factors_grad(
         grad_ptr=grad,
         dm_ptr=dm,
         dbias_ptr=dbias,
+        parts_ptr=parts,
+        arrivals_ptr=arrivals,
         M=M,
         C=C,
         R=R,
+        share=share,
         stride_gc=strides[0],
         stride_gr=strides[1],
         **dropout,

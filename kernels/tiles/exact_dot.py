@@ -12,10 +12,17 @@ Infinities become NaN on the way (∞ − ∞).
 import triton
 import triton.language as tl
 
+_ROUND = tl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
+
 
 @triton.jit
-def _high(value):
-    return value.to(tl.bfloat16)
+def _high(value, TARGET: tl.constexpr):
+    if TARGET == "mma":
+        # impure, so that pieces are formed before they go to the operand's layout: fp32 would go there through shared
+        # memory with two to four lanes a bank
+        return tl.inline_asm_elementwise(_ROUND, "=r,r,r", [value], dtype=tl.bfloat16, is_pure=False, pack=2)
+    else:
+        return value.to(tl.bfloat16)
 
 
 @triton.jit
@@ -33,28 +40,28 @@ def exact_dot(a, b, acc, TARGET: tl.constexpr):
         return tl.dot(a, b, acc)
     elif a.dtype == tl.bfloat16:
         wide = b.to(tl.float32)
-        b1 = _high(wide)
+        b1 = _high(wide, TARGET)
         wide = _rest(wide, b1)
-        b2 = _high(wide)
-        b3 = _high(_rest(wide, b2))
+        b2 = _high(wide, TARGET)
+        b3 = _high(_rest(wide, b2), TARGET)
         part = tl.dot(a, b3)
         part = tl.dot(a, b2, part)
         return acc + tl.dot(a, b1, part)
     elif b.dtype == tl.bfloat16:
         wide = a.to(tl.float32)
-        a1 = _high(wide)
+        a1 = _high(wide, TARGET)
         wide = _rest(wide, a1)
-        a2 = _high(wide)
-        a3 = _high(_rest(wide, a2))
+        a2 = _high(wide, TARGET)
+        a3 = _high(_rest(wide, a2), TARGET)
         part = tl.dot(a3, b)
         part = tl.dot(a2, b, part)
         return acc + tl.dot(a1, b, part)
     else:
         wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
-        a1, b1 = _high(wide_a), _high(wide_b)
+        a1, b1 = _high(wide_a, TARGET), _high(wide_b, TARGET)
         wide_a, wide_b = _rest(wide_a, a1), _rest(wide_b, b1)
-        a2, b2 = _high(wide_a), _high(wide_b)
-        a3, b3 = _high(_rest(wide_a, a2)), _high(_rest(wide_b, b2))
+        a2, b2 = _high(wide_a, TARGET), _high(wide_b, TARGET)
+        a3, b3 = _high(_rest(wide_a, a2), TARGET), _high(_rest(wide_b, b2), TARGET)
         part = tl.dot(a1, b3)
         part = tl.dot(a3, b1, part)
         part = tl.dot(a2, b2, part)

@@ -14,7 +14,7 @@ import triton.language as tl
 @triton.jit
 def is_last(arrivals_ptr, tile, S):
     """Whether all of a tile's programs have stored their parts; true for one program."""
-    # all threads' stores before the count, which releases them; who is last acquires the others', caches included
+    # all threads' stores before the count, which releases them; the last acquires those of others, past its cache
     tl.debug_barrier()
     last = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel") == S - 1
     if last:
@@ -28,6 +28,6 @@ def sum_of_parts(parts_ptr, tile, S, offsets, mask, SIZE: tl.constexpr):
     total = tl.zeros(offsets.shape, tl.float32)
     part = parts_ptr + tile.to(tl.int64) * S * SIZE
     for _ in range(S):
-        total += tl.load(part + offsets, mask=mask, other=0.0)
+        total += tl.load(part + offsets, mask=mask, other=None if mask is None else 0.0)
         part += SIZE
     return total

@@ -10,6 +10,7 @@ from .launch import architecture, launch
 from .lora_grad_pass import one_pass, pass_config
 from .lora_project import project
 from .operands import dropout_arguments, dtype_name, factor, vector
+from .split import split_in
 
 Tensor = torch.Tensor
 
@@ -81,6 +82,17 @@ def _factor_grad(
     """grad = scale ∘ drop(x)ᵀ f, and the sums asked for."""
     if not grad.numel():
         return
+    tokens, columns = x.shape
+    rank = grad.numel() // columns
+    config = launch_config("lora_factors_grad", architecture(x.device), dtype_name(x), tokens, K=columns, rank=rank)
+    split = split_in(
+        x.device,
+        range_=tokens,
+        turn=config["BLOCK_M"],
+        tiles=-(-columns // config["BLOCK_C"]) * -(-rank // config["BLOCK_R"]),
+        # the sums over tokens too
+        size=config["BLOCK_C"] * (config["BLOCK_R"] + 2),
+    )
     launch(
         x.device,
         ("grad_ptr", "dm_ptr", "dbias_ptr"),
@@ -90,18 +102,12 @@ def _factor_grad(
         s=scale,
         seed=seed,
         grad=grad,
-        M=x.shape[0],
-        C=x.shape[1],
-        R=grad.numel() // x.shape[1],
+        **split,
+        M=tokens,
+        C=columns,
+        R=rank,
         strides=strides,
         dropout=dropout_arguments(seed, dropout_p),
-        config=launch_config(
-            "lora_factors_grad",
-            architecture(x.device),
-            dtype_name(x),
-            x.shape[0],
-            K=x.shape[1],
-            rank=grad.numel() // x.shape[1],
-        ),
+        config=config,
         **sums,
     )

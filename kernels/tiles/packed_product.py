@@ -42,8 +42,7 @@ def packed_product(
     """A tuple like `acc`, of fp32 [BLOCK_N, tokens of a chunk]. first, end and K are multiples of BLOCK_K, K of
     BLOCK_SIZE. Rows past N repeat the last.
     """
-    STEP: tl.constexpr = BLOCK_SIZE if BLOCK_SIZE < 64 else 64
-    tl.static_assert(BLOCK_K % STEP == 0, "BLOCK_K holds whole blocks, or whole 64 of a block")
+    STEP: tl.constexpr = min(BLOCK_SIZE, BLOCK_K, 64)
     CHUNK: tl.constexpr = acc[0].shape[1]
     NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
     ORDERED: tl.constexpr = STEP == 64 and (TARGET == "mma" or TARGET == "wgmma") and BLOCK_N % (16 * WARPS) == 0

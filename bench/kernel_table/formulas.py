@@ -30,7 +30,9 @@ FORMULAS = {
     ),
     "dense_linear": Formula("T_N·b M K + T_M·b w + T_N·4 M r", "b M N", "tensor cores"),
     "lora_project": Formula("T_r·b M K + T_M·4 r K + 4 S M r where split", "4 M r + 4 S M r where split", "reading x"),
-    "lora_factors_grad": Formula("T_r·b M C + T_C·4 M r (+ b M C for dm)", "4 C r", "reading X"),
+    "lora_factors_grad": Formula(
+        "T_r·b M C + T_C·4 M r (+ b M C for dm) + 4 S C r where split", "4 C r + 4 S C r where split", "reading X"
+    ),
     "lora_grad_pass": Formula(
         "b M N (twice for dm) + T_M·4 N r + S·4 M r", "4 M r + T_M·4 N r (+ T_M·4 N for dm, dbias)", "reading G"
     ),

@@ -31,6 +31,6 @@ def block_tile(
     """
     byte = rows.to(tl.int64)[:, None] * (K // 2) + first_k // 2 + tl.arange(0, COLUMNS // 2)[None, :]
     even, odd = decode_exact(tl.load(w_ptr + byte), table, NVIDIA)
-    block = rows.to(tl.uint32) * (K // BLOCK_SIZE).to(tl.uint32) + (first_k // BLOCK_SIZE).to(tl.uint32)
+    block = rows.to(tl.uint32) * (K // BLOCK_SIZE) + first_k // BLOCK_SIZE
     scale = block_scale(block, scales, None)[:, None]
     return tl.join(even * scale, odd * scale).reshape(rows.shape[0], COLUMNS)

@@ -59,7 +59,7 @@ BUGS = (
     Bug("tiles/weight_tile.py", "swap nibbles", "tl.where(element % 2 == 0", "tl.where(element % 2 != 0"),
     Bug("tiles/weight_tile.py", "shift a scale index", "element // BLOCK_SIZE", "(element + 1) // BLOCK_SIZE"),
     Bug("tiles/weight_tile.py", "wrong stride", "rows.to(tl.int64) * stride_wn +", "rows.to(tl.int64) * stride_wk +"),
-    Bug("tiles/weight_tile.py", "another block", "(first_k // BLOCK_SIZE).to", "(first_k // BLOCK_SIZE // 2).to"),
+    Bug("tiles/weight_tile.py", "another block", "+ first_k // BLOCK_SIZE\n", "+ first_k // BLOCK_SIZE // 2\n"),
     Bug("tiles/weight_tile.py", "other columns", "(K // 2) + first_k // 2 +", "(K // 2) + first_k // 4 +"),
     Bug("tiles/packed_product.py", "wrong stride", ".to(tl.int64) * (K // 2)", ".to(tl.int64) * (K // 2 + 1)"),
     Bug("tiles/packed_product.py", "shift a scale index", "(at // BLOCK_SIZE)", "(k // BLOCK_SIZE)"),

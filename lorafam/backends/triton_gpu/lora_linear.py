@@ -117,7 +117,7 @@ def lora_linear(
     tokens, in_features = x.shape
     out_features = weight_shape(data, layout)[0]
     arch = architecture(x.device)
-    route = path_of("lora_linear", arch, tokens, out_features, in_features)
+    route = path_of("lora_linear", arch, tokens, out_features, in_features, 0 if P is None else P.shape[1])
     if route.path == STAGED and can_be_staged(x, layout):
         decoded = decoded_weight(data, scales, layout, c, x.dtype)
         H = None if B_hat is None else scaled_rows(B_hat, c).T

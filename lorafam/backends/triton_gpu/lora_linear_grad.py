@@ -34,7 +34,7 @@ def lora_linear_grad(
     dx = grad_y.new_empty((tokens, in_features))
     if dx.numel():
         arch = architecture(grad_y.device)
-        route = path_of("lora_linear_grad", arch, tokens, out_features, in_features)
+        route = path_of("lora_linear_grad", arch, tokens, out_features, in_features, 0 if Q is None else Q.shape[1])
         if route.path == STAGED and can_be_staged(grad_y, layout):
             decoded = decoded_weight(data, scales, layout, c, grad_y.dtype)
             H = None if A is None else A.detach().float()

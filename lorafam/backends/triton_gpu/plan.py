@@ -43,7 +43,7 @@ def plan(
     whole = layout is not None and K % layout.block_size == 0 and dtype != torch.float32
     flops = 2 * tokens * N * (K + rank)
     tokens_bytes = size * tokens * (K + N) + 4 * rank * (tokens + N)
-    route = path_of("lora_linear", arch, tokens, N, K)
+    route = path_of("lora_linear", arch, tokens, N, K, rank)
     if whole and route.path == STAGED:
         path = "staged"
         config = launch_config("nf4_dequantize", arch, name, N=N, K=K)

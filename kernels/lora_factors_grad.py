@@ -21,43 +21,6 @@ from .tiles.exact_dot import exact_dot
 from .tiles.split_sum import is_last, sum_of_parts
 
 
-@triton.jit
-def _store(
-    acc,
-    dm,
-    dbias,
-    s_ptr,
-    seed_ptr,
-    magnitude_ptr,
-    grad_ptr,
-    dm_ptr,
-    dbias_ptr,
-    offs_c,
-    offs_r,
-    C,
-    R,
-    stride_gc,
-    stride_gr,
-    keep_scale,
-    sums,
-):
-    """The gradient's tile from the sums over all tokens, and dm and dbias where `sums` says so."""
-    mask_c = offs_c < C
-    if seed_ptr is not None:
-        acc *= keep_scale
-    if s_ptr is not None:
-        acc *= tl.load(s_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[:, None]
-    mask = mask_c[:, None] & (offs_r < R)[None, :]
-    at = offs_c.to(tl.int64)[:, None] * stride_gc + offs_r.to(tl.int64)[None, :] * stride_gr
-    tl.store(grad_ptr + at, acc, mask=mask)
-    if sums:
-        if dm_ptr is not None:
-            magnitude = tl.load(magnitude_ptr + offs_c, mask=mask_c, other=1.0).to(tl.float32)
-            tl.store(dm_ptr + offs_c, tl.div_rn(dm, magnitude), mask=mask_c)
-        if dbias_ptr is not None:
-            tl.store(dbias_ptr + offs_c, dbias, mask=mask_c)
-
-
 @triton.jit(do_not_specialize=["threshold"])
 def lora_factors_grad_kernel(
     x_ptr,
@@ -114,6 +77,7 @@ def lora_factors_grad_kernel(
         mask_f = mask_m[:, None] & (offs_r < R)[None, :]
         f = tl.load(f_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_f, other=0.0)
         acc = exact_dot(tl.trans(x), f, acc, TARGET)  # [BLOCK_C, BLOCK_M] [BLOCK_M, BLOCK_R]
+    last = True
     if parts_ptr is not None:
         # a part is the tile, then dm's and dbias's
         SIZE: tl.constexpr = BLOCK_C * (BLOCK_R + 2)
@@ -126,51 +90,27 @@ def lora_factors_grad_kernel(
             tl.store(part + BLOCK_C * BLOCK_R + place, dm)
         if dbias_ptr is not None:
             tl.store(part + BLOCK_C * (BLOCK_R + 1) + place, dbias)
-        if is_last(arrivals_ptr, tile, S):
+        last = is_last(arrivals_ptr, tile, S)
+    if last:
+        if parts_ptr is not None:
             acc = sum_of_parts(parts_ptr, tile, S, places, None, SIZE)
             if dm_ptr is not None:
                 dm = sum_of_parts(parts_ptr, tile, S, BLOCK_C * BLOCK_R + place, None, SIZE)
             if dbias_ptr is not None:
                 dbias = sum_of_parts(parts_ptr, tile, S, BLOCK_C * (BLOCK_R + 1) + place, None, SIZE)
-            _store(
-                acc,
-                dm,
-                dbias,
-                s_ptr,
-                seed_ptr,
-                magnitude_ptr,
-                grad_ptr,
-                dm_ptr,
-                dbias_ptr,
-                offs_c,
-                offs_r,
-                C,
-                R,
-                stride_gc,
-                stride_gr,
-                keep_scale,
-                tile % tiles_r == 0,
-            )
-    else:
-        _store(
-            acc,
-            dm,
-            dbias,
-            s_ptr,
-            seed_ptr,
-            magnitude_ptr,
-            grad_ptr,
-            dm_ptr,
-            dbias_ptr,
-            offs_c,
-            offs_r,
-            C,
-            R,
-            stride_gc,
-            stride_gr,
-            keep_scale,
-            tile % tiles_r == 0,
-        )
+        if seed_ptr is not None:
+            acc *= keep_scale
+        if s_ptr is not None:
+            acc *= tl.load(s_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[:, None]
+        mask = mask_c[:, None] & (offs_r < R)[None, :]
+        at = offs_c.to(tl.int64)[:, None] * stride_gc + offs_r.to(tl.int64)[None, :] * stride_gr
+        tl.store(grad_ptr + at, acc, mask=mask)
+        if tile % tiles_r == 0:
+            if dm_ptr is not None:
+                magnitude = tl.load(magnitude_ptr + offs_c, mask=mask_c, other=1.0).to(tl.float32)
+                tl.store(dm_ptr + offs_c, tl.div_rn(dm, magnitude), mask=mask_c)
+            if dbias_ptr is not None:
+                tl.store(dbias_ptr + offs_c, dbias, mask=mask_c)
 
 
 def lora_factors_grad(

@@ -165,8 +165,8 @@ BUGS = (
     Bug(
         "lora_factors_grad.py",
         "lost tail of M",
-        "for m in range(0, M, BLOCK_M)",
-        "for m in range(0, M - BLOCK_M + 1, BLOCK_M)",
+        "for m in range(first, end, BLOCK_M)",
+        "for m in range(first, end - BLOCK_M + 1, BLOCK_M)",
     ),
     Bug(
         "lora_factors_grad.py",

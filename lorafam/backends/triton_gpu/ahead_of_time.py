@@ -42,7 +42,7 @@ def watched(start: Callable[[], None]) -> Started:
         kernel = saved(self, *args, grid=grid, warmup=warmup, **kwargs)
         if threading.get_ident() == thread:
             arguments = {parameter.name: kwargs[parameter.name] for parameter in self.params}
-            found.append(Started(_again(kernel, tuple(grid)), tuple(grid), arguments))
+            found.append(Started(_again(kernel, tuple(grid)), arguments))
         return kernel
 
     JITFunction.run = run

@@ -138,7 +138,7 @@ def _without_gpu(outputs: tuple[str, ...], start: Callable[[], None]) -> Started
     def handle(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         run = functools.partial(_run_without_gpu, kernel, grid, outputs, tuple(arguments))
         run(list(arguments.values()))
-        last.append(Started(run, grid, arguments))
+        last.append(Started(run, arguments))
 
     with caught(architecture(torch.device("cpu")), handle):
         start()

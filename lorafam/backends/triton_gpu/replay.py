@@ -19,10 +19,9 @@ Start = Callable[[list[Any]], None]
 
 
 class Started(NamedTuple):
-    """A launch that was made: how to make it again, its grid, and its arguments in the kernel's order."""
+    """A launch that was made: how to make it again, and its arguments in the kernel's order."""
 
     start: Start
-    grid: tuple[int, ...]
     arguments: dict[str, Any]
 
 

@@ -47,6 +47,9 @@ class Choice(NamedTuple):
     asked_for: bool
 
 
+_NO_DOUBLE = Choice("eager", "the GPU kernels take no fp64", False)
+
+
 class ReportRow(NamedTuple):
     """One line of `lorafam doctor`: the op, the device type, the backend that runs it and why."""
 
@@ -125,14 +128,6 @@ def _for_op(choice: Choice, op: str) -> Choice:
     return choice if failure is None else Choice("eager", f"{op} failed its check on this GPU: {failure}", False)
 
 
-@functools.cache
-def _double(choice: Choice) -> Choice:
-    """The choice for fp64 operands."""
-    if _MODULES[choice.backend] != _TRITON:
-        return choice
-    return Choice("eager", "the GPU kernels take no fp64", False)
-
-
 def _has_double(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.dtype == torch.float64
@@ -160,8 +155,8 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
             return result
     op.check(*args)
     choice = choose(device_type, op.name)
-    if any(map(_has_double, args)):
-        choice = _double(choice)
+    if _MODULES[choice.backend] == _TRITON and any(map(_has_double, args)):
+        choice = _NO_DOUBLE
     _announce(choice)
     implementation = getattr(_implementations(choice.backend), op.name)
     if torch.is_autocast_enabled(device_type):

@@ -38,15 +38,9 @@ class LoraLinear(AdapterLayer):
         weight = base_weight(self.base_layer).weight
         if weight is None:
             return self.around_base(x, self.base_layer(x))
+        active, bias = self.active, self.merged_bias(self.base_bias())
         return F.lora_linear(
-            x,
-            weight,
-            self.A,
-            self.B,
-            self.active.scale,
-            self.merged_bias(self.base_bias()),
-            dropout_p=self.active.dropout,
-            training=self.training,
+            x, weight, active.A, active.B, active.scale, bias, dropout_p=active.dropout, training=self.training
         )
 
     def around_base(self, x: Tensor, y: Tensor) -> Tensor:

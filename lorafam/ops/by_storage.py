@@ -12,6 +12,7 @@ Blocks run along the flattened row-major weight; the even element of a pair is t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -77,6 +78,25 @@ def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Se
         if data.dtype not in FLOAT_DTYPES:
             raise TypeError(f"weight: expected a floating-point matrix, got {data.dtype}")
         return
+    packed, expected = _expected(tuple(layout))
+    if data.dtype != torch.uint8 or data.numel() != packed:
+        shape = Layout(*layout)
+        raise ValueError(
+            f"codes: expected {packed} bytes (uint8) for [{shape.out_features}, {shape.in_features}], "
+            f"got {data.numel()} of {data.dtype}"
+        )
+    if len(scales) != len(expected):
+        raise ValueError(f"scales: expected {[name for name, _, _ in expected]}, got {len(scales)} tensors")
+    for tensor, (name, dtype, size) in zip(scales, expected, strict=True):
+        if tensor.dtype != dtype or tensor.numel() != size:
+            raise ValueError(f"{name}: expected {size} values of {dtype}, got {tensor.numel()} of {tensor.dtype}")
+        if tensor.device != data.device:
+            raise ValueError(f"{name}: expected device {data.device} (that of the codes), got {tensor.device}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _expected(layout: tuple[int, ...]) -> tuple[int, list[tuple[str, torch.dtype, int]]]:
+    """The bytes of codes, and name, dtype and size of each scale of a 4-bit layout, which is checked."""
     if len(layout) != 5:
         raise ValueError(f"layout: expected five integers (N, K, block, type, nested block), got {list(layout)}")
     shape = Layout(*layout)
@@ -86,27 +106,10 @@ def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Se
         raise ValueError(f"quant_type: expected an index into {QUANT_TYPES}, got {shape.quant_type}")
     if shape.nested_block_size not in (0, NESTED_BLOCK_SIZE):
         raise ValueError(f"nested_block_size: expected 0 or {NESTED_BLOCK_SIZE}, got {shape.nested_block_size}")
-    packed = -(-shape.out_features * shape.in_features // 2)
-    if data.dtype != torch.uint8 or data.numel() != packed:
-        raise ValueError(
-            f"codes: expected {packed} bytes (uint8) for [{shape.out_features}, {shape.in_features}], "
-            f"got {data.numel()} of {data.dtype}"
-        )
     if shape.nested_block_size:
         nested_blocks = -(-shape.blocks // shape.nested_block_size)
-        expected = [
-            (torch.uint8, shape.blocks),
-            (torch.float32, nested_blocks),
-            (torch.float32, 256),
-            (torch.float32, 1),
-        ]
+        kinds = [(torch.uint8, shape.blocks), (torch.float32, nested_blocks), (torch.float32, 256), (torch.float32, 1)]
     else:
-        expected = [(torch.float32, shape.blocks)]
-    names = scale_names(layout)
-    if len(scales) != len(names):
-        raise ValueError(f"scales: expected {list(names)}, got {len(scales)} tensors")
-    for tensor, name, (dtype, size) in zip(scales, names, expected, strict=True):
-        if tensor.dtype != dtype or tensor.numel() != size:
-            raise ValueError(f"{name}: expected {size} values of {dtype}, got {tensor.numel()} of {tensor.dtype}")
-        if tensor.device != data.device:
-            raise ValueError(f"{name}: expected device {data.device} (that of the codes), got {tensor.device}")
+        kinds = [(torch.float32, shape.blocks)]
+    packed = -(-shape.out_features * shape.in_features // 2)
+    return packed, [(name, *kind) for name, kind in zip(scale_names(layout), kinds, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .decode import kernel
+from .compiled import kernel
 
 Tensor = torch.Tensor
 

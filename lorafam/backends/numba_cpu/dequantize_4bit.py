@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from .decode import as_arrays, decode_run
-from .panels import panels
-from .threads import parallel_ranges
-
-_GRAIN = 1 << 15
+from ...ops.by_storage import Layout
+from .four_bit import describe
+from .panels import decode, panels
 
 
 def dequantize_4bit(
     codes: torch.Tensor, scales: list[torch.Tensor], layout: list[int], dtype: torch.dtype
 ) -> torch.Tensor:
     """W [N, K] in `dtype`."""
-    shape = tuple(layout[:2])
-    weight = torch.empty(shape, dtype=dtype)
+    shape = Layout(*layout)
+    weight = torch.empty(shape.out_features, shape.in_features, dtype=dtype)
     if dtype != torch.float32:
         for first, end, rows in panels(codes, scales, layout):
             weight[first:end] = rows
         return weight
-    arrays, out = as_arrays(codes, scales, layout), weight.view(-1).numpy()
-    parallel_ranges(lambda start, stop: decode_run(arrays, start, stop, out[start:stop]), out.size, _GRAIN)
+    decode(describe(codes, scales, layout), 0, weight.numel(), weight)
     return weight

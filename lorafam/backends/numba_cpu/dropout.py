@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...ops.library import accumulate_dtype
-from .decode import kernel
+from .compiled import kernel
 from .threads import parallel_ranges
 
 _GRAIN = 1 << 13

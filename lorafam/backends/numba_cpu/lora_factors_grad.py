@@ -9,6 +9,9 @@ import torch
 
 from ...ops.library import accumulate_dtype
 from .dropout import dropped
+from .factors import gradients
+from .four_bit_product import single
+from .processor import processor
 from .product import product
 
 Tensor = torch.Tensor
@@ -28,19 +31,54 @@ def lora_factors_grad(
     dropout_p: float,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if grad_y.dtype == torch.float64 or P.shape[1] == 0:
+        return _by_products(grad_y, x, P, B_hat, c, y, bias, magnitude, seed, dropout_p, needs_bias)
+    if seed is not None:
+        x = dropped(x.to(torch.float32), seed, dropout_p)
+    given = None if magnitude is None else y
+    grad_y, x, given = (_as_read(tensor) for tensor in (grad_y, x, given))  # type: ignore[assignment]
+    scale, offset = single(c), single(bias)
+    Q, dA, dB_hat, sums, sums_y = gradients(
+        grad_y, x, _wide(P), _wide(B_hat), scale, given, offset, needs_bias, processor()
+    )
+    # an op's results are tensors apart
+    dm = Q.new_empty(0) if sums_y is None or magnitude is None else (sums_y / magnitude).to(torch.float32)
+    return Q, dA, dB_hat, dm, Q.new_empty(0) if sums is None else sums
+
+
+def _wide(factor: Tensor) -> Tensor:
+    return factor.to(torch.float32).contiguous()
+
+
+def _as_read(tensor: Tensor | None) -> Tensor | None:
+    """fp32 or bf16, contiguous."""
+    if tensor is None:
+        return None
+    return (tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous()
+
+
+def _by_products(
+    grad_y: Tensor,
+    x: Tensor,
+    P: Tensor,
+    B_hat: Tensor,
+    c: Tensor | None,
+    y: Tensor | None,
+    bias: Tensor | None,
+    magnitude: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """By torch's products, for fp64 and for no rank at all."""
     dtype = accumulate_dtype(grad_y.dtype)
-    grad = grad_y.to(dtype)
-    factor = B_hat.to(dtype)
+    grad, factor, wide = grad_y.to(dtype), B_hat.to(dtype), x.to(dtype)
     Q = product(grad, factor if c is None else factor * c.to(dtype).unsqueeze(1))
-    # formed as its transpose: several times faster with few rows of output than with few columns
-    dB_hat = product(P.to(dtype).T, grad).T.contiguous()
+    dB_hat = product(grad.T, P.to(dtype))
     if c is not None:
         dB_hat.mul_(c.unsqueeze(1))
-    wide = x.to(dtype)
     dA = product(Q.T, wide if seed is None else dropped(wide, seed, dropout_p))
-    sums = grad.sum(0) if needs_bias or (y is not None and bias is not None) else None
     dm = grad.new_empty(0)
     if y is not None and magnitude is not None:
         dm = (grad * (y.to(dtype) if bias is None else y.to(dtype) - bias)).sum(0) / magnitude
-    dbias = sums if needs_bias and sums is not None else grad.new_empty(0)
-    return Q, dA, dB_hat, dm.to(dtype), dbias
+    return Q, dA, dB_hat, dm.to(dtype), grad.sum(0) if needs_bias else grad.new_empty(0)

@@ -20,7 +20,6 @@ Tensor = torch.Tensor
 TERMS = 256
 # with fewer rows MKL is as fast
 _LEAST_ROWS = 16
-_LEAST_ROWS_FOR_PLANES = 64
 
 
 @functools.cache
@@ -32,13 +31,8 @@ def uses_onednn() -> bool:
     return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
 
 
-def suits_planes(a: Tensor) -> bool:
-    """Whether a product with first factor a [M, K] is faster by oneDNN with the second in planes."""
-    return _suits_onednn(a, _LEAST_ROWS_FOR_PLANES)
-
-
-def _suits_onednn(a: Tensor, least_rows: int = _LEAST_ROWS) -> bool:
-    return a.dtype == torch.float32 and a.shape[0] >= least_rows and a.shape[1] > 0 and uses_onednn()
+def _suits_onednn(a: Tensor) -> bool:
+    return a.dtype == torch.float32 and a.shape[0] >= _LEAST_ROWS and a.shape[1] > 0 and uses_onednn()
 
 
 def sum_of_products(factors: Sequence[tuple[Tensor, Tensor]], start: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""‖w_j + b̂_j A‖ per output feature, straight from panels of codes: n² = ‖w_j‖² + 2 b̂_j·(A w_j) + b̂_j (A Aᵀ) b̂_jᵀ.
+"""‖w_j + b̂_j A‖ per output feature, straight from codes: n² = ‖w_j‖² + 2 b̂_j·(A w_j) + b̂_j (A Aᵀ) b̂_jᵀ.
 
-Rows that nearly cancel are formed directly from the panel they are in.
+A Wᵀ is a product with r tokens. Rows that nearly cancel are formed directly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import torch
 
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
-from .panels import PANEL_BYTES, panels
+from . import four_bit_product
+from .four_bit import describe
+from .panels import PANEL_BYTES, decode, panels
 from .product import product
 
 Tensor = torch.Tensor
@@ -24,18 +26,35 @@ def row_norm(
     """n [N]."""
     dtype = norm_dtype(data, layout)
     A, B_hat = A.to(dtype), B_hat.to(dtype)
-    gram = A @ A.T
-    norms = torch.empty(weight_shape(data, layout)[0], dtype=dtype)
+    squared = squared_row_norm(data, scales, layout) if weight_squared is None else weight_squared.to(dtype)
+    # 2 A w_j + (A Aᵀ) b̂_j, a column a row of W
+    cross = _projected(data, scales, layout, A).mul_(2).addmm_(A @ A.T, B_hat.T)
+    total = (cross * B_hat.T).sum(0).add_(squared)
+    near = total <= CANCELLATION * squared
+    if near.any():
+        for row in near.nonzero().flatten().tolist():
+            total[row] = torch.addmv(_row(data, scales, layout, row), A.T, B_hat[row]).square().sum()
+    return total.sqrt_().clamp_(min=NORM_FLOOR)
+
+
+def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor) -> Tensor:
+    """A Wᵀ [r, N] in A's dtype."""
+    if not is_dense(layout):
+        return four_bit_product.forward(A, data, scales, layout, None, None, None, None)
+    result = A.new_empty(A.shape[0], data.shape[0])
     for first, end, rows in _rows(data, scales, layout):
-        update = B_hat[first:end]
-        squared = _squares(rows) if weight_squared is None else weight_squared[first:end].to(dtype)
-        cross = product(A, rows.T).mul_(2).add_(gram @ update.T)
-        total = squared + (cross * update.T).sum(0)
-        near = total <= CANCELLATION * squared
-        if near.any():
-            total[near] = torch.addmm(rows[near], update[near], A).square().sum(1)
-        norms[first:end] = total.sqrt().clamp_(min=NORM_FLOOR)
-    return norms
+        result[:, first:end] = product(A, rows.T)
+    return result
+
+
+def _row(data: Tensor, scales: list[Tensor], layout: list[int], row: int) -> Tensor:
+    """w_j [K] in the norm's dtype."""
+    if is_dense(layout):
+        return data[row].to(norm_dtype(data, layout))
+    columns = layout[1]
+    out = torch.empty(columns, dtype=torch.float32)
+    decode(describe(data, scales, layout), row * columns, (row + 1) * columns, out)
+    return out
 
 
 @torch.no_grad()

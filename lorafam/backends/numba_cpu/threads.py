@@ -17,7 +17,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def parallel_ranges(function: Callable[[int, int], object], count: int, grain: i
         return
     bounds = [count * part // parts for part in range(parts + 1)]
     ranges = list(itertools.pairwise(bounds))
-    runtime = None if _forked else openmp()
+    runtime = usable_openmp()
     if runtime is None:
-        _by_pool(function, ranges)
+        run_pool([functools.partial(function, *part) for part in ranges])
     else:
         _by_openmp(runtime, function, ranges)
 
@@ -64,9 +64,15 @@ def _by_openmp(
             except BaseException as error:
                 errors.append(error)
 
-    runtime(_Body(body), None, len(ranges), 0)
+    entry = _Body(body)
+    runtime(ctypes.cast(entry, ctypes.c_void_p), None, len(ranges), 0)
     if errors:
         raise errors[0]
+
+
+def usable_openmp() -> Callable[..., object] | None:
+    """`openmp()`, or None in a child of a fork."""
+    return None if _forked else openmp()
 
 
 @functools.cache
@@ -82,18 +88,20 @@ def openmp() -> Callable[..., object] | None:
     for path in own or (runtimes if len(runtimes) == 1 else []):
         parallel = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
         if parallel is not None:
-            parallel.argtypes = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
             parallel.restype = None
             return parallel
     return None
 
 
-def _by_pool(function: Callable[[int, int], object], ranges: list[tuple[int, int]]) -> None:
-    pool = _pool(torch.get_num_threads() - 1)
-    first, *others = ranges
-    futures = [pool.submit(function, start, stop) for start, stop in others]
+def run_pool(tasks: Sequence[Callable[[], object]]) -> None:
+    """Runs every task, the first on this thread and the others on our own; one thread's error is raised after all have
+    ended.
+    """
+    first, *others = tasks
+    futures = [_pool(torch.get_num_threads()).submit(task) for task in others]
     try:
-        function(*first)
+        first()
     finally:
         wait(futures)
     for future in futures:

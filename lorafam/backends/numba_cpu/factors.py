@@ -1,0 +1,272 @@
+"""The gradients of the low-rank factors in two passes: one over G for Q, dB̂ and the column sums, one over x for dA.
+
+    Q = (G ∘ c) B̂    dB̂ = c ∘ Gᵀ P    Σ G    Σ G ∘ (Y − bias)    dA = Qᵀ x
+
+A part is some columns of G, or of x. Ranks lie in registers; each part's share of Q is written apart and the shares are
+added in order. fp32 throughout; up to `TOKENS` tokens at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit
+
+from . import team
+from .compiled import compiled
+from .pack import value_at
+from .processor import Processor
+from .team import argument, my_scratch, next_part
+from .vector import add_tile, load_float, store_float, write_rows
+
+Tensor = torch.Tensor
+TOKENS = 512
+_COLUMNS = 128
+# tokens that are widened at a time
+_TERMS = 128
+# terms of a product, and of a sum, that are added up apart
+_PIECE, _ROWS = 32, 16
+
+
+@njit
+def _widen(source: int, row_length: int, rows: int, columns: int, narrow: int, out: int) -> None:
+    """fp32 [rows, _COLUMNS] of a part of fp32 or bf16 rows."""
+    for row in range(rows):
+        for column in range(columns):
+            store_float(out + 4 * (row * _COLUMNS + column), value_at(source, row * row_length + column, narrow))
+
+
+@njit
+def _zero(out: int, count: int) -> None:
+    for i in range(count):
+        store_float(out + 4 * i, np.float32(0))
+
+
+@njit
+def _add_columns(total: int, block: int, rows: int, columns: int, level: int) -> None:
+    """total [columns] += Σ over the rows of a block, in sums of sums."""
+    few = level + 4 * _COLUMNS
+    _zero(level, _COLUMNS)
+    for first in range(0, rows, _ROWS):
+        _zero(few, _COLUMNS)
+        for row in range(first, min(first + _ROWS, rows)):
+            for column in range(columns):
+                to = few + 4 * column
+                store_float(to, load_float(to) + load_float(block + 4 * (row * _COLUMNS + column)))
+        for column in range(columns):
+            store_float(level + 4 * column, load_float(level + 4 * column) + load_float(few + 4 * column))
+    for column in range(columns):
+        store_float(total + 4 * column, load_float(total + 4 * column) + load_float(level + 4 * column))
+
+
+@compiled
+def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
+    line, row_bytes = 4 * lanes, 4 * _COLUMNS
+    size = 2 if narrow else 4
+    size_y = 2 if narrow_y else 4
+
+    def kernel(data: int) -> None:
+        grad, tokens, features, rank_groups = argument(data, 0), argument(data, 1), argument(data, 2), argument(data, 3)
+        b_hat, p, shares, padded = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
+        d_b, rank, c = argument(data, 8), argument(data, 9), argument(data, 10)
+        y, bias, sums_y, sums = argument(data, 11), argument(data, 12), argument(data, 13), argument(data, 14)
+        block = my_scratch(data)
+        level = block + 4 * _COLUMNS * _TERMS
+        products = level + 8 * _COLUMNS
+        part = next_part(data)
+        while part >= 0 and sources:
+            first = part * _COLUMNS
+            columns = min(_COLUMNS, features - first)
+            _zero(products, rank_groups * _COLUMNS * lanes)
+            for token in range(0, tokens, _TERMS):
+                count = min(_TERMS, tokens - token)
+                at = token * features + first
+                _widen(grad + size * at, features, count, columns, narrow, block)
+                for group in range(rank_groups):
+                    share = shares + line * ((part * rank_groups + group) * padded + token)
+                    _zero(share, (count + lanes - 1) // lanes * lanes * lanes)
+                    for row in range(0, count, lanes):
+                        for column in range(0, columns, _PIECE):
+                            add_tile(
+                                share + row * line,
+                                block + 4 * (row * _COLUMNS + column),
+                                row_bytes,
+                                4,
+                                b_hat + line * (group * features + first + column),
+                                min(_PIECE, columns - column),
+                                lanes,
+                                lanes,
+                                1,
+                                0,
+                            )
+                    for column in range(0, columns, lanes):
+                        for row in range(0, count, _PIECE):
+                            add_tile(
+                                products + line * (group * _COLUMNS + column),
+                                block + 4 * (row * _COLUMNS + column),
+                                4,
+                                row_bytes,
+                                p + line * (group * tokens + token + row),
+                                min(_PIECE, count - row),
+                                lanes,
+                                lanes,
+                                1,
+                                0,
+                            )
+                if sums:
+                    _add_columns(sums + 4 * first, block, count, columns, level)
+                if sums_y:
+                    for row in range(count):
+                        for column in range(columns):
+                            value = value_at(y + size_y * (at + row * features), column, narrow_y)
+                            if bias:
+                                value -= load_float(bias + 4 * (first + column))
+                            to = block + 4 * (row * _COLUMNS + column)
+                            store_float(to, load_float(to) * value)
+                    _add_columns(sums_y + 4 * first, block, count, columns, level)
+            for column in range(columns):
+                factor = load_float(c + 4 * (first + column)) if c else np.float32(1)
+                for i in range(rank):
+                    value = load_float(products + line * (i // lanes * _COLUMNS + column) + 4 * (i % lanes))
+                    to = d_b + 4 * ((first + column) * rank + i)
+                    store_float(to, load_float(to) + value * factor)
+            part = next_part(data)
+
+    return kernel
+
+
+@compiled
+def _over_x(lanes: int, narrow: int, sources: int):
+    line, row_bytes = 4 * lanes, 4 * _COLUMNS
+    size = 2 if narrow else 4
+
+    def kernel(data: int) -> None:
+        x, tokens, features, rank_groups = argument(data, 0), argument(data, 1), argument(data, 2), argument(data, 3)
+        q, d_a, rank, more = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
+        block = my_scratch(data)
+        products = block + 4 * _COLUMNS * _TERMS
+        part = next_part(data)
+        while part >= 0 and sources:
+            first = part * _COLUMNS
+            columns = min(_COLUMNS, features - first)
+            _zero(products, rank_groups * _COLUMNS * lanes)
+            for token in range(0, tokens, _TERMS):
+                count = min(_TERMS, tokens - token)
+                _widen(x + size * (token * features + first), features, count, columns, narrow, block)
+                for group in range(rank_groups):
+                    for column in range(0, columns, lanes):
+                        for row in range(0, count, _PIECE):
+                            add_tile(
+                                products + line * (group * _COLUMNS + column),
+                                block + 4 * (row * _COLUMNS + column),
+                                4,
+                                row_bytes,
+                                q + line * (group * tokens + token + row),
+                                min(_PIECE, count - row),
+                                lanes,
+                                lanes,
+                                1,
+                                0,
+                            )
+            for group in range(rank_groups):
+                done = 0
+                if (group + 1) * lanes <= rank:
+                    while done + lanes <= columns:
+                        out = d_a + 4 * (group * lanes * features + first + done)
+                        sums = products + line * (group * _COLUMNS + done)
+                        write_rows(sums, line, out, 4 * features, out if more else 0, lanes, 0, 0)
+                        done += lanes
+                for i in range(group * lanes, min((group + 1) * lanes, rank)):
+                    for column in range(done, columns):
+                        value = load_float(products + line * (group * _COLUMNS + column) + 4 * (i % lanes))
+                        to = d_a + 4 * (i * features + first + column)
+                        store_float(to, load_float(to) + value if more else value)
+            part = next_part(data)
+
+    return kernel
+
+
+def _by_lanes(factor: Tensor, lanes: int) -> Tensor:
+    """[rows, rank] as [rank / lanes][rows][lanes], the last group filled up with zeros."""
+    rows, rank = factor.shape
+    if rank == lanes:
+        return factor.contiguous()
+    groups = -(-rank // lanes)
+    filled = factor.new_zeros(rows, groups * lanes)
+    filled[:, :rank] = factor
+    return filled.view(rows, groups, lanes).transpose(0, 1).contiguous()
+
+
+def gradients(
+    grad_y: Tensor,
+    x: Tensor,
+    P: Tensor,
+    B_hat: Tensor,
+    c: Tensor | None,
+    y: Tensor | None,
+    bias: Tensor | None,
+    needs_sums: bool,
+    cpu: Processor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(Q [M, r], dA [r, K], dB̂ [N, r], Σ G [N] if needed, Σ G ∘ (Y − bias) [N] if Y is given), fp32.
+
+    grad_y [M, N], x [M, K] and y [M, N] in fp32 or bf16, the rest fp32, all contiguous.
+    """
+    lanes, rank = cpu.lanes, P.shape[1]
+    tokens, features, columns = x.shape[0], grad_y.shape[1], x.shape[1]
+    groups = -(-rank // lanes)
+    Q, d_b = P.new_empty(tokens, rank), P.new_zeros(features, rank)
+    # a tensor nobody writes where there are no tokens
+    d_a = P.new_empty(rank, columns) if tokens else P.new_zeros(rank, columns)
+    sums = P.new_zeros(features) if needs_sums else None
+    sums_y = None if y is None else P.new_zeros(features)
+    up = _by_lanes(B_hat if c is None else B_hat * c.unsqueeze(1), lanes)
+    parts = -(-features // _COLUMNS)
+    scratch = 4 * _COLUMNS * (_TERMS + 2 + groups * lanes)
+    narrow, narrow_x, narrow_y = (int(t is not None and t.dtype == torch.bfloat16) for t in (grad_y, x, y))
+    for first in range(0, tokens, TOKENS):
+        count = min(TOKENS, tokens - first)
+        rows = slice(first, first + count)
+        padded = -(-count // lanes) * lanes
+        shares = P.new_empty(parts, groups, padded, lanes)
+        down = _by_lanes(P[rows], lanes)
+        team.run(
+            _over_g(lanes, narrow, narrow_y),
+            (
+                grad_y[rows].data_ptr(),
+                count,
+                features,
+                groups,
+                up.data_ptr(),
+                down.data_ptr(),
+                shares.data_ptr(),
+                padded,
+                d_b.data_ptr(),
+                rank,
+                _address(c),
+                0 if y is None else y[rows].data_ptr(),
+                _address(bias),
+                _address(sums_y),
+                _address(sums),
+            ),
+            parts,
+            scratch,
+        )
+        by_lanes = shares.sum(0)[:, :count].contiguous()
+        Q[rows] = by_lanes.transpose(0, 1).reshape(count, -1)[:, :rank]
+        arguments = (
+            x[rows].data_ptr(),
+            count,
+            columns,
+            groups,
+            by_lanes.data_ptr(),
+            d_a.data_ptr(),
+            rank,
+            int(first > 0),
+        )
+        team.run(_over_x(lanes, narrow_x), arguments, -(-columns // _COLUMNS), scratch)
+    return Q, d_a, d_b, sums, sums_y
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

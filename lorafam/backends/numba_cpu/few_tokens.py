@@ -1,0 +1,226 @@
+"""Products of a 4-bit weight and few tokens: decoded in registers, used at once, never stored.
+
+    forward     Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias    rows of W by tokens; a dot product along a row
+    backward    dx = (G ∘ c) W + start           columns of W by tokens; rows added up
+
+For weights whose rows have whole blocks (`suits`). Sums in fp32 over one row's lanes, or over 256 rows at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from . import team
+from .compiled import compiled
+from .four_bit import Weight, block_scale, weight_of
+from .pack import BY_ROWS, bf16_bits, pack
+from .processor import Processor
+from .team import argument, my_scratch, next_part
+from .vector import IN_ORDER, add_rows, dot_rows, load_float, store_float, store_half
+
+FORWARD_TOKENS = 8
+BACKWARD_TOKENS = 4
+# the largest run of one scale that is unrolled
+_STEP = 64
+_ROWS_A_PART = 64
+# a sum this long is formed apart
+_TERMS = 256
+
+
+def suits(weight: Weight) -> bool:
+    """Whether rows are whole blocks of whole groups."""
+    return weight.columns > 0 and weight.columns % (1 << weight.block_bits) == 0 and weight.rows >= _ROWS_A_PART
+
+
+def _tokens(count: int) -> int:
+    return next(size for size in (1, 2, 4, 8) if size >= count)
+
+
+@compiled
+def _forward(lanes: int, rows: int, tokens: int, step: int, sources: int):
+    groups = step // (2 * lanes)
+
+    def kernel(data: int) -> None:
+        weight = weight_of(data)
+        x, b_hat, p, rank = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
+        c, bias, out, count = argument(data, 13), argument(data, 14), argument(data, 15), argument(data, 16)
+        narrow = argument(data, 17)
+        steps = weight.columns // step
+        scales = my_scratch(data)
+        sums = scales + 4 * rows * steps
+        vectors = rank // lanes * lanes
+        part = next_part(data)
+        while part >= 0 and sources:
+            row = part * _ROWS_A_PART
+            last = min(row + _ROWS_A_PART, weight.rows)
+            while row < last:
+                # the last rows once more rather than rows that aren't there
+                first = min(row, weight.rows - rows)
+                for i in range(rows):
+                    for j in range(steps):
+                        position = (first + i) * weight.columns + j * step
+                        store_float(scales + 4 * (i * steps + j), block_scale(weight, position >> weight.block_bits))
+                dot_rows(
+                    weight.codes + (first * weight.columns >> 1),
+                    weight.columns >> 1,
+                    weight.levels,
+                    scales,
+                    steps,
+                    x,
+                    b_hat + 4 * first * rank,
+                    p,
+                    rank,
+                    sums,
+                    lanes,
+                    rows,
+                    tokens,
+                    groups,
+                )
+                for i in range(rows):
+                    n = first + i
+                    for m in range(count):
+                        value = load_float(sums + 4 * (i * tokens + m))
+                        for j in range(vectors, rank):
+                            value += load_float(b_hat + 4 * (n * rank + j)) * load_float(p + 4 * (m * rank + j))
+                        if c:
+                            value *= load_float(c + 4 * n)
+                        if bias:
+                            value += load_float(bias + 4 * n)
+                        if narrow:
+                            store_half(out + 2 * (m * weight.rows + n), np.uint16(bf16_bits(value)))
+                        else:
+                            store_float(out + 4 * (m * weight.rows + n), value)
+                row += rows
+            part = next_part(data)
+
+    return kernel
+
+
+def forward(
+    x: torch.Tensor,
+    weight: Weight,
+    P: torch.Tensor | None,
+    B_hat: torch.Tensor | None,
+    c: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    cpu: Processor,
+) -> None:
+    """y [M, N] in fp32 or bf16, M at most `FORWARD_TOKENS`; the rest fp32, all contiguous."""
+    count = x.shape[0]
+    tokens = _tokens(count)
+    rows = max(1, 2 * cpu.rows // tokens) if cpu.lanes == 16 else 1
+    rows = min(rows, 4)
+    step = min(_STEP, 1 << weight.block_bits)
+    rank, b_hat, p = _low_rank(P, B_hat, tokens)
+    arguments = (
+        *weight,
+        pack(x, tokens, BY_ROWS, cpu),
+        b_hat,
+        p,
+        rank,
+        address(c),
+        address(bias),
+        y.data_ptr(),
+        count,
+        int(y.dtype == torch.bfloat16),
+    )
+    entry = _forward(cpu.lanes, rows, tokens, step)
+    scratch = 4 * rows * (weight.columns // step + tokens)
+    team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), scratch)
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _low_rank(P: torch.Tensor | None, B_hat: torch.Tensor | None, tokens: int) -> tuple[int, int, int]:
+    """The rank, and the addresses of B̂ and of P with as many rows as the kernel reads."""
+    if P is None or B_hat is None or P.shape[1] == 0:
+        return 0, 0, 0
+    if P.shape[0] == tokens:
+        return P.shape[1], B_hat.data_ptr(), P.data_ptr()
+    room = team.scratch("P", 4 * tokens * P.shape[1])
+    floats = (team.ctypes.c_float * (tokens * P.shape[1])).from_address(room)
+    torch.frombuffer(floats, dtype=torch.float32)[: P.numel()].copy_(P.reshape(-1))
+    return P.shape[1], B_hat.data_ptr(), room
+
+
+@compiled
+def _backward(lanes: int, tokens: int, columns: int, step: int, sources: int):
+    groups = step // (2 * lanes)
+    steps = columns // step
+
+    def kernel(data: int) -> None:
+        weight = weight_of(data)
+        factors, start, out, count = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
+        narrow = argument(data, 13)
+        scales = my_scratch(data)
+        sums = scales + 4 * _TERMS * steps
+        part = next_part(data)
+        while part >= 0 and sources:
+            column = min(part * columns, weight.columns - columns)
+            for i in range(columns * tokens):
+                store_float(sums + 4 * i, np.float32(0))
+            for first in range(0, weight.rows, _TERMS):
+                rows = min(_TERMS, weight.rows - first)
+                for i in range(rows):
+                    for j in range(steps):
+                        position = (first + i) * weight.columns + column + j * step
+                        store_float(scales + 4 * (i * steps + j), block_scale(weight, position >> weight.block_bits))
+                add_rows(
+                    weight.codes + (first * weight.columns + column >> 1),
+                    weight.columns >> 1,
+                    weight.levels,
+                    scales,
+                    rows,
+                    factors + 4 * first * tokens,
+                    sums,
+                    lanes,
+                    steps,
+                    groups,
+                    tokens,
+                )
+            for m in range(count):
+                for i in range(columns):
+                    inside = i % (2 * lanes)
+                    place = i - inside + inside // 2 + (inside % 2) * lanes
+                    value = load_float(sums + 4 * (m * columns + place))
+                    at = m * weight.columns + column + i
+                    if start:
+                        value += load_float(start + 4 * at)
+                    if narrow:
+                        store_half(out + 2 * at, np.uint16(bf16_bits(value)))
+                    else:
+                        store_float(out + 4 * at, value)
+            part = next_part(data)
+
+    return kernel
+
+
+def backward(
+    grad_y: torch.Tensor,
+    weight: Weight,
+    c: torch.Tensor | None,
+    start: torch.Tensor | None,
+    dx: torch.Tensor,
+    cpu: Processor,
+) -> None:
+    """dx [M, K] in fp32 or bf16, M at most `BACKWARD_TOKENS`; start [M, K], c [N] fp32, all contiguous."""
+    count = grad_y.shape[0]
+    tokens = _tokens(count)
+    step = min(_STEP, 1 << weight.block_bits)
+    # a cache line of codes where the sums fit the registers
+    columns = 64 if tokens == 4 or weight.columns % 128 or step < 64 else 128
+    columns = min(columns, weight.columns)
+    arguments = (
+        *weight,
+        pack(grad_y, tokens, IN_ORDER, cpu, c),
+        address(start),
+        dx.data_ptr(),
+        count,
+        int(dx.dtype == torch.bfloat16),
+    )
+    scratch = 4 * (_TERMS * (columns // step) + columns * tokens)
+    team.run(_backward(cpu.lanes, tokens, columns, step), arguments, -(-weight.columns // columns), scratch)

@@ -1,0 +1,116 @@
+"""Both products with a 4-bit weight, in the dtype of the tokens: fp32 and bf16 by the kernels, fp16 through fp32, fp64
+in panels by the platform's GEMM.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import few_tokens, tiles
+from .four_bit import describe
+from .panels import panels
+from .processor import processor
+from .product import add_product
+
+Tensor = torch.Tensor
+
+
+def forward(
+    x: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    layout: list[int],
+    P: Tensor | None,
+    B_hat: Tensor | None,
+    c: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """c ∘ (x Wᵀ + P B̂ᵀ) + bias, [M, N] in x's dtype."""
+    if x.dtype == torch.float64:
+        return _in_double(x, data, scales, layout, P, B_hat, c, bias)
+    if x.dtype == torch.float16:
+        return forward(x.float(), data, scales, layout, P, B_hat, c, bias).to(x.dtype)
+    y = x.new_empty(x.shape[0], layout[0])
+    if y.numel():
+        cpu, weight = processor(), describe(data, scales, layout)
+        rest = [single(tensor) for tensor in (P, B_hat, c, bias)]
+        few = x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight)
+        (few_tokens if few else tiles).forward(x.detach().contiguous(), weight, *rest, y, cpu)
+    return y
+
+
+def backward(
+    grad_y: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    layout: list[int],
+    c: Tensor | None,
+    Q: Tensor | None,
+    A: Tensor | None,
+    start: Tensor | None,
+) -> Tensor:
+    """(G ∘ c) W + Q A + start, [M, K] in G's dtype."""
+    if grad_y.dtype == torch.float64:
+        return _back_in_double(grad_y, data, scales, layout, c, Q, A, start)
+    if grad_y.dtype == torch.float16:
+        return backward(grad_y.float(), data, scales, layout, c, Q, A, start).to(grad_y.dtype)
+    dx = grad_y.new_empty(grad_y.shape[0], layout[1])
+    if not dx.numel():
+        return dx
+    cpu, weight = processor(), describe(data, scales, layout)
+    grad_y, c, Q, A, start = grad_y.contiguous(), *(single(tensor) for tensor in (c, Q, A, start))
+    if grad_y.shape[0] <= few_tokens.BACKWARD_TOKENS and few_tokens.suits(weight):
+        if Q is not None and A is not None:
+            start = torch.mm(Q, A) if start is None else start.addmm(Q, A)
+        few_tokens.backward(grad_y, weight, c, start, dx, cpu)
+    else:
+        tiles.backward(grad_y, weight, c, Q, A, start, dx, cpu)
+    return dx
+
+
+def single(tensor: Tensor | None) -> Tensor | None:
+    """fp32, contiguous."""
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+@torch.no_grad()
+def _in_double(
+    x: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    layout: list[int],
+    P: Tensor | None,
+    B_hat: Tensor | None,
+    c: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    y = x.new_zeros(x.shape[0], layout[0])
+    for first, end, rows in panels(data, scales, layout, x.dtype):
+        y[:, first:end] = torch.mm(x, rows.T)
+    if P is not None and B_hat is not None:
+        y = y.addmm_(P.to(y.dtype), B_hat.to(y.dtype).T)
+    if c is not None:
+        y.mul_(c)
+    return y if bias is None else y.add_(bias)
+
+
+@torch.no_grad()
+def _back_in_double(
+    grad_y: Tensor,
+    data: Tensor,
+    scales: list[Tensor],
+    layout: list[int],
+    c: Tensor | None,
+    Q: Tensor | None,
+    A: Tensor | None,
+    start: Tensor | None,
+) -> Tensor:
+    dx = grad_y.new_zeros(grad_y.shape[0], layout[1])
+    scaled = grad_y if c is None else grad_y * c
+    for first, end, rows in panels(data, scales, layout, dx.dtype):
+        dx = add_product(dx, scaled[:, first:end], rows)
+    if Q is not None and A is not None:
+        dx = dx.addmm_(Q.to(dx.dtype), A.to(dx.dtype))
+    return dx if start is None else dx.add_(start)

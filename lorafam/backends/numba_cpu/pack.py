@@ -1,0 +1,124 @@
+"""Tokens as the kernels read them: x [M, K], in fp32 or bf16, times a factor a column, to a scratch.
+
+    APART       [M / width][K][width] fp32, of each 2 · lanes columns the even ones first, then the odd ones
+    IN_ORDER    [M / width][K][width] fp32
+    PAIRS       [M / width][K / 2][width] of two neighbouring columns in bf16
+    BY_ROWS     [K / (2 lanes)][width][2 lanes] fp32, the even ones first
+
+Tokens past M are 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+
+from . import team
+from .compiled import compiled
+from .processor import Processor
+from .team import argument, next_part
+from .vector import IN_ORDER, PAIRS, float_of, load_float, load_half, pack_block, store_float, store_word, word_of
+
+BY_ROWS = 3
+_COLUMNS = 256
+
+
+@njit
+def bf16_bits(value: Any) -> Any:
+    """An fp32 rounded to the nearest bf16, ties to even; NaN stays NaN."""
+    word = word_of(value)
+    if word & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
+        return np.uint32(word >> np.uint32(16)) | np.uint32(0x40)
+    return np.uint32(word + np.uint32(0x7FFF) + (word >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+
+
+@njit
+def value_at(address: int, index: int, narrow: int) -> float:
+    """An fp32 or, where narrow, bf16 element."""
+    if narrow:
+        return float_of(np.uint32(np.uint32(load_half(address + 2 * index)) << np.uint32(16)))
+    return load_float(address + 4 * index)
+
+
+@njit
+def _pack_one(x: int, columns: int, column: int, token: int, tokens: int, narrow: int, factors: int) -> Any:
+    """x[token, column] times its factor, 0 past the last token."""
+    if token >= tokens:
+        return np.float32(0)
+    value = value_at(x, token * columns + column, narrow)
+    return value * load_float(factors + 4 * column) if factors else value
+
+
+@compiled
+def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
+    narrow = kind % 2
+    size = 2 if narrow else 4
+    group = 2 * lanes
+    step = 2 if order == PAIRS else 1
+
+    def kernel(data: int) -> None:
+        x, tokens, columns, factors = argument(data, 0), argument(data, 1), argument(data, 2), argument(data, 3)
+        out = argument(data, 4)
+        chunks = (columns + _COLUMNS - 1) // _COLUMNS
+        part = next_part(data)
+        while part >= 0 and sources:
+            first, begin = part // chunks * width, part % chunks * _COLUMNS
+            last = min(begin + _COLUMNS, columns)
+            base = out + 4 * first * (columns // step)
+            place = 0
+            while place < width:
+                token = first + place
+                column = begin
+                count = 1
+                if order != BY_ROWS and width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
+                    count = lanes
+                    while column + group <= last:
+                        pack_block(
+                            x + (token * columns + column) * size,
+                            columns * size,
+                            factors + 4 * column,
+                            base + 4 * (column // step * width + place),
+                            4 * width,
+                            lanes,
+                            order,
+                            kind,
+                        )
+                        column += group
+                for i in range(count):
+                    for k in range(column, last, step):
+                        value = _pack_one(x, columns, k, token + i, tokens, narrow, factors)
+                        if order == PAIRS:
+                            other = _pack_one(x, columns, k + 1, token + i, tokens, narrow, factors)
+                            at = k // 2 * width + place + i
+                            store_word(base + 4 * at, bf16_bits(value) | bf16_bits(other) << np.uint32(16))
+                        elif order == IN_ORDER:
+                            store_float(base + 4 * (k * width + place + i), value)
+                        else:
+                            inside = k % group
+                            here = inside // 2 + inside % 2 * lanes
+                            if order == BY_ROWS:
+                                at = (k - inside) * width + (place + i) * group + here
+                            else:
+                                at = (k - inside + here) * width + place + i
+                            store_float(base + 4 * at, value)
+                place += count
+            part = next_part(data)
+
+    return kernel
+
+
+def pack(
+    x: torch.Tensor, width: int, order: int, cpu: Processor, factors: torch.Tensor | None = None, name: str = "tokens"
+) -> int:
+    """The address of x [M, K], contiguous, packed for tiles of `width` tokens; valid until the next of that name."""
+    tokens, columns = x.shape
+    groups = -(-tokens // width)
+    out = team.scratch(name, 4 * groups * width * columns)
+    scale = 0 if factors is None else factors.data_ptr()
+    kind = int(x.dtype == torch.bfloat16) + 2 * int(factors is not None)
+    entry = _pack(cpu.lanes, width, order, kind)
+    team.run(entry, (x.data_ptr(), tokens, columns, scale, out), groups * -(-columns // _COLUMNS))
+    return out

@@ -1,20 +1,25 @@
-"""Kernels compiled on first use for the processor at hand, and kept on disk."""
+"""Kernels compiled on first use for the processor at hand, and kept on disk by Numba, apart for each processor.
+
+Where nothing can be written they are compiled anew in each process, which a warning says once.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import logging
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import njit, types
+from numba.core.ccallback import CFunc
 
+_Maker = Callable[..., Callable[[int], None]]
 _lock = threading.RLock()
-_told = False
-_log = logging.getLogger("lorafam")
+_told: set[str] = set()
 
 
 def _digest() -> int:
@@ -23,33 +28,85 @@ def _digest() -> int:
     return int.from_bytes(hashlib.sha256(sources).digest()[:4], "big") | 1
 
 
-# goes into every kernel as a constant that it needs not
+# a constant of every kernel
 SOURCES = _digest()
 
 
-def compiled(maker: Callable[..., Callable[[int], None]]) -> Callable[..., int]:
+class _Kernel(CFunc):
+    """Says when it is compiled, not when it comes from disk."""
+
+    def _compile_uncached(self) -> Any:  # type: ignore[misc]
+        if "compiling" not in _told:
+            _told.add("compiling")
+            print("lorafam: compiling CPU kernels, once for this processor…", file=sys.stderr, flush=True)
+        return super()._compile_uncached()  # type: ignore[misc]
+
+
+def compiled(maker: _Maker) -> Callable[..., int]:
     """A maker of kernels as a function that gives the compiled kernel's address; its arguments are constants to the
     kernel, which takes the address of a team's data.
     """
+    kept: dict[tuple[int, ...], Any] = {}
 
-    @functools.cache
     def address(*constants: int) -> int:
-        with _lock:
-            return _compile(maker(*constants, SOURCES), maker.__name__)
-
-    kept: dict[int, Any] = {}
-
-    def _compile(function: Callable[[int], None], name: str) -> int:
-        compile_it = cfunc(types.void(types.int64), nopython=True, cache=True, error_model="numpy")
-        found = compile_it(function)
-        kept[found.address] = found
+        found = kept.get(constants)
+        if found is None:
+            with _lock:
+                if constants not in kept:
+                    kept[constants] = _compile(maker(*constants, SOURCES))
+                found = kept[constants]
         return int(found.address)
 
+    address.__name__, address.maker = maker.__name__, maker  # type: ignore[attr-defined]
     return address
+
+
+def _compile(function: Callable[[int], None]) -> CFunc:
+    try:
+        return _built(function, keep=True)
+    except (OSError, RuntimeError) as error:
+        # Numba's error where no folder can be written
+        if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
+            raise
+        _warn(error)
+        return _built(function, keep=False)
+
+
+def _built(function: Callable[[int], None], keep: bool) -> CFunc:
+    takes_and_gives = (types.int64,), types.void
+    found = _Kernel(function, takes_and_gives, {}, {"nopython": True, "error_model": "numpy"})
+    if keep:
+        found.enable_caching()
+    found.compile()
+    return found
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """A function over arrays, compiled on first use and kept on disk; runs without the interpreter's lock, in IEEE
     arithmetic.
     """
-    return njit(nogil=True, cache=True, error_model="numpy")(function)
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError as error:
+        _warn(error)
+        return njit(**options)(function)
+
+
+def _warn(error: Exception) -> None:
+    if "cache" not in _told:
+        _told.add("cache")
+        warnings.warn(
+            f"lorafam compiles its CPU kernels anew in each process, they can't be kept: {error}. "
+            "NUMBA_CACHE_DIR names a folder that can be written.",
+            stacklevel=3,
+        )
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 
 from ...ops.by_storage import NESTED_BLOCK_SIZE
 from ...ops.quantize_4bit import ABSMAX_STEPS, SMALLEST_ABSMAX, level_bounds
+from .compiled import kernel
 from .threads import parallel_ranges
 
 Tensor = torch.Tensor
@@ -58,7 +58,7 @@ def quantize_absmax(absmax: Tensor, nested_levels: Tensor) -> tuple[Tensor, Tens
     return codes, nested_absmax, offset
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _quantize_blocks(
     source: np.ndarray,
     kind: int,
@@ -103,7 +103,7 @@ def _quantize_blocks(
             codes[start // 2 + i] = order[found[2 * i]] << 4 | order[found[2 * i + 1]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _widen(source: np.ndarray, kind: int, words: np.ndarray) -> None:
     """The bits of fp32, bf16 or fp16 values as those of the same values in fp32."""
     if kind == _FLOAT32:
@@ -121,12 +121,12 @@ def _widen(source: np.ndarray, kind: int, words: np.ndarray) -> None:
             values[i] *= _FLOAT16_SCALE
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _as_float(word: np.uint32) -> np.float32:
     return np.array([word], np.uint32).view(np.float32)[0]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _quantize_absmax(
     centred: np.ndarray, bounds: np.ndarray, codes: np.ndarray, nested_absmax: np.ndarray, first: int, last: int
 ) -> None:
@@ -143,7 +143,7 @@ def _quantize_absmax(
             codes[i] = _nearest_on_grid(centred[i] * factor, bounds)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _nearest_on_grid(value: np.float32, bounds: np.ndarray) -> np.integer | int:
     """The number of bounds below the grid point nearest to `value`; 0 for NaN (the 0 · inf of a block of zeros)."""
     if not value > -_ONE:

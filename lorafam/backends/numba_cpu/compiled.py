@@ -35,7 +35,7 @@ SOURCES = _digest()
 class _Kernel(CFunc):
     """Says when it is compiled, not when it comes from disk."""
 
-    def _compile_uncached(self) -> Any:  # type: ignore[misc]
+    def _compile_uncached(self) -> Any:
         if "compiling" not in _told:
             _told.add("compiling")
             print("lorafam: compiling CPU kernels, once for this processor…", file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m lorafam.bench.run
+	$(BIN)/python -m lorafam.bench.cpu
 
 # a CUDA build of torch that the machine has, and its triton, are used as they are
 GPU_VENV := .venv-gpu

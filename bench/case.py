@@ -19,10 +19,11 @@ LEAVES = ("A", "E", "B", "magnitude")
 
 @dataclass
 class Case:
-    """One layer, square, at one number of tokens."""
+    """One layer at one number of tokens."""
 
     name: str
-    size: int
+    out_features: int
+    in_features: int
     tokens: int
     dtype: torch.dtype
     rank: int
@@ -56,22 +57,28 @@ class Case:
 
 
 def make_case(
-    name: str, size: int, tokens: int, dtype: torch.dtype = torch.float32, rank: int = 16, device: str = "cpu"
+    name: str,
+    size: int | tuple[int, int],
+    tokens: int,
+    dtype: torch.dtype = torch.float32,
+    rank: int = 16,
+    device: str = "cpu",
 ) -> Case:
-    """Random but fixed values; nothing of the adapter is zero, as after training."""
+    """Random but fixed values; nothing of the adapter is zero, as after training. `size` is (out, in features)."""
     method, quantised = CASES[name]
-    generator = torch.Generator().manual_seed(size + tokens)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(columns + tokens)
 
     def random(*shape: int, scale: float) -> Tensor:
         return (torch.randn(shape, generator=generator) * scale).to(device)
 
-    torch.manual_seed(size + tokens)
-    dense = nn.Linear(size, size, bias=False)
-    dense.weight = nn.Parameter(random(size, size, scale=size**-0.5).to(dtype), requires_grad=False)
+    torch.manual_seed(columns + tokens)
+    dense = nn.Linear(columns, rows, bias=False)
+    dense.weight = nn.Parameter(random(rows, columns, scale=columns**-0.5).to(dtype), requires_grad=False)
     layer = METHODS[method](NF4Linear.from_linear(dense) if quantised else dense, r=rank, alpha=rank)
     with torch.no_grad():
         for leaf in layer.active.parameters():
             leaf.add_(random(*leaf.shape, scale=0.02))
-    x = random(tokens, size, scale=1.0).to(dtype).requires_grad_()
-    grad_y = random(tokens, size, scale=1.0).to(dtype)
-    return Case(name, size, tokens, dtype, rank, layer.train(), x, grad_y)
+    x = random(tokens, columns, scale=1.0).to(dtype).requires_grad_()
+    grad_y = random(tokens, rows, scale=1.0).to(dtype)
+    return Case(name, rows, columns, tokens, dtype, rank, layer.train(), x, grad_y)

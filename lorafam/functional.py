@@ -15,7 +15,16 @@ from collections.abc import Sequence
 import torch
 
 from . import backends as backends
-from .autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, Orthogonality, scaled
+from .autograd import (
+    DoraInputDropout,
+    DoraLinear,
+    FrozenLinear,
+    LoraLinear,
+    LowRank,
+    Orthogonality,
+    lora_forward,
+    scaled,
+)
 from .ops.by_storage import Storage, dense_storage, weight_shape
 from .ops.checks import check_device, check_dropout, check_factor, check_vector
 from .weights import NF4Weight
@@ -28,7 +37,10 @@ def nf4_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """Y = x Wᵀ + bias."""
     storage = _storage(x, weight)
     flat = _tokens(x, storage)
-    y = FrozenLinear.apply(flat, bias, storage.data, tuple(storage.layout), *storage.scales)
+    if _recorded(flat, bias):
+        y = FrozenLinear.apply(flat, bias, storage.data, tuple(storage.layout), *storage.scales)
+    else:
+        y = torch.ops.lorafam.lora_linear(flat, *storage, None, None, None, bias)
     return _restore(y, x)
 
 
@@ -185,8 +197,11 @@ def _lora(
     out_features, in_features = weight_shape(storage.data, storage.layout)
     _check_factors(A, B, in_features, out_features, storage.data.device)
     seed = _seed(flat, dropout_p, training, seed)
-    layout = tuple(storage.layout)
-    y = LoraLinear.apply(flat, A, B, scale, bias, seed, dropout_p, storage.data, layout, *storage.scales)
+    data, scales, layout = storage
+    if _recorded(flat, A, B, scale, bias):
+        y = LoraLinear.apply(flat, A, B, scale, bias, seed, dropout_p, data, tuple(layout), *scales)
+    else:
+        y, _ = lora_forward(flat, A, B, scale, bias, seed, dropout_p, data, layout, scales)
     return _restore(y, x)
 
 
@@ -202,6 +217,11 @@ def _row_norm(
     if weight_squared is None and isinstance(weight, NF4Weight):
         weight_squared = weight.squared_row_norm()
     return torch.ops.lorafam.row_norm(*storage, A, scaled(B, scaling), weight_squared)
+
+
+def _recorded(*values: Tensor | float | None) -> bool:
+    """Whether autograd needs to know of a call: an autograd Function costs as much time as a small product."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _storage(x: Tensor, weight: Weight) -> Storage:

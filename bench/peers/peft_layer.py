@@ -29,13 +29,15 @@ def peft_layer(case: Case) -> tuple[Any, list[Tensor]]:
     weight = case.layer.base_layer.weight
     holder = nn.Sequential()
     if isinstance(weight, NF4Weight):
-        base: Any = bitsandbytes.nn.Linear4bit(case.size, case.size, bias=False, compute_dtype=case.dtype)
+        base: Any = bitsandbytes.nn.Linear4bit(
+            case.in_features, case.out_features, bias=False, compute_dtype=case.dtype
+        )
         base.weight = weight.to_bitsandbytes()
         base.quant_state = base.weight.quant_state
         base.support_avx512bf16_for_cpu = False
         holder.is_loaded_in_4bit = True  # type: ignore[assignment]
     else:
-        base = nn.Linear(case.size, case.size, bias=False)
+        base = nn.Linear(case.in_features, case.out_features, bias=False)
         base.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[arg-type]
     holder.add_module("linear", base)
     if case.method == "adalora":

@@ -3,9 +3,18 @@
 from .dora_input_dropout import DoraInputDropout
 from .dora_linear import DoraLinear
 from .frozen_linear import FrozenLinear
-from .lora_linear import LoraLinear
+from .lora_linear import LoraLinear, lora_forward
 from .low_rank import LowRank
 from .orthogonality import Orthogonality
 from .scaled_factor import scaled
 
-__all__ = ["DoraInputDropout", "DoraLinear", "FrozenLinear", "LoraLinear", "LowRank", "Orthogonality", "scaled"]
+__all__ = [
+    "DoraInputDropout",
+    "DoraLinear",
+    "FrozenLinear",
+    "LoraLinear",
+    "LowRank",
+    "Orthogonality",
+    "lora_forward",
+    "scaled",
+]

@@ -6,6 +6,7 @@ Saved beyond parameters and codes: x, P = drop(x) Aᵀ [M, r] and the seed. The 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,23 @@ from torch.autograd.function import once_differentiable
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
+
+
+def lora_forward(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Scale,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    data: Tensor,
+    layout: Sequence[int],
+    scales: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Y and P, nothing recorded."""
+    P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
+    return torch.ops.lorafam.lora_linear(x, data, scales, layout, P, scaled(B, scale), None, bias), P
 
 
 class LoraLinear(torch.autograd.Function):
@@ -33,12 +51,12 @@ class LoraLinear(torch.autograd.Function):
         layout: tuple[int, ...],
         *scales: Tensor,
     ) -> Tensor:
-        P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
+        y, P = lora_forward(x, A, B, scale, bias, seed, dropout_p, data, layout, scales)
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, A, B, saved_scale, seed, data, *scales)
-        return torch.ops.lorafam.lora_linear(x, data, scales, layout, P, scaled(B, scale), None, bias)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -14,7 +14,7 @@ import torch
 from . import team
 from .compiled import compiled
 from .four_bit import Weight, block_scale, weight_of
-from .pack import BY_ROWS, bf16_bits, pack
+from .pack import BY_CODES, PAIRS_BY_CODES, bf16_bits, pack
 from .processor import Processor
 from .team import argument, my_scratch, next_part
 from .vector import IN_ORDER, add_rows, dot_rows, load_float, store_float, store_half
@@ -28,9 +28,10 @@ _ROWS_A_PART = 64
 _TERMS = 256
 
 
-def suits(weight: Weight) -> bool:
-    """Whether rows are whole blocks of whole groups."""
-    return weight.columns > 0 and weight.columns % (1 << weight.block_bits) == 0 and weight.rows >= _ROWS_A_PART
+def suits(weight: Weight, cpu: Processor) -> bool:
+    """Whether rows are whole blocks, and whole lines of 8 · lanes weights."""
+    whole = weight.columns % (1 << weight.block_bits) == 0 and weight.columns % (8 * cpu.lanes) == 0
+    return whole and weight.columns > 0 and weight.rows >= _ROWS_A_PART
 
 
 def _tokens(count: int) -> int:
@@ -38,17 +39,19 @@ def _tokens(count: int) -> int:
 
 
 @compiled
-def _forward(lanes: int, rows: int, tokens: int, step: int, sources: int):
-    groups = step // (2 * lanes)
+def _forward(lanes: int, rows: int, tokens: int, runs: int, pairs: int, nested: int, sources: int):
+    line = 8 * lanes
+    line_bits = line.bit_length() - 1
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
         x, b_hat, p, rank = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
         c, bias, out, count = argument(data, 13), argument(data, 14), argument(data, 15), argument(data, 16)
         narrow = argument(data, 17)
-        steps = weight.columns // step
-        scales = my_scratch(data)
-        sums = scales + 4 * rows * steps
+        lines = weight.columns // line
+        blocks = weight.columns >> weight.block_bits
+        shift = max(0, weight.block_bits - line_bits)
+        sums = my_scratch(data)
         vectors = rank // lanes * lanes
         part = next_part(data)
         while part >= 0 and sources:
@@ -57,16 +60,18 @@ def _forward(lanes: int, rows: int, tokens: int, step: int, sources: int):
             while row < last:
                 # the last rows once more rather than rows that aren't there
                 first = min(row, weight.rows - rows)
-                for i in range(rows):
-                    for j in range(steps):
-                        position = (first + i) * weight.columns + j * step
-                        store_float(scales + 4 * (i * steps + j), block_scale(weight, position >> weight.block_bits))
                 dot_rows(
                     weight.codes + (first * weight.columns >> 1),
                     weight.columns >> 1,
                     weight.levels,
-                    scales,
-                    steps,
+                    weight.absmax,
+                    weight.absmax_codes,
+                    weight.nested_absmax,
+                    weight.nested_levels,
+                    first * blocks,
+                    blocks,
+                    shift,
+                    lines,
                     x,
                     b_hat + 4 * first * rank,
                     p,
@@ -75,7 +80,9 @@ def _forward(lanes: int, rows: int, tokens: int, step: int, sources: int):
                     lanes,
                     rows,
                     tokens,
-                    groups,
+                    runs,
+                    pairs,
+                    nested,
                 )
                 for i in range(rows):
                     n = first + i
@@ -112,11 +119,13 @@ def forward(
     tokens = _tokens(count)
     rows = max(1, 2 * cpu.rows // tokens) if cpu.lanes == 16 else 1
     rows = min(rows, 4)
-    step = min(_STEP, 1 << weight.block_bits)
+    pairs = int(cpu.bf16 and x.dtype == torch.bfloat16)
+    # scales that a line has
+    runs = max(1, 8 * cpu.lanes >> weight.block_bits)
     rank, b_hat, p = _low_rank(P, B_hat, tokens)
     arguments = (
         *weight,
-        pack(x, tokens, BY_ROWS, cpu),
+        pack(x, tokens, PAIRS_BY_CODES if pairs else BY_CODES, cpu),
         b_hat,
         p,
         rank,
@@ -126,9 +135,8 @@ def forward(
         count,
         int(y.dtype == torch.bfloat16),
     )
-    entry = _forward(cpu.lanes, rows, tokens, step)
-    scratch = 4 * rows * (weight.columns // step + tokens)
-    team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), scratch)
+    entry = _forward(cpu.lanes, rows, tokens, runs, pairs, int(weight.absmax_codes != 0))
+    team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), 4 * rows * tokens)
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -13,11 +13,10 @@ import torch
 from numba import njit
 
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
-from ...ops.by_storage import NESTED_BLOCK_SIZE, Layout
+from ...ops.by_storage import Layout
 from .team import argument
-from .vector import IN_ORDER, decode_groups, load_byte, load_float, store_float
+from .vector import IN_ORDER, NESTED_BITS, decode_groups, load_byte, load_float, store_float
 
-NESTED_BITS = NESTED_BLOCK_SIZE.bit_length() - 1
 _LEVELS = tuple(np.array(levels, dtype=np.float32) for levels in (NF4_LEVELS, FP4_LEVELS))
 # arguments of a kernel that describe the weight
 WEIGHT = 9

@@ -34,7 +34,7 @@ def forward(
     if y.numel():
         cpu, weight = processor(), describe(data, scales, layout)
         rest = [single(tensor) for tensor in (P, B_hat, c, bias)]
-        few = x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight)
+        few = x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu)
         (few_tokens if few else tiles).forward(x.detach().contiguous(), weight, *rest, y, cpu)
     return y
 
@@ -59,7 +59,7 @@ def backward(
         return dx
     cpu, weight = processor(), describe(data, scales, layout)
     grad_y, c, Q, A, start = grad_y.contiguous(), *(single(tensor) for tensor in (c, Q, A, start))
-    if grad_y.shape[0] <= few_tokens.BACKWARD_TOKENS and few_tokens.suits(weight):
+    if grad_y.shape[0] <= few_tokens.BACKWARD_TOKENS and few_tokens.suits(weight, cpu):
         if Q is not None and A is not None:
             start = torch.mm(Q, A) if start is None else start.addmm(Q, A)
         few_tokens.backward(grad_y, weight, c, start, dx, cpu)

@@ -3,7 +3,8 @@
     APART       [M / width][K][width] fp32, of each 2 · lanes columns the even ones first, then the odd ones
     IN_ORDER    [M / width][K][width] fp32
     PAIRS       [M / width][K / 2][width] of two neighbouring columns in bf16
-    BY_ROWS     [K / (2 lanes)][width][2 lanes] fp32, the even ones first
+    BY_CODES    [K / (8 lanes)][width][8][lanes] fp32: a lane's eight columns are the codes of 32 bits
+    PAIRS_BY_CODES   [K / (8 lanes)][width][4][lanes][2] bf16: of a lane's columns 1 and 5, 0 and 4, 3 and 7, 2 and 6
 
 Tokens past M are 0.
 """
@@ -20,9 +21,20 @@ from . import team
 from .compiled import compiled
 from .processor import Processor
 from .team import argument, next_part
-from .vector import IN_ORDER, PAIRS, float_of, load_float, load_half, pack_block, store_float, store_word, word_of
+from .vector import (
+    IN_ORDER,
+    PAIRS,
+    float_of,
+    load_float,
+    load_half,
+    pack_block,
+    store_float,
+    store_half,
+    store_word,
+    word_of,
+)
 
-BY_ROWS = 3
+BY_CODES, PAIRS_BY_CODES = 3, 4
 _COLUMNS = 256
 
 
@@ -73,7 +85,7 @@ def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
                 token = first + place
                 column = begin
                 count = 1
-                if order != BY_ROWS and width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
+                if order < BY_CODES and width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
                     count = lanes
                     while column + group <= last:
                         pack_block(
@@ -96,13 +108,19 @@ def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
                             store_word(base + 4 * at, bf16_bits(value) | bf16_bits(other) << np.uint32(16))
                         elif order == IN_ORDER:
                             store_float(base + 4 * (k * width + place + i), value)
+                        elif order == PAIRS_BY_CODES:
+                            inside = k % (8 * lanes)
+                            column = inside % 8
+                            at = ((k - inside) * width + (place + i) * 8 * lanes) // 2
+                            at += ((column % 4) ^ 1) * lanes + inside // 8
+                            store_half(base + 4 * at + 2 * (column // 4), np.uint16(bf16_bits(value)))
+                        elif order == BY_CODES:
+                            inside = k % (8 * lanes)
+                            at = (k - inside) * width + (place + i) * 8 * lanes + inside % 8 * lanes + inside // 8
+                            store_float(base + 4 * at, value)
                         else:
                             inside = k % group
-                            here = inside // 2 + inside % 2 * lanes
-                            if order == BY_ROWS:
-                                at = (k - inside) * width + (place + i) * group + here
-                            else:
-                                at = (k - inside + here) * width + place + i
+                            at = (k - inside + inside // 2 + inside % 2 * lanes) * width + place + i
                             store_float(base + 4 * at, value)
                 place += count
             part = next_part(data)

@@ -16,7 +16,12 @@ from numba.core import cgutils
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from ...ops.by_storage import NESTED_BLOCK_SIZE
+
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+NESTED_BITS = NESTED_BLOCK_SIZE.bit_length() - 1
 
 
 class _BFloat(ir.Type):
@@ -132,8 +137,11 @@ class Vectors:
         return [self.load(levels, 4 * part) for part in range(0, 16, self.lanes)]
 
     def scaled(self, table: Sequence[Any], scale: Any) -> list[Any]:
-        """The table times a scale, as `levels_of` takes it."""
-        parts = [self.builder.fmul(part, self.splat(scale)) for part in table]
+        """The table times a scale, as `looked_up` takes it."""
+        return self.held([self.builder.fmul(part, self.splat(scale)) for part in table])
+
+    def held(self, parts: list[Any]) -> list[Any]:
+        """A table where `looked_up` finds it: in registers, or in memory where no instruction permutes them."""
         if self.lanes >= 8:
             return parts
         memory = cgutils.alloca_once(self.builder, ir.ArrayType(F32, 16))
@@ -147,17 +155,24 @@ class Vectors:
         packed = ir.VectorType(I8, self.lanes)
         return self.builder.zext(self.builder.load(self.address(codes, offset, packed), align=1), self.ints)
 
+    def integers_at(self, base: Any, offset: int) -> Any:
+        """`lanes` 32-bit integers from any byte on."""
+        return self.builder.load(self.address(base, offset, self.ints), align=1)
+
     def levels_of(self, table: Sequence[Any], raw: Any) -> tuple[Any, Any]:
-        """The levels of high and low nibbles of bytes (of which only the low 8 bits are set)."""
-        shifted = self.builder.lshr(raw, self.integer(4))
+        """The levels of high and low nibbles of bytes."""
+        return self.looked_up(table, self.builder.lshr(raw, self.integer(4))), self.looked_up(table, raw)
+
+    def looked_up(self, table: Sequence[Any], codes: Any) -> Any:
+        """The levels of the lowest four bits."""
         if self.lanes == 16:
-            name = "llvm.x86.avx512.permvar.sf.512"
-            # it looks at the low four bits alone
-            return tuple(self.call(name, self.floats, table[0], codes) for codes in (shifted, raw))
+            return self.call("llvm.x86.avx512.permvar.sf.512", self.floats, table[0], codes)
         if self.lanes == 8:
-            return self._blended(table, shifted, 28), self._blended(table, raw, 28)
-        low = self.builder.and_(raw, self.integer(15))
-        return self._one_by_one(table[0], shifted), self._one_by_one(table[0], low)
+            # eight levels each from the two halves of the table, chosen by bit 3 of the code, as a sign
+            low, high = (self.call("llvm.x86.avx2.permps", self.floats, half, codes) for half in table)
+            sign = self.builder.bitcast(self.builder.shl(codes, self.integer(28)), self.floats)
+            return self.call("llvm.x86.avx.blendv.ps.256", self.floats, low, high, sign)
+        return self._one_by_one(table[0], self.builder.and_(codes, self.integer(15)))
 
     # AVX512_BF16: a register of 32 bf16 is a table for 16-bit look-ups, which heed the low five bits of an index
 
@@ -190,12 +205,6 @@ class Vectors:
         high = self.builder.or_(self.builder.lshr(both, self.integer(4)), second)
         low = self.builder.or_(self.builder.and_(both, self.integer(0x000F000F)), second)
         return high, low
-
-    def _blended(self, table: Sequence[Any], codes: Any, shift: int) -> Any:
-        """AVX2: eight levels each from the two halves of the table, chosen by bit 3 of the code."""
-        low, high = (self.call("llvm.x86.avx2.permps", self.floats, half, codes) for half in table)
-        sign = self.builder.bitcast(self.builder.shl(codes, self.integer(shift)), self.floats)
-        return self.call("llvm.x86.avx.blendv.ps.256", self.floats, low, high, sign)
 
     def _one_by_one(self, memory: Any, codes: Any) -> Any:
         result = ir.Constant(self.floats, ir.Undefined)
@@ -459,8 +468,14 @@ def dot_rows(
     codes: Any,
     row_bytes: Any,
     levels: Any,
-    scales: Any,
-    steps: Any,
+    absmax: Any,
+    absmax_codes: Any,
+    nested_absmax: Any,
+    nested_levels: Any,
+    block: Any,
+    blocks: Any,
+    shift: Any,
+    lines: Any,
     x: Any,
     b_hat: Any,
     p: Any,
@@ -469,44 +484,82 @@ def dot_rows(
     lanes: Any,
     rows: Any,
     tokens: Any,
-    groups: Any,
+    runs: Any,
+    pairs: Any,
+    nested: Any,
 ) -> Any:
     """out[row][token] = Σ over a whole row of weight · x + Σ over the first whole registers of the rank of B̂ · P.
 
-    A step is `groups` groups of one scale; scales fp32 [rows, steps]. x is fp32 [groups of the row, tokens, evens then
-    odds]; B̂ [rows, rank] and P [tokens, rank] fp32.
+    A line is 8 · lanes weights: a lane looks up the eight codes of 32 bits one after the other, and their sum is
+    multiplied by the lane's scale. A line has `runs` of them: that of block (line · runs + run) >> shift after `block`,
+    the first row's first; a row has `blocks`. x is fp32 [lines, tokens, 8, lanes], the byte's high code first, or with
+    `pairs` bf16 [lines, tokens, 4, lanes, 2] (`pack`); B̂ [rows, rank] and P [tokens, rank] fp32.
     """
-    width, height, across, per_step = (value.literal_value for value in (lanes, rows, tokens, groups))
+    width, height, across, several = (value.literal_value for value in (lanes, rows, tokens, runs))
+    doubly = bool(nested.literal_value)
+    by_pairs = bool(pairs.literal_value)
+    of_lane = [lane * several // width for lane in range(width)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = Vectors(builder, width)
-        source, stride, table_at, scale, count, token, factor, projected, terms, target = args[:10]
-        table = vectors.table(table_at)
+        few = ir.VectorType(F32, several)
+        source, stride, table_at, plain, codes_of, outer, outer_levels, first_block, per_row, coarse = args[:10]
+        count, token, factor, projected, terms, target = args[10:16]
+        offset = builder.load(vectors.address(plain, 0, F32)) if doubly else None
+        levels_here = vectors.table(table_at)
+        table = vectors.held(levels_here)
+        pair_table = vectors.pair_table(levels_here, levels_here) if by_pairs else None
+        ahead = times(builder, stride, height)
         row_of = [builder.add(source, times(builder, stride, row)) for row in range(height)]
-        scale_of = [builder.add(scale, times(builder, count, 4 * row)) for row in range(height)]
+        block_of = [builder.add(first_block, times(builder, per_row, row)) for row in range(height)]
+
+        def scale_at(block_here: Any) -> Any:
+            if not doubly:
+                return builder.load(vectors.address(plain, times(builder, block_here, 4), F32))
+            code = builder.zext(builder.load(vectors.address(codes_of, block_here, I8)), I64)
+            level = builder.load(vectors.address(outer_levels, times(builder, code, 4), F32))
+            nested_block = builder.lshr(block_here, ir.Constant(I64, NESTED_BITS))
+            scaled = builder.fmul(level, builder.load(vectors.address(outer, times(builder, nested_block, 4), F32)))
+            return builder.fadd(scaled, offset)
 
         def body(values: list[Any], index: Any) -> list[Any]:
             x_at, at, *sums = values
-            here = times(builder, index, 4)
-            tables = [
-                vectors.scaled(table, builder.load(vectors.address(scale_of[row], here, F32))) for row in range(height)
-            ]
-            for group in range(per_step):
-                weights = [
-                    vectors.levels_of(tables[row], vectors.bytes_of(builder.add(row_of[row], at), group * width))
-                    for row in range(height)
-                ]
+            parts: list[Any] = [None] * len(sums)
+            for row in range(height):
+                # the same place in the rows after these
+                fetch_ahead(builder, builder.add(builder.add(row_of[row], at), ahead))
+            raws = [vectors.integers_at(builder.add(row_of[row], at), 0) for row in range(height)]
+            # of 32 bits the code looked up: high and low of each byte; as pairs codes j and j + 4
+            shifts = (0, 4, 8, 12) if by_pairs else (4, 0, 12, 8, 20, 16, 28, 24)
+            for step, shift in enumerate(shifts):
+                for row in range(height):
+                    codes_here = builder.lshr(raws[row], vectors.integer(shift))
+                    if by_pairs:
+                        weights = vectors.pair_levels(pair_table, codes_here)
+                    else:
+                        weights = vectors.looked_up(table, codes_here)
+                    for one in range(across):
+                        column = vectors.load(x_at, (one * len(shifts) + step) * 4 * width)
+                        place = row * across + one
+                        if by_pairs:
+                            parts[place] = vectors.pair_product(weights, column, parts[place] or vectors.zero)
+                        elif step == 0:
+                            parts[place] = builder.fmul(weights, column)
+                        else:
+                            parts[place] = vectors.fma(weights, column, parts[place])
+            for row in range(height):
+                scales = ir.Constant(few, ir.Undefined)
+                for run in range(several):
+                    after = builder.lshr(builder.add(times(builder, index, several), ir.Constant(I64, run)), coarse)
+                    scale = scale_at(builder.add(block_of[row], after))
+                    scales = builder.insert_element(scales, scale, ir.Constant(I32, run))
+                scale_here = vectors.shuffle(scales, ir.Constant(few, ir.Undefined), of_lane)
                 for one in range(across):
-                    for parity in range(2):
-                        place = ((group * across + one) * 2 + parity) * 4 * width
-                        column = vectors.load(x_at, place)
-                        for row in range(height):
-                            sums[row * across + one] = vectors.fma(
-                                weights[row][parity], column, sums[row * across + one]
-                            )
+                    place = row * across + one
+                    sums[place] = vectors.fma(parts[place], scale_here, sums[place])
             following = [
-                builder.add(x_at, ir.Constant(I64, per_step * across * 8 * width)),
-                builder.add(at, ir.Constant(I64, per_step * width)),
+                builder.add(x_at, ir.Constant(I64, across * (16 if by_pairs else 32) * width)),
+                builder.add(at, ir.Constant(I64, 4 * width)),
             ]
             return following + sums
 
@@ -528,7 +581,8 @@ def dot_rows(
             builder.store(vectors.total(value), vectors.address(target, 4 * place, F32), align=4)
         return context.get_dummy_value()
 
-    given = (row_bytes, levels, scales, steps, x, b_hat, p, rank, out, lanes, rows, tokens, groups)
+    where = (absmax, absmax_codes, nested_absmax, nested_levels, block, blocks, shift)
+    given = (row_bytes, levels, *where, lines, x, b_hat, p, rank, out, lanes, rows, tokens, runs, pairs, nested)
     return signature(types.void, codes, *given), codegen
 
 

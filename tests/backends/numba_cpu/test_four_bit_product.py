@@ -20,7 +20,7 @@ from tests.tolerances import MIN_ELEMENTS, assert_as_good_as_eager
 Tensor = torch.Tensor
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # whole blocks; whole groups in part of a block; nothing whole; odd
-SHAPES = [(96, 256), (128, 192), (70, 96), (72, 130), (33, 257)]
+SHAPES = [(96, 256), (70, 96), (72, 130), (33, 257)]
 
 
 def pooled(case: Callable[[int], tuple[Tensor, Tensor, Tensor]], elements: int, name: str) -> None:
@@ -181,11 +181,11 @@ def test_same_bits_for_any_number_of_threads(way: Processor) -> None:
         found.clear()
 
 
-def test_which_kernel_runs() -> None:
+def test_which_kernel_runs(way: Processor) -> None:
     """Few tokens are decoded in registers where rows are whole blocks."""
-    assert few_tokens.suits(describe(*quantize_nf4(torch.randn(64, 128)).storage()))
-    assert not few_tokens.suits(describe(*quantize_nf4(torch.randn(64, 96)).storage()))
-    assert not few_tokens.suits(describe(*quantize_nf4(torch.randn(3, 128)).storage()))
+    assert few_tokens.suits(describe(*quantize_nf4(torch.randn(64, 128)).storage()), way)
+    assert not few_tokens.suits(describe(*quantize_nf4(torch.randn(64, 96)).storage()), way)
+    assert not few_tokens.suits(describe(*quantize_nf4(torch.randn(3, 128)).storage()), way)
 
 
 def test_nan_and_infinity_stay(way: Processor) -> None:

@@ -1,0 +1,1 @@
+"""Ratios on a CPU: lorafam beside everything a CPU user has."""

@@ -1,0 +1,30 @@
+"""Times of several calls that take turns, so that what else the machine does falls on all of them.
+
+A turn is three calls that aren't timed and one that is: everybody finds the caches and the threads as a layer called
+again and again does, not as the one before left them (its threads may still wait spinning, its weight fill the cache).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+Calls = Mapping[str, Callable[[], object]]
+LEAST_ROUNDS, MOST_ROUNDS, WARM = 7, 200, 3
+
+
+def medians(calls: Calls, seconds: float) -> dict[str, float]:
+    """Name → median seconds, over as many rounds as fit into `seconds`, each call once a round."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while len(next(iter(taken.values()))) < MOST_ROUNDS:
+        for name, call in calls.items():
+            for _ in range(WARM):
+                call()
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+        if time.perf_counter() > end and len(taken[name]) >= LEAST_ROUNDS:
+            break
+    return {name: statistics.median(times) for name, times in taken.items()}

@@ -14,10 +14,10 @@ import torch
 from . import team
 from .compiled import compiled
 from .four_bit import Weight, block_scale, weight_of
-from .pack import BY_CODES, PAIRS_BY_CODES, bf16_bits, pack
+from .pack import bf16_bits, pack
 from .processor import Processor
 from .team import argument, my_scratch, next_part
-from .vector import IN_ORDER, add_rows, dot_rows, load_float, store_float, store_half
+from .vector import IN_ORDER, add_rows, dot_rows, load_float, pack_line, store_float, store_half
 
 FORWARD_TOKENS = 8
 BACKWARD_TOKENS = 4
@@ -39,19 +39,30 @@ def _tokens(count: int) -> int:
 
 
 @compiled
-def _forward(lanes: int, rows: int, tokens: int, runs: int, pairs: int, nested: int, sources: int):
+def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: int, nested: int, sources: int):
     line = 8 * lanes
     line_bits = line.bit_length() - 1
+    size = 2 if narrow else 4
+    line_bytes = 16 * lanes if pairs else 32 * lanes
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
         x, b_hat, p, rank = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
         c, bias, out, count = argument(data, 13), argument(data, 14), argument(data, 15), argument(data, 16)
-        narrow = argument(data, 17)
         lines = weight.columns // line
         blocks = weight.columns >> weight.block_bits
         shift = max(0, weight.block_bits - line_bits)
-        sums = my_scratch(data)
+        packed = my_scratch(data)
+        sums = packed + lines * tokens * line_bytes
+        # every thread its own: less than waiting for one another
+        for i in range(lines):
+            for m in range(tokens):
+                to = packed + (i * tokens + m) * line_bytes
+                if m < count:
+                    pack_line(x + (m * weight.columns + i * line) * size, to, lanes, narrow, pairs)
+                else:
+                    for j in range(0, line_bytes, 4):
+                        store_float(to + j, np.float32(0))
         vectors = rank // lanes * lanes
         part = next_part(data)
         while part >= 0 and sources:
@@ -72,7 +83,7 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, pairs: int, nested: 
                     blocks,
                     shift,
                     lines,
-                    x,
+                    packed,
                     b_hat + 4 * first * rank,
                     p,
                     rank,
@@ -114,18 +125,19 @@ def forward(
     y: torch.Tensor,
     cpu: Processor,
 ) -> None:
-    """y [M, N] in fp32 or bf16, M at most `FORWARD_TOKENS`; the rest fp32, all contiguous."""
+    """y [M, N] in x's dtype, fp32 or bf16, M at most `FORWARD_TOKENS`; the rest fp32, all contiguous."""
     count = x.shape[0]
     tokens = _tokens(count)
     rows = max(1, 2 * cpu.rows // tokens) if cpu.lanes == 16 else 1
     rows = min(rows, 4)
-    pairs = int(cpu.bf16 and x.dtype == torch.bfloat16)
+    narrow = int(x.dtype == torch.bfloat16)
+    pairs = int(cpu.bf16 and narrow)
     # scales that a line has
     runs = max(1, 8 * cpu.lanes >> weight.block_bits)
     rank, b_hat, p = _low_rank(P, B_hat, tokens)
     arguments = (
         *weight,
-        pack(x, tokens, PAIRS_BY_CODES if pairs else BY_CODES, cpu),
+        x.data_ptr(),
         b_hat,
         p,
         rank,
@@ -133,10 +145,9 @@ def forward(
         address(bias),
         y.data_ptr(),
         count,
-        int(y.dtype == torch.bfloat16),
     )
-    entry = _forward(cpu.lanes, rows, tokens, runs, pairs, int(weight.absmax_codes != 0))
-    team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), 4 * rows * tokens)
+    entry = _forward(cpu.lanes, rows, tokens, runs, narrow, pairs, int(weight.absmax_codes != 0))
+    team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), 4 * tokens * (weight.columns + rows))
 
 
 def address(tensor: torch.Tensor | None) -> int:

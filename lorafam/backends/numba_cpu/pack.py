@@ -3,8 +3,6 @@
     APART       [M / width][K][width] fp32, of each 2 · lanes columns the even ones first, then the odd ones
     IN_ORDER    [M / width][K][width] fp32
     PAIRS       [M / width][K / 2][width] of two neighbouring columns in bf16
-    BY_CODES    [K / (8 lanes)][width][8][lanes] fp32: a lane's eight columns are the codes of 32 bits
-    PAIRS_BY_CODES   [K / (8 lanes)][width][4][lanes][2] bf16: of a lane's columns 1 and 5, 0 and 4, 3 and 7, 2 and 6
 
 Tokens past M are 0.
 """
@@ -29,12 +27,10 @@ from .vector import (
     load_half,
     pack_block,
     store_float,
-    store_half,
     store_word,
     word_of,
 )
 
-BY_CODES, PAIRS_BY_CODES = 3, 4
 _COLUMNS = 256
 
 
@@ -85,7 +81,7 @@ def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
                 token = first + place
                 column = begin
                 count = 1
-                if order < BY_CODES and width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
+                if width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
                     count = lanes
                     while column + group <= last:
                         pack_block(
@@ -108,16 +104,6 @@ def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
                             store_word(base + 4 * at, bf16_bits(value) | bf16_bits(other) << np.uint32(16))
                         elif order == IN_ORDER:
                             store_float(base + 4 * (k * width + place + i), value)
-                        elif order == PAIRS_BY_CODES:
-                            inside = k % (8 * lanes)
-                            column = inside % 8
-                            at = ((k - inside) * width + (place + i) * 8 * lanes) // 2
-                            at += ((column % 4) ^ 1) * lanes + inside // 8
-                            store_half(base + 4 * at + 2 * (column // 4), np.uint16(bf16_bits(value)))
-                        elif order == BY_CODES:
-                            inside = k % (8 * lanes)
-                            at = (k - inside) * width + (place + i) * 8 * lanes + inside % 8 * lanes + inside // 8
-                            store_float(base + 4 * at, value)
                         else:
                             inside = k % group
                             at = (k - inside + inside // 2 + inside % 2 * lanes) * width + place + i

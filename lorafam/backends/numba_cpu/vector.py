@@ -111,6 +111,19 @@ class Vectors:
             distance //= 2
         return found
 
+    def by_eights(self, values: Sequence[Any]) -> list[Any]:
+        """Element 8 · lane + i of a sequence in eight registers, as lane of register i: parted by the lowest bit of the
+        place, then by the next.
+        """
+        if len(values) == 1:
+            return list(values)
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        even, odd = (
+            self.by_eights([self.shuffle(*pair, range(parity, 2 * self.lanes, 2)) for pair in pairs])
+            for parity in range(2)
+        )
+        return [value for both in zip(even, odd, strict=True) for value in both]
+
     def widened(self, base: Any, offset: int) -> Any:
         """`lanes` bf16 as fp32."""
         halves = ir.VectorType(I16, self.lanes)
@@ -463,6 +476,31 @@ def add_tile(
 
 
 @intrinsic(prefer_literal=True)
+def pack_line(typingctx: Any, x: Any, out: Any, lanes: Any, narrow: Any, pairs: Any) -> Any:
+    """8 · lanes columns of a token, fp32 or (narrow) bf16, in the order in which `dot_rows` reads a line."""
+    width, halves, by_pairs = lanes.literal_value, bool(narrow.literal_value), bool(pairs.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = Vectors(builder, width)
+        source, target = args[:2]
+        values = [
+            vectors.widened(source, 2 * width * i) if halves else vectors.load(source, 4 * width * i) for i in range(8)
+        ]
+        columns = vectors.by_eights(values)
+        if by_pairs:
+            low_high = [(columns[column], columns[column + 4]) for column in (1, 0, 3, 2)]
+            columns = []
+            for low, high in low_high:
+                first, second = (builder.zext(vectors.narrowed(value), vectors.ints) for value in (low, high))
+                columns.append(builder.or_(first, builder.shl(second, vectors.integer(16))))
+        for i, value in enumerate(columns):
+            vectors.store(value, target, 4 * width * i)
+        return context.get_dummy_value()
+
+    return signature(types.void, x, out, lanes, narrow, pairs), codegen
+
+
+@intrinsic(prefer_literal=True)
 def dot_rows(
     typingctx: Any,
     codes: Any,
@@ -492,8 +530,8 @@ def dot_rows(
 
     A line is 8 · lanes weights: a lane looks up the eight codes of 32 bits one after the other, and their sum is
     multiplied by the lane's scale. A line has `runs` of them: that of block (line · runs + run) >> shift after `block`,
-    the first row's first; a row has `blocks`. x is fp32 [lines, tokens, 8, lanes], the byte's high code first, or with
-    `pairs` bf16 [lines, tokens, 4, lanes, 2] (`pack`); B̂ [rows, rank] and P [tokens, rank] fp32.
+    the first row's first; a row has `blocks`. x is fp32 [lines, tokens, 8, lanes], or with `pairs` bf16 [lines, tokens,
+    4, lanes, 2], columns 1 and 5, 0 and 4, 3 and 7, 2 and 6 of a lane's eight; B̂ [rows, rank], P [tokens, rank] fp32.
     """
     width, height, across, several = (value.literal_value for value in (lanes, rows, tokens, runs))
     doubly = bool(nested.literal_value)

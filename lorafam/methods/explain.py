@@ -15,9 +15,9 @@ from .nf4_linear import NF4Linear
 
 
 class Explanation(NamedTuple):
-    """`path` is what is computed ("panels", "dense", "base module", ...), `backend` who computes it, `reason` why.
+    """`path` is what is computed ("registers", "tiles", "dense", ...), `backend` who computes it, `reason` why.
 
-    Of GPU kernels also their `configuration`, the `bytes` they read and write, their `flops`, and `modelled_seconds`:
+    Of kernels also their `configuration`; of GPU kernels the `bytes` they read and write, `flops` and `modelled_seconds`:
     the GPU's roofline for these, not a measurement, None where the GPU's limits aren't known.
     """
 
@@ -32,8 +32,9 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{self.tokens} tokens: {self.path} on {self.backend} ({self.reason})"]
-        if self.bytes is not None and self.flops is not None:
+        if self.configuration is not None:
             lines.append(f"  {self.configuration}")
+        if self.bytes is not None and self.flops is not None:
             time = "" if self.modelled_seconds is None else f", {self.modelled_seconds * 1e6:.1f} µs (modelled)"
             lines.append(f"  {self.bytes / 1e6:.2f} MB, {self.flops / 1e9:.3f} GFLOP{time}")
         return "\n".join(lines)
@@ -74,5 +75,9 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         return Explanation(found.path, choice.backend, reason, M, *found[1:])
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
-    path = "panels" if choice.backend == "numba" else "dequantise, then multiply"
-    return Explanation(path, choice.backend, reason, M)
+    if choice.backend == "numba":
+        from ..backends.numba_cpu.four_bit_product import plan as cpu_plan
+
+        way = cpu_plan(weight.storage(), M, weight.dtype)
+        return Explanation(way.path, choice.backend, reason, M, way.configuration)
+    return Explanation("dequantise, then multiply", choice.backend, reason, M)

@@ -4,8 +4,11 @@ in panels by the platform's GEMM.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
+from ...ops.by_storage import Storage
 from . import few_tokens, tiles
 from .four_bit import describe
 from .panels import panels
@@ -66,6 +69,27 @@ def backward(
     else:
         tiles.backward(grad_y, weight, c, Q, A, start, dx, cpu)
     return dx
+
+
+class Plan(NamedTuple):
+    """What a forward of some tokens runs: "registers", "tiles" or "panels", and how."""
+
+    path: str
+    configuration: str
+
+
+def plan(storage: Storage, tokens: int, dtype: torch.dtype) -> Plan:
+    """The path of `forward` for that many tokens of a dtype."""
+    if dtype == torch.float64:
+        return Plan("panels", "fp64")
+    cpu, weight = processor(), describe(*storage)
+    pairs = dtype == torch.bfloat16 and cpu.bf16
+    way = f"{cpu.name}, {cpu.lanes} lanes, {'pairs of bf16' if pairs else 'fp32'}"
+    if tokens > few_tokens.FORWARD_TOKENS:
+        return Plan("tiles", way)
+    if few_tokens.suits(weight, cpu):
+        return Plan("registers", way)
+    return Plan("tiles", f"{way}; rows that aren't whole blocks and whole lines of {8 * cpu.lanes} weights")
 
 
 def single(tensor: Tensor | None) -> Tensor | None:

@@ -197,3 +197,20 @@ def test_nan_and_infinity_stay(way: Processor) -> None:
             y = four_bit_product.forward(x, *storage, None, None, None, None)
             assert y[0].isnan().all()
             assert y[1:].isfinite().all()
+
+
+def test_what_is_planned_runs(way: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plan` names the kernel that `forward` takes."""
+    ran = []
+    for path, module in (("registers", few_tokens), ("tiles", tiles)):
+        monkeypatch.setattr(module, "forward", lambda *args, path=path: ran.append(path))
+    monkeypatch.setattr(four_bit_product, "panels", lambda *args: ran.append("panels") or [])
+    planned = []
+    for columns in (96, 256):
+        storage = quantize_nf4(torch.randn(64, columns)).storage()
+        for tokens in (1, 8, 9):
+            for dtype in (torch.float32, torch.bfloat16, torch.float64):
+                planned.append(four_bit_product.plan(storage, tokens, dtype).path)
+                four_bit_product.forward(torch.zeros(tokens, columns, dtype=dtype), *storage, None, None, None, None)
+    assert ran == planned
+    assert set(ran) == {"registers", "tiles", "panels"}

@@ -17,7 +17,7 @@ from .nf4_linear import NF4Linear
 class Explanation(NamedTuple):
     """`path` is what is computed ("registers", "tiles", "dense", ...), `backend` who computes it, `reason` why.
 
-    Of kernels also their `configuration`; of GPU kernels the `bytes` they read and write, `flops` and `modelled_seconds`:
+    Of kernels also their `configuration`; of GPU kernels `bytes` read and written, `flops` and `modelled_seconds`:
     the GPU's roofline for these, not a measurement, None where the GPU's limits aren't known.
     """
 

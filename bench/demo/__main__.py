@@ -56,9 +56,9 @@ def main() -> int:
 
 
 def report(summaries: dict, measured: dict, seconds: float) -> int:
-    from .pace import Pace
+    from .pace import Pace, Paces
 
-    paces = {ours: Pace(*measured["pace"][ours]) for ours, _ in PAIRS}
+    paces = {ours: Paces(*(Pace(*pace) for pace in measured["pace"][ours])) for ours, _ in PAIRS}
     rows = claims(summaries, paces, measured["logits"])
     print(f"\n{table(summaries)}\n")
     tokens = max(summary["held_out_tokens"] for summary in summaries.values())

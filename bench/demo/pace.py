@@ -1,4 +1,5 @@
-"""Seconds a training step, lorafam against PEFT + bitsandbytes: two live models stepping in turn on the same chunks.
+"""Seconds a training step, of it in the adapted layers, and for generating with the unmerged adapter: lorafam against
+PEFT + bitsandbytes, two live models in turn on the same chunks.
 
 In turn, and turning the order about, because machines' speed drifts: each pair of steps sees the same moment. Medians
 are reported.
@@ -14,34 +15,79 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .plan import BY_KEY, SEED, TIMED, WARMED_UP, Run
+from .layer_clock import LayerClock
+from .plan import BY_KEY, GENERATED, PROMPT, SEED, TIMED, TURNS, WARMED_UP, Run
 
 
 class Pace(NamedTuple):
-    """Median seconds a step of both, and the median of the paired ratios (theirs over ours)."""
+    """Median seconds of both, and the median of the paired ratios (theirs over ours)."""
 
     ours: float
     theirs: float
     ratio: float
 
 
-def measure(key: str, other_key: str, model_folder: Path, chunks: torch.Tensor) -> Pace:
-    """Steps the two models of two runs in turn over `chunks` [k, length]."""
+class Paces(NamedTuple):
+    """A training step, its part in the adapted layers, and `GENERATED` tokens one after the other."""
+
+    step: Pace
+    layers: Pace
+    generation: Pace
+
+
+def measure(key: str, other_key: str, model_folder: Path, chunks: torch.Tensor) -> Paces:
+    """Steps the two models of two runs in turn over `chunks` [k, length], then lets both generate."""
     models = [build(BY_KEY[name], model_folder) for name in (key, other_key)]
     optimizers = [
         torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=BY_KEY[key].learning_rate)
         for model in models
     ]
+    clocks = [LayerClock(model, _layers_of(BY_KEY[name])) for model, name in zip(models, (key, other_key), strict=True)]
     seconds: list[list[float]] = [[], []]
+    inside: list[list[float]] = [[], []]
     for step in range(WARMED_UP + TIMED):
         batch = chunks[step % len(chunks)][None]
         for which in (0, 1) if step % 2 else (1, 0):
             start = time.perf_counter()
             training_step(models[which], optimizers[which], batch)
+            taken, spent = time.perf_counter() - start, clocks[which].taken()
             if step >= WARMED_UP:
+                seconds[which].append(taken)
+                inside[which].append(spent)
+    return Paces(_pace(seconds), _pace(inside), _generation([model.eval() for model in models], chunks[:1, :PROMPT]))
+
+
+def _generation(models: list[nn.Module], prompt: torch.Tensor) -> Pace:
+    seconds: list[list[float]] = [[], []]
+    for turn in range(1 + TURNS):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            start = time.perf_counter()
+            models[which].generate(  # type: ignore[operator]
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=GENERATED,
+                min_new_tokens=GENERATED,
+                do_sample=False,
+            )
+            if turn:
                 seconds[which].append(time.perf_counter() - start)
+    return _pace(seconds)
+
+
+def _pace(seconds: list[list[float]]) -> Pace:
     ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
     return Pace(statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios))
+
+
+def _layers_of(run: Run) -> tuple[type, ...]:
+    """The classes of a library's adapted layers."""
+    if run.library == "peft":
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return (BaseTunerLayer,)
+    from lorafam.methods import AdapterLayer
+
+    return (AdapterLayer,)
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> None:

@@ -420,6 +420,9 @@ def backward(
     cpu: Processor,
 ) -> None:
     """dx [M, K]; grad_y and dx in fp32 or bf16, the rest fp32, all contiguous."""
+    # a whole cache line of codes a row, unless the last threads would then wait
+    threads = torch.get_num_threads()
+    span = min((_WIDE_SPAN, _SPAN), key=lambda size: size * -(-weight.columns // (size * threads)))
     for first in range(0, grad_y.shape[0], TOKENS):
         part, into = grad_y[first : first + TOKENS], dx[first : first + TOKENS]
         order = _order(grad_y, weight, weight.rows, cpu)
@@ -431,7 +434,7 @@ def backward(
             rank, a = Q.shape[1], A.data_ptr()
             q = pack(Q[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
         begun = 0 if start is None else start[first : first + TOKENS].data_ptr()
-        last = (begun, into.data_ptr(), part.shape[0], _WIDE_SPAN)
-        scratch = 4 * _WIDE_SPAN * (TERMS + 1 + -(-part.shape[0] // width) * width)
+        last = (begun, into.data_ptr(), part.shape[0], span)
+        scratch = 4 * span * (TERMS + 1 + -(-part.shape[0] // width) * width)
         entry = _backward(cpu.lanes, height, registers, order, int(dx.dtype == torch.bfloat16))
-        team.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // _WIDE_SPAN), scratch)
+        team.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // span), scratch)

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
-from .tiles.nf4_decode import load_exact_table
+from .tiles.nf4_decode import load_exact_table, runs_ptx
 from .tiles.weight_tile import block_tile, weight_tile
 
 
@@ -80,7 +80,7 @@ def row_norm_kernel(
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
-    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
+    NVIDIA: tl.constexpr = runs_ptx(TARGET)
     table = levels_ptr
     if ONE_BLOCK:
         table = load_exact_table(levels_ptr, NVIDIA)

@@ -19,9 +19,9 @@ from .tiles.columns_product import columns_product
 from .tiles.dropout import kept
 from .tiles.exact_dot import exact_dot
 from .tiles.nf4_decode import load_exact_table, runs_ptx
-from .tiles.split_sum import is_last, sum_of_parts
+from .tiles.split_sum import summed
 from .tiles.tile_order import tile_order
-from .tiles.weight_tile import block_tile, weight_tile
+from .tiles.weight_tile import block_tile, in_one_block, weight_tile
 
 
 @triton.jit
@@ -159,16 +159,10 @@ def lora_linear_grad_kernel(
             acc = exact_dot(grad_y, w, acc, TARGET)  # [BLOCK_M, BLOCK_N] [BLOCK_N, BLOCK_K]
     mask = mask_m[:, None] & mask_k[None, :]
     at = offs_m.to(tl.int64)[:, None] * K + offs_k[None, :]
-    if parts_ptr is None:
+    place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    acc, last = summed(acc, parts_ptr, arrivals_ptr, tile, split, place, mask, BLOCK_M * BLOCK_K)
+    if last:
         tl.store(dx_ptr + at, acc.to(dx_ptr.dtype.element_ty), mask=mask)
-    else:
-        SIZE: tl.constexpr = BLOCK_M * BLOCK_K
-        S = tl.num_programs(1)
-        place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, acc, mask=mask)
-        if is_last(arrivals_ptr, tile, S):
-            total = sum_of_parts(parts_ptr, tile, S, place, mask, SIZE)
-            tl.store(dx_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 def lora_linear_grad(
@@ -194,7 +188,6 @@ def lora_linear_grad(
     `dropout` is the keyword arguments threshold and keep_scale; `parts` and `arrivals` as in `tiles/split_sum`, None
     where share ≥ N.
     """
-    block = weight["BLOCK_SIZE"]
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"])
     lora_linear_grad_kernel[(tiles, triton.cdiv(N, share))](
         grad_y_ptr=grad_y,
@@ -211,7 +204,7 @@ def lora_linear_grad(
         K=K,
         R=R,
         share=share,
-        ONE_BLOCK=block > 0 and K % block == 0 and block % config["BLOCK_K"] == 0,
+        ONE_BLOCK=in_one_block(weight["BLOCK_SIZE"], K, config["BLOCK_K"]),
         WARPS=config.num_warps,
         **dropout,
         **config.constexprs(),

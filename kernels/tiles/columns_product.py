@@ -1,8 +1,8 @@
 """G W over a range of N for a 4-bit W whose rows have whole blocks, on mma.sync: what `packed_product` is for rows.
 
-Formed as Wᵀ Gᵀ, with Wᵀ decoded in the order in which the tensor cores take it from registers, so that nothing is moved
-between look-up and product. Decoded exactly: a block's scale belongs to a term of the sum. A tile has 64 columns of W, a
-row 32 bytes, and each of the warps sums over rows of its own; lane 4 g + t of a warp has bytes 4 g … of its rows
+Formed as Wᵀ Gᵀ, Wᵀ decoded in the order in which the tensor cores take it from registers, so that nothing is moved
+between look-up and product. Decoded exactly: a block's scale belongs to a term of the sum. A tile has 64 columns of W,
+32 bytes of a row, and each warp sums over rows of its own; lane 4 g + t of a warp has bytes 4 g … of its rows
 16 q + 4 t + e (Triton reads by fours there). Byte 4 g + b is rows 16 b + g (the high nibble) and 16 b + 8 + g of Wᵀ.
 """
 
@@ -31,7 +31,7 @@ def columns_product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """G (c ∘ W) in fp32 [BLOCK_M, 64] over rows `first` to `end` of W; BLOCK_N a multiple of 16 WARPS."""
+    """G (c ∘ W) in fp32 [BLOCK_M, 64] over rows `first` to `end` of W; BLOCK_N a multiple of 32 WARPS."""
     OWN: tl.constexpr = BLOCK_N // WARPS
     table = load_exact_table(levels_ptr, True)
     offs_m = first_m + tl.arange(0, BLOCK_M)
@@ -50,7 +50,7 @@ def columns_product(
         # rows past the end repeat the last, times 0; from the turn's first row 32 bits are enough, and cost half of 64
         row = tl.minimum(row_of_load, N - 1 - n).to(tl.uint32) * (K // 2).to(tl.uint32)
         offset = row[:, None] + bytes_of_load.to(tl.uint32)
-        codes = tl.load(w_ptr + (n.to(tl.int64) * (K // 2) + first_k // 2) + offset)
+        codes = tl.load(w_ptr + (n * (K // 2).to(tl.int64) + first_k // 2) + offset)
         codes = codes.reshape(OWN // 16, 4, WARPS, 8, 4, 4)  # q, e, warp, g, t, b
         high, low = decode_exact(codes, table, True)
         block = tl.minimum(offs_n, N - 1).to(tl.uint32) * (K // BLOCK_SIZE) + first_k // BLOCK_SIZE

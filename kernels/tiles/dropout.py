@@ -17,6 +17,12 @@ def kept(seed, rows, first_column, threshold, ROWS: tl.constexpr, COLUMNS: tl.co
     row, group = tl.broadcast(rows[:, None].to(tl.uint32), groups[None, :].to(tl.uint32))
     zero = tl.zeros((ROWS, COLUMNS // 4), tl.uint32)
     word0, word1, word2, word3 = tl.philox(seed, row, group, zero, zero, 10)
-    # join puts its operands side by side in a new last dimension: (0, 2) beside (1, 3) reads 0, 1, 2, 3
-    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
-    return tl.reshape(words, (ROWS, COLUMNS)).to(tl.uint32, bitcast=True) >= threshold.to(tl.uint32, bitcast=True)
+    threshold = threshold.to(tl.uint32, bitcast=True)
+    # four bits and a choice of one cost nothing where a thread has all four; after a join Triton would read what is
+    # masked in wider pieces, which meet in a bank of shared memory
+    bits = (word0 >= threshold).to(tl.int32)
+    bits |= (word1 >= threshold).to(tl.int32) << 1
+    bits |= (word2 >= threshold).to(tl.int32) << 2
+    bits |= (word3 >= threshold).to(tl.int32) << 3
+    bits = tl.broadcast_to(bits[:, :, None], (ROWS, COLUMNS // 4, 4)).reshape(ROWS, COLUMNS)
+    return (bits >> (tl.arange(0, COLUMNS) % 4)[None, :]) & 1 != 0

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .launch_config import LaunchConfig
-from .tiles.dropout import kept
+from .tiles.dropout import operand_kept
 from .tiles.exact_dot import exact_dot
 from .tiles.split_sum import summed
 
@@ -53,7 +53,7 @@ def lora_project_kernel(
         mask_x = (offs_m < M)[:, None] & mask_k[None, :]
         x = tl.load(rows_x[:, None] + offs_k[None, :], mask=mask_x, other=0.0)
         if seed_ptr is not None:
-            x = tl.where(kept(tl.load(seed_ptr), offs_m, k, threshold, BLOCK_M, BLOCK_K), x, 0.0)
+            x = tl.where(operand_kept(tl.load(seed_ptr), offs_m, k, threshold, BLOCK_M, BLOCK_K), x, 0.0)
         mask_a = mask_k[:, None] & (offs_r < R)[None, :]
         at = offs_r.to(tl.int64)[None, :] * stride_ar + offs_k.to(tl.int64)[:, None] * stride_ak
         a = tl.load(a_ptr + at, mask=mask_a, other=0.0)

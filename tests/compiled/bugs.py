@@ -103,9 +103,10 @@ BUGS = (
     Bug(
         "tiles/dropout.py",
         "words in another order",
-        "bits |= (word1 >= threshold)",
-        "bits |= (word2 >= threshold)",
+        "tl.join(word0, word2), tl.join(word1, word3)",
+        "tl.join(word0, word1), tl.join(word2, word3)",
     ),
+    Bug("tiles/dropout.py", "a word twice", "bits |= (word1 >= threshold)", "bits |= (word2 >= threshold)"),
     Bug("tiles/exact_dot.py", "lose a piece", "        part = tl.dot(a, b2, part)\n", ""),
     Bug("tiles/exact_dot.py", "lose a pair", "        part = tl.dot(a2, b1, part)\n", ""),
     Bug("tiles/tile_order.py", "wrong order", "height = tl.minimum(tiles_m - first_m, GROUP)", "height = GROUP"),

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .launch_config import LaunchConfig
-from .tiles.dropout import kept
+from .tiles.dropout import operand_kept
 from .tiles.exact_dot import exact_dot
 from .tiles.split_sum import is_last, sum_of_parts
 
@@ -73,7 +73,7 @@ def lora_factors_grad_kernel(
         if dbias_ptr is not None:
             dbias += tl.sum(x.to(tl.float32), axis=0)
         if seed_ptr is not None:
-            x = tl.where(kept(tl.load(seed_ptr), offs_m, first_c, threshold, BLOCK_M, BLOCK_C), x, 0.0)
+            x = tl.where(operand_kept(tl.load(seed_ptr), offs_m, first_c, threshold, BLOCK_M, BLOCK_C), x, 0.0)
         mask_f = mask_m[:, None] & (offs_r < R)[None, :]
         f = tl.load(f_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_f, other=0.0)
         acc = exact_dot(tl.trans(x), f, acc, TARGET)  # [BLOCK_C, BLOCK_M] [BLOCK_M, BLOCK_R]

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
-from .tiles.split_sum import is_last, sum_of_parts
+from .tiles.split_sum import summed
 
 
 @triton.jit
@@ -75,15 +75,10 @@ def lora_grad_pass_kernel(
             tl.store(dm_parts_ptr + row, tl.sum(grad_y.to(tl.float32) * y, axis=0), mask=mask_n)
         if dbias_parts_ptr is not None:
             tl.store(dbias_parts_ptr + row, tl.sum(grad_y.to(tl.float32), axis=0), mask=mask_n)
-    if parts_ptr is None:
+    place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_R + offs_r[None, :]
+    q, last = summed(q, parts_ptr, arrivals_ptr, tile, split, place, mask_q, BLOCK_M * BLOCK_R)
+    if last:
         tl.store(q_ptr + at_q, q, mask=mask_q)
-    else:
-        SIZE: tl.constexpr = BLOCK_M * BLOCK_R
-        S = tl.num_programs(1)
-        place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_R + offs_r[None, :]
-        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, q, mask=mask_q)
-        if is_last(arrivals_ptr, tile, S):
-            tl.store(q_ptr + at_q, sum_of_parts(parts_ptr, tile, S, place, mask_q, SIZE), mask=mask_q)
 
 
 def lora_grad_pass(

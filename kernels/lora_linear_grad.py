@@ -3,7 +3,8 @@
     G [M, N] in x's dtype, contiguous     W [N, K] dense with any strides, or 4-bit codes     c [N]
     Q [M, R], A [R, K] fp32, contiguous   dx [M, K] in G's dtype, contiguous
 
-drop' keeps what the forward kept and divides by 1 − p; the mask is regenerated. The accumulator starts from that part.
+drop' keeps what the forward kept and divides by 1 − p; the mask is regenerated. 4-bit weights that mma.sync multiplies
+go through `tiles/columns_product`.
 Grid: (tiles [BLOCK_M, BLOCK_K], S). Few tiles share N among S programs each (`tiles/split_sum`). Work: 2 M K (N + R)
 flops; reads W once for each tile of M, G once for each tile of K, writes dx once; where split, 4 S bytes an element of
 the tiles more each way. A block's scale belongs to a row of W, here a term of the sum, so it goes into W's elements.
@@ -14,12 +15,49 @@ import triton
 import triton.language as tl
 
 from .launch_config import LaunchConfig
+from .tiles.columns_product import columns_product
 from .tiles.dropout import kept
 from .tiles.exact_dot import exact_dot
-from .tiles.nf4_decode import load_exact_table
-from .tiles.split_sum import is_last, sum_of_parts
+from .tiles.nf4_decode import load_exact_table, runs_ptx
+from .tiles.split_sum import summed
 from .tiles.tile_order import tile_order
-from .tiles.weight_tile import block_tile, weight_tile
+from .tiles.weight_tile import block_tile, in_one_block, weight_tile
+
+
+@triton.jit
+def _low_rank(
+    operands,
+    dropout,
+    first_m,
+    first_k,
+    M,
+    K,
+    R,
+    rank,
+    TARGET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """drop'(Q A) in fp32 [BLOCK_M, BLOCK_K] over the first `rank` of R; operands = (Q, A, seed), 0 without Q."""
+    q_ptr, a_ptr, seed_ptr = operands
+    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    if q_ptr is not None:
+        offs_m = first_m + tl.arange(0, BLOCK_M)
+        offs_k = first_k + tl.arange(0, BLOCK_K)
+        # one stage: copied ahead, Q would lie in shared memory with two lanes a bank
+        for r in tl.range(0, rank, BLOCK_R, num_stages=1):
+            offs_r = r + tl.arange(0, BLOCK_R)
+            mask_q = (offs_m < M)[:, None] & (offs_r < R)[None, :]
+            q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
+            mask_a = (offs_r < R)[:, None] & (offs_k < K)[None, :]
+            a = tl.load(a_ptr + offs_r.to(tl.int64)[:, None] * K + offs_k[None, :], mask=mask_a, other=0.0)
+            acc = exact_dot(q, a, acc, TARGET)  # [BLOCK_M, BLOCK_R] [BLOCK_R, BLOCK_K]
+        if seed_ptr is not None:
+            threshold, keep_scale = dropout
+            keep = kept(tl.load(seed_ptr), offs_m, first_k, threshold, BLOCK_M, BLOCK_K)
+            acc = tl.where(keep, acc * keep_scale, 0.0)
+    return acc
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -52,69 +90,79 @@ def lora_linear_grad_kernel(
     INVERSE_GAIN: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     TARGET: tl.constexpr,
+    WARPS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
     tile, split = tl.program_id(0), tl.program_id(1)
     tile_m, tile_k = tile_order(tile, M, K, BLOCK_M, BLOCK_K, GROUP)
-    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    first_m, first_k = tile_m * BLOCK_M, tile_k * BLOCK_K
+    offs_m = first_m + tl.arange(0, BLOCK_M)
+    offs_k = first_k + tl.arange(0, BLOCK_K)
     mask_m, mask_k = offs_m < M, offs_k < K
-    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    if q_ptr is not None:
-        # the first of the programs that share a tile adds it
-        rank = tl.where(split == 0, R, 0)
-        for r in range(0, rank, BLOCK_R):
-            offs_r = r + tl.arange(0, BLOCK_R)
-            mask_q = mask_m[:, None] & (offs_r < R)[None, :]
-            q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
-            mask_a = (offs_r < R)[:, None] & mask_k[None, :]
-            a = tl.load(a_ptr + offs_r.to(tl.int64)[:, None] * K + offs_k[None, :], mask=mask_a, other=0.0)
-            acc = exact_dot(q, a, acc, TARGET)  # [BLOCK_M, BLOCK_R] [BLOCK_R, BLOCK_K]
-        if seed_ptr is not None:
-            keep = kept(tl.load(seed_ptr), offs_m, tile_k * BLOCK_K, threshold, BLOCK_M, BLOCK_K)
-            acc = tl.where(keep, acc * keep_scale, 0.0)
-    scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
-    if ONE_BLOCK:
-        table = load_exact_table(levels_ptr, NVIDIA)
-    rows_g = grad_y_ptr + offs_m.to(tl.int64) * N
     first = split * share
     end = tl.minimum(first + share, N)
-    for n in range(first, end, BLOCK_N):
-        offs_n = n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < end
-        mask_g = mask_m[:, None] & mask_n[None, :]
-        grad_y = tl.load(rows_g[:, None] + offs_n[None, :], mask=mask_g, other=0.0)
+    scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
+    low_rank, dropout = (q_ptr, a_ptr, seed_ptr), (threshold, keep_scale)
+    # the first of the programs that share a tile adds the low-rank part
+    rank = tl.where(split == 0, R, 0)
+    NVIDIA: tl.constexpr = runs_ptx(TARGET)
+    # larger tiles of tokens go to the tensor cores that read W from shared memory, where there are such
+    ON_MMA: tl.constexpr = TARGET == "mma" or (NVIDIA and BLOCK_M < 64)
+    FITS: tl.constexpr = ONE_BLOCK and BLOCK_K == 64 and BLOCK_N % (32 * WARPS) == 0
+    if FITS and ON_MMA and grad_y_ptr.dtype.element_ty != tl.float32:
+        acc = columns_product(
+            grad_y_ptr,
+            w_ptr,
+            levels_ptr,
+            scales,
+            c_ptr,
+            first_m,
+            first_k,
+            first,
+            end,
+            M,
+            N,
+            K,
+            BLOCK_SIZE,
+            WARPS,
+            BLOCK_M,
+            BLOCK_N,
+        )
+        # last, while the product's registers are free
+        acc += _low_rank(low_rank, dropout, first_m, first_k, M, K, R, rank, TARGET, BLOCK_M, BLOCK_K, BLOCK_R)
+    else:
+        acc = _low_rank(low_rank, dropout, first_m, first_k, M, K, R, rank, TARGET, BLOCK_M, BLOCK_K, BLOCK_R)
         if ONE_BLOCK:
-            # rows past the end repeat the last, times 0
-            rows = tl.minimum(offs_n, N - 1)
-            w = block_tile(w_ptr, table, scales, rows, tile_k * BLOCK_K, K, BLOCK_SIZE, BLOCK_K, NVIDIA)
-        else:
-            mask_w = mask_n[:, None] & mask_k[None, :]
-            w = weight_tile(
-                w_ptr, levels_ptr, scales, offs_n[:, None], offs_k[None, :], mask_w, K, stride_wn, stride_wk, BLOCK_SIZE
-            )
-        if c_ptr is not None:
-            w = w.to(tl.float32) * tl.load(c_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
-        if BLOCK_SIZE > 0 or c_ptr is not None:
-            w = w.to(grad_y_ptr.dtype.element_ty)
-        acc = exact_dot(grad_y, w, acc, TARGET)  # [BLOCK_M, BLOCK_N] [BLOCK_N, BLOCK_K]
+            table = load_exact_table(levels_ptr, NVIDIA)
+        rows_g = grad_y_ptr + offs_m.to(tl.int64) * N
+        for n in range(first, end, BLOCK_N):
+            offs_n = n + tl.arange(0, BLOCK_N)
+            mask_n = offs_n < end
+            mask_g = mask_m[:, None] & mask_n[None, :]
+            grad_y = tl.load(rows_g[:, None] + offs_n[None, :], mask=mask_g, other=0.0)
+            if ONE_BLOCK:
+                # rows past the end repeat the last, times 0
+                rows = tl.minimum(offs_n, N - 1)
+                w = block_tile(w_ptr, table, scales, rows, first_k, K, BLOCK_SIZE, BLOCK_K, NVIDIA)
+            else:
+                rows, columns = offs_n[:, None], offs_k[None, :]
+                mask_w = mask_n[:, None] & mask_k[None, :]
+                w = weight_tile(w_ptr, levels_ptr, scales, rows, columns, mask_w, K, stride_wn, stride_wk, BLOCK_SIZE)
+            if c_ptr is not None:
+                w = w.to(tl.float32) * tl.load(c_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
+            if BLOCK_SIZE > 0 or c_ptr is not None:
+                w = w.to(grad_y_ptr.dtype.element_ty)
+            acc = exact_dot(grad_y, w, acc, TARGET)  # [BLOCK_M, BLOCK_N] [BLOCK_N, BLOCK_K]
     mask = mask_m[:, None] & mask_k[None, :]
     at = offs_m.to(tl.int64)[:, None] * K + offs_k[None, :]
-    if parts_ptr is None:
+    place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    acc, last = summed(acc, parts_ptr, arrivals_ptr, tile, split, place, mask, BLOCK_M * BLOCK_K)
+    if last:
         tl.store(dx_ptr + at, acc.to(dx_ptr.dtype.element_ty), mask=mask)
-    else:
-        SIZE: tl.constexpr = BLOCK_M * BLOCK_K
-        S = tl.num_programs(1)
-        place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, acc, mask=mask)
-        if is_last(arrivals_ptr, tile, S):
-            total = sum_of_parts(parts_ptr, tile, S, place, mask, SIZE)
-            tl.store(dx_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 def lora_linear_grad(
@@ -140,7 +188,6 @@ def lora_linear_grad(
     `dropout` is the keyword arguments threshold and keep_scale; `parts` and `arrivals` as in `tiles/split_sum`, None
     where share ≥ N.
     """
-    block = weight["BLOCK_SIZE"]
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"])
     lora_linear_grad_kernel[(tiles, triton.cdiv(N, share))](
         grad_y_ptr=grad_y,
@@ -157,7 +204,8 @@ def lora_linear_grad(
         K=K,
         R=R,
         share=share,
-        ONE_BLOCK=block > 0 and K % block == 0 and block % config["BLOCK_K"] == 0,
+        ONE_BLOCK=in_one_block(weight["BLOCK_SIZE"], K, config["BLOCK_K"]),
+        WARPS=config.num_warps,
         **dropout,
         **config.constexprs(),
         **config.options(),

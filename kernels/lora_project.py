@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from .launch_config import LaunchConfig
-from .tiles.dropout import kept
+from .tiles.dropout import operand_kept
 from .tiles.exact_dot import exact_dot
-from .tiles.split_sum import is_last, sum_of_parts
+from .tiles.split_sum import summed
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -53,7 +53,7 @@ def lora_project_kernel(
         mask_x = (offs_m < M)[:, None] & mask_k[None, :]
         x = tl.load(rows_x[:, None] + offs_k[None, :], mask=mask_x, other=0.0)
         if seed_ptr is not None:
-            x = tl.where(kept(tl.load(seed_ptr), offs_m, k, threshold, BLOCK_M, BLOCK_K), x, 0.0)
+            x = tl.where(operand_kept(tl.load(seed_ptr), offs_m, k, threshold, BLOCK_M, BLOCK_K), x, 0.0)
         mask_a = mask_k[:, None] & (offs_r < R)[None, :]
         at = offs_r.to(tl.int64)[None, :] * stride_ar + offs_k.to(tl.int64)[:, None] * stride_ak
         a = tl.load(a_ptr + at, mask=mask_a, other=0.0)
@@ -64,15 +64,10 @@ def lora_project_kernel(
         acc *= keep_scale
     mask = (offs_m < M)[:, None] & (offs_r < R)[None, :]
     at = offs_m.to(tl.int64)[:, None] * R + offs_r[None, :]
-    if parts_ptr is None:
+    place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+    acc, last = summed(acc, parts_ptr, arrivals_ptr, tile, split, place, mask, BLOCK_M * BLOCK_R)
+    if last:
         tl.store(p_ptr + at, acc, mask=mask)
-    else:
-        SIZE: tl.constexpr = BLOCK_M * BLOCK_R
-        S = tl.num_programs(1)
-        place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
-        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, acc, mask=mask)
-        if is_last(arrivals_ptr, tile, S):
-            tl.store(p_ptr + at, sum_of_parts(parts_ptr, tile, S, place, mask, SIZE), mask=mask)
 
 
 def lora_project(

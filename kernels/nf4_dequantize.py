@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .launch_config import LaunchConfig
-from .tiles.nf4_decode import block_scale, decode_exact, load_exact_table
+from .tiles.nf4_decode import block_scale, decode_exact, load_exact_table, runs_ptx
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def nf4_dequantize_kernel(
     TARGET: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
+    NVIDIA: tl.constexpr = runs_ptx(TARGET)
     table = load_exact_table(levels_ptr, NVIDIA)
     first = tl.program_id(0) * BLOCKS
     block = first + tl.arange(0, BLOCKS)

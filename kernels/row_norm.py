@@ -16,8 +16,8 @@ import triton.language as tl
 
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
-from .tiles.nf4_decode import load_exact_table
-from .tiles.weight_tile import block_tile, weight_tile
+from .tiles.nf4_decode import load_exact_table, runs_ptx
+from .tiles.weight_tile import block_tile, in_one_block, weight_tile
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def row_norm_kernel(
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     scales = (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr)
-    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
+    NVIDIA: tl.constexpr = runs_ptx(TARGET)
     table = levels_ptr
     if ONE_BLOCK:
         table = load_exact_table(levels_ptr, NVIDIA)
@@ -203,7 +203,6 @@ def row_norm(
     config: LaunchConfig,
 ) -> None:
     """Launches over all output features; ‖w_j‖² alone where `a`, `b_hat` and `gram` are None."""
-    block = weight["BLOCK_SIZE"]
     row_norm_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
         **weight,
         a_ptr=a,
@@ -216,7 +215,7 @@ def row_norm(
         R=R,
         CANCELLATION=cancellation,
         FLOOR=floor,
-        ONE_BLOCK=block > 0 and K % block == 0 and block % config["BLOCK_K"] == 0,
+        ONE_BLOCK=in_one_block(weight["BLOCK_SIZE"], K, config["BLOCK_K"]),
         **config.constexprs(),
         **config.options(contract=False),
     )

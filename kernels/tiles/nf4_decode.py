@@ -45,6 +45,12 @@ _LOOK_UP_EXACT = tl.constexpr(
 )
 
 
+@triton.constexpr_function
+def runs_ptx(target):
+    """Whether inline PTX runs on machines with these tensor cores (`launch_config`)."""
+    return target in ("mma", "wgmma", "tcgen05")
+
+
 @triton.jit
 def block_scale(block, scales, mask):
     """absmax fp32 of blocks, [...] like `block`; 0 where `mask` is false; None masks nothing.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .exact_dot import exact_dot
-from .nf4_decode import block_scale, decode_levels, load_table
+from .nf4_decode import block_scale, decode_levels, load_table, runs_ptx
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def packed_product(
     """
     STEP: tl.constexpr = min(BLOCK_SIZE, BLOCK_K, 64)
     CHUNK: tl.constexpr = acc[0].shape[1]
-    NVIDIA: tl.constexpr = TARGET == "mma" or TARGET == "wgmma" or TARGET == "tcgen05"
+    NVIDIA: tl.constexpr = runs_ptx(TARGET)
     ORDERED: tl.constexpr = STEP == 64 and (TARGET == "mma" or TARGET == "wgmma") and BLOCK_N % (16 * WARPS) == 0
     table = load_table(levels_ptr, NVIDIA)
     row = tl.arange(0, BLOCK_N)

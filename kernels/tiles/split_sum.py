@@ -31,3 +31,19 @@ def sum_of_parts(parts_ptr, tile, S, offsets, mask, SIZE: tl.constexpr):
         total += tl.load(part + offsets, mask=mask, other=None if mask is None else 0.0)
         part += SIZE
     return total
+
+
+@triton.jit
+def summed(acc, parts_ptr, arrivals_ptr, tile, split, place, mask, SIZE: tl.constexpr):
+    """(the sum over the programs that share a tile, whether this one has it): acc itself where there are no parts.
+
+    `place` [like acc]: where its elements lie in a part of SIZE; outside `mask` a part is neither written nor read.
+    """
+    last = True
+    if parts_ptr is not None:
+        S = tl.num_programs(1)
+        tl.store(parts_ptr + (tile * S + split).to(tl.int64) * SIZE + place, acc, mask=mask)
+        last = is_last(arrivals_ptr, tile, S)
+        if last:
+            acc = sum_of_parts(parts_ptr, tile, S, place, mask, SIZE)
+    return acc, last

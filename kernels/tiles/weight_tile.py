@@ -21,6 +21,11 @@ def weight_tile(w_ptr, levels_ptr, scales, rows, columns, mask, K, stride_wn, st
         return tl.load(levels_ptr + code) * block_scale(element // BLOCK_SIZE, scales, mask)
 
 
+def in_one_block(block_size: int, K: int, columns: int) -> bool:
+    """Whether `block_tile` reads so many columns of a W with K of them: each row's lie in one 4-bit block."""
+    return block_size > 0 and K % block_size == 0 and block_size % columns == 0
+
+
 @triton.jit
 def block_tile(
     w_ptr, table, scales, rows, first_k, K, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, NVIDIA: tl.constexpr

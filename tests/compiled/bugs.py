@@ -106,6 +106,7 @@ BUGS = (
         "tl.join(word0, word2), tl.join(word1, word3)",
         "tl.join(word0, word1), tl.join(word2, word3)",
     ),
+    Bug("tiles/dropout.py", "a word twice", "bits |= (word1 >= threshold)", "bits |= (word2 >= threshold)"),
     Bug("tiles/exact_dot.py", "lose a piece", "        part = tl.dot(a, b2, part)\n", ""),
     Bug("tiles/exact_dot.py", "lose a pair", "        part = tl.dot(a2, b1, part)\n", ""),
     Bug("tiles/tile_order.py", "wrong order", "height = tl.minimum(tiles_m - first_m, GROUP)", "height = GROUP"),
@@ -130,6 +131,27 @@ BUGS = (
     ),
     Bug("lora_linear.py", "lost share", "tl.minimum(first + share, K),", "tl.minimum(first + share, K - BLOCK_K),"),
     Bug("lora_linear.py", "another's part", "(tile * S + split).to(tl.int64) * SIZE", "(tile * S).to(tl.int64) * SIZE"),
+    Bug(
+        "tiles/columns_product.py",
+        "swap nibbles",
+        "tl.join(high * scale, low * scale)",
+        "tl.join(low * scale, high * scale)",
+    ),
+    Bug("tiles/columns_product.py", "another row", "load % 4 * 4 +", "load % 4 * 3 +"),
+    Bug("tiles/columns_product.py", "other columns", ".to(tl.int64) + first_k // 2)", ".to(tl.int64) + first_k // 4)"),
+    Bug("tiles/columns_product.py", "another block", "+ first_k // BLOCK_SIZE\n", "+ first_k // BLOCK_SIZE // 2\n"),
+    Bug("tiles/columns_product.py", "lose the scale", "scale *= tl.load(", "scale += 0.0 * tl.load("),
+    Bug("tiles/columns_product.py", "rows past N", "tl.minimum(row_of_load, N - 1 - n)", "row_of_load"),
+    Bug(
+        "tiles/columns_product.py", "columns in another order", "total.permute(2, 0, 1, 3)", "total.permute(2, 1, 0, 3)"
+    ),
+    Bug("tiles/columns_product.py", "lose the warps' sums", "tl.sum(acc, axis=0)", "tl.max(acc, axis=0)"),
+    Bug(
+        "tiles/columns_product.py",
+        "lost tail of N",
+        "for n in range(first, end, BLOCK_N)",
+        "for n in range(first, end - BLOCK_N + 1, BLOCK_N)",
+    ),
     Bug("lora_linear_grad.py", "stale seed", "kept(tl.load(seed_ptr),", "kept(tl.load(seed_ptr) + 1,"),
     Bug(
         "lora_linear_grad.py",

@@ -18,17 +18,22 @@ DECODE = {"sm_90": 4.5, "sm_100": 4.8}
 DECODE_OTHERS = 5.8
 TILES = {64: {"sm_90": 5.5, "sm_100": 6.0}, 128: {"sm_90": 7.5, "sm_100": 7.5}}
 TILES_OTHERS = {64: 8.0, 128: 11.0}
+# of dx, which decodes exactly: look-ups by the nibble, scale and rounding are 3.5 of them
+GRADIENTS = {16: {"sm_120": 6.7}, 64: {}}
+GRADIENTS_OTHERS = {16: 6.2, 64: 8.0}
 DEQUANTIZE = 12.0
 TENSOR_CORES = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
 
-def products(rows: list[dict[str, Any]], target: str, tokens: int) -> list[dict[str, Any]]:
-    """lora_linear over packed 4-bit weights, with a tile of so many tokens."""
+def products(
+    rows: list[dict[str, Any]], target: str, tokens: int, kernel: str = "lora_linear_kernel"
+) -> list[dict[str, Any]]:
+    """A product with 4-bit weights whose rows have whole blocks, with a tile of so many tokens."""
     found = [
         row
         for row in rows
-        if (row["kernel"], row["target"], row["dtype"]) == ("lora_linear_kernel", target, "bfloat16")
-        and row["config"]["PACKED"]
+        if (row["kernel"], row["target"], row["dtype"]) == (kernel, target, "bfloat16")
+        and (row["config"]["PACKED"] or row["config"].get("ONE_BLOCK"))
         and row["config"]["BLOCK_SIZE"] == 64
         and row["config"]["BLOCK_M"] == tokens
     ]
@@ -50,6 +55,14 @@ def test_tiles(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
     for row in products(rows, target, tokens):
         print(described(row), row["per_weight"])
         assert row["per_weight"]["beside_tensor_cores"] <= TILES[tokens].get(target, TILES_OTHERS[tokens])
+
+
+@pytest.mark.parametrize("tokens", [16, 64])
+@pytest.mark.parametrize("target", NVIDIA)
+def test_dx(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
+    for row in products(rows, target, tokens, "lora_linear_grad_kernel"):
+        print(described(row), row["per_weight"])
+        assert row["per_weight"]["beside_tensor_cores"] <= GRADIENTS[tokens].get(target, GRADIENTS_OTHERS[tokens])
 
 
 @pytest.mark.parametrize("target", NVIDIA)

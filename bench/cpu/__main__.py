@@ -22,6 +22,7 @@ from .interleaved import medians
 from .layers import Call, dense_calls, evaluation_calls, layer_calls, product_calls
 from .memory import growth
 
+PACKAGES = ("torch", "numba", "bitsandbytes", "peft", "onnxruntime")
 SIZES = ((4096, 4096), (2048, 5632))
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS = (1, 16, 128)
@@ -70,7 +71,6 @@ def rows(sizes: list[tuple[int, int]], dtypes: list[torch.dtype], seconds: float
                     yield from _compared(
                         f"DoRA {direction}", case, layer_calls(case, direction), {"peft": bar}, seconds
                     )
-                case = make_case("qdora", size, tokens, dtype)
                 bars = {"peft": IN_EVALUATION[tokens]}
                 yield from _compared("DoRA in evaluation", case, evaluation_calls(case), bars, seconds)
 
@@ -139,9 +139,6 @@ def main(given: list[str] | None = None) -> int:
             options.json, {"machine": machine("cpu"), "rows": [{**row._asdict(), "ratio": row.ratio} for row in found]}
         )
     return 0
-
-
-PACKAGES = ("torch", "numba", "bitsandbytes", "peft", "onnxruntime")
 
 
 def _version(name: str) -> str:

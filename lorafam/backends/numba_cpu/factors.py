@@ -13,11 +13,12 @@ import torch
 from numba import njit
 
 from . import team
+from .arrange import write_rows
 from .compiled import compiled
-from .pack import value_at
+from .memory import clear, load_float, store_float, value_at
+from .multiply import add_tile
 from .processor import Processor
-from .team import argument, my_scratch, next_part
-from .vector import add_tile, load_float, store_float, write_rows
+from .team import address, argument, my_scratch, next_part
 
 Tensor = torch.Tensor
 TOKENS = 512
@@ -37,18 +38,12 @@ def _widen(source: int, row_length: int, rows: int, columns: int, narrow: int, o
 
 
 @njit
-def _zero(out: int, count: int) -> None:
-    for i in range(count):
-        store_float(out + 4 * i, np.float32(0))
-
-
-@njit
 def _add_columns(total: int, block: int, rows: int, columns: int, level: int) -> None:
     """total [columns] += Σ over the rows of a block, in sums of sums."""
     few = level + 4 * _COLUMNS
-    _zero(level, _COLUMNS)
+    clear(level, _COLUMNS)
     for first in range(0, rows, _ROWS):
-        _zero(few, _COLUMNS)
+        clear(few, _COLUMNS)
         for row in range(first, min(first + _ROWS, rows)):
             for column in range(columns):
                 to = few + 4 * column
@@ -57,6 +52,27 @@ def _add_columns(total: int, block: int, rows: int, columns: int, level: int) ->
             store_float(level + 4 * column, load_float(level + 4 * column) + load_float(few + 4 * column))
     for column in range(columns):
         store_float(total + 4 * column, load_float(total + 4 * column) + load_float(level + 4 * column))
+
+
+@njit
+def _add_by_columns(
+    products: int, block: int, factors: int, columns: int, rows: int, row_bytes: int, lanes: int
+) -> None:
+    """products [columns, lanes] += blockᵀ · factors [rows, lanes] for a block [rows, _COLUMNS]."""
+    for column in range(0, columns, lanes):
+        for row in range(0, rows, _PIECE):
+            add_tile(
+                products + 4 * lanes * column,
+                block + row * row_bytes + 4 * column,
+                4,
+                row_bytes,
+                factors + 4 * lanes * row,
+                min(_PIECE, rows - row),
+                lanes,
+                lanes,
+                1,
+                0,
+            )
 
 
 @compiled
@@ -77,14 +93,14 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
         while part >= 0 and sources:
             first = part * _COLUMNS
             columns = min(_COLUMNS, features - first)
-            _zero(products, rank_groups * _COLUMNS * lanes)
+            clear(products, rank_groups * _COLUMNS * lanes)
             for token in range(0, tokens, _TERMS):
                 count = min(_TERMS, tokens - token)
                 at = token * features + first
                 _widen(grad + size * at, features, count, columns, narrow, block)
                 for group in range(rank_groups):
                     share = shares + line * ((part * rank_groups + group) * padded + token)
-                    _zero(share, (count + lanes - 1) // lanes * lanes * lanes)
+                    clear(share, (count + lanes - 1) // lanes * lanes * lanes)
                     for row in range(0, count, lanes):
                         for column in range(0, columns, _PIECE):
                             add_tile(
@@ -99,20 +115,8 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
                                 1,
                                 0,
                             )
-                    for column in range(0, columns, lanes):
-                        for row in range(0, count, _PIECE):
-                            add_tile(
-                                products + line * (group * _COLUMNS + column),
-                                block + 4 * (row * _COLUMNS + column),
-                                4,
-                                row_bytes,
-                                p + line * (group * tokens + token + row),
-                                min(_PIECE, count - row),
-                                lanes,
-                                lanes,
-                                1,
-                                0,
-                            )
+                    into = products + line * group * _COLUMNS
+                    _add_by_columns(into, block, p + line * (group * tokens + token), columns, count, row_bytes, lanes)
                 if sums:
                     _add_columns(sums + 4 * first, block, count, columns, level)
                 if sums_y:
@@ -149,25 +153,13 @@ def _over_x(lanes: int, narrow: int, sources: int):
         while part >= 0 and sources:
             first = part * _COLUMNS
             columns = min(_COLUMNS, features - first)
-            _zero(products, rank_groups * _COLUMNS * lanes)
+            clear(products, rank_groups * _COLUMNS * lanes)
             for token in range(0, tokens, _TERMS):
                 count = min(_TERMS, tokens - token)
                 _widen(x + size * (token * features + first), features, count, columns, narrow, block)
                 for group in range(rank_groups):
-                    for column in range(0, columns, lanes):
-                        for row in range(0, count, _PIECE):
-                            add_tile(
-                                products + line * (group * _COLUMNS + column),
-                                block + 4 * (row * _COLUMNS + column),
-                                4,
-                                row_bytes,
-                                q + line * (group * tokens + token + row),
-                                min(_PIECE, count - row),
-                                lanes,
-                                lanes,
-                                1,
-                                0,
-                            )
+                    into = products + line * group * _COLUMNS
+                    _add_by_columns(into, block, q + line * (group * tokens + token), columns, count, row_bytes, lanes)
             for group in range(rank_groups):
                 done = 0
                 if (group + 1) * lanes <= rank:
@@ -243,11 +235,11 @@ def gradients(
                 padded,
                 d_b.data_ptr(),
                 rank,
-                _address(c),
-                0 if y is None else y[rows].data_ptr(),
-                _address(bias),
-                _address(sums_y),
-                _address(sums),
+                address(c),
+                address(None if y is None else y[rows]),
+                address(bias),
+                address(sums_y),
+                address(sums),
             ),
             parts,
             scratch,
@@ -266,7 +258,3 @@ def gradients(
         )
         team.run(_over_x(lanes, narrow_x), arguments, -(-columns // _COLUMNS), scratch)
     return Q, d_a, d_b, sums, sums_y
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

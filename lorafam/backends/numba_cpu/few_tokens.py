@@ -8,16 +8,18 @@ For weights whose rows have whole blocks (`suits`). Sums in fp32 over one row's 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from . import team
+from .arrange import pack_line
 from .compiled import compiled
-from .four_bit import Weight, block_scale, weight_of
-from .pack import bf16_bits, pack
+from .decoding import IN_ORDER, apart
+from .four_bit import Weight, block_scale, own, weight_of
+from .memory import clear, load_float, store_float, store_value
+from .multiply import add_rows, dot_rows
+from .pack import pack
 from .processor import Processor
-from .team import argument, my_scratch, next_part
-from .vector import IN_ORDER, add_rows, dot_rows, load_float, pack_line, store_float, store_half
+from .team import address, my_scratch, next_part
 
 FORWARD_TOKENS = 8
 BACKWARD_TOKENS = 4
@@ -47,8 +49,8 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
-        x, b_hat, p, rank = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
-        c, bias, out, count = argument(data, 13), argument(data, 14), argument(data, 15), argument(data, 16)
+        x, b_hat, p, rank = own(data, 0), own(data, 1), own(data, 2), own(data, 3)
+        c, bias, out, count = own(data, 4), own(data, 5), own(data, 6), own(data, 7)
         lines = weight.columns // line
         blocks = weight.columns >> weight.block_bits
         shift = max(0, weight.block_bits - line_bits)
@@ -61,8 +63,7 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
                 if m < count:
                     pack_line(x + (m * weight.columns + i * line) * size, to, lanes, narrow, pairs)
                 else:
-                    for j in range(0, line_bytes, 4):
-                        store_float(to + j, np.float32(0))
+                    clear(to, line_bytes // 4)
         vectors = rank // lanes * lanes
         part = next_part(data)
         while part >= 0 and sources:
@@ -105,10 +106,7 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
                             value *= load_float(c + 4 * n)
                         if bias:
                             value += load_float(bias + 4 * n)
-                        if narrow:
-                            store_half(out + 2 * (m * weight.rows + n), np.uint16(bf16_bits(value)))
-                        else:
-                            store_float(out + 4 * (m * weight.rows + n), value)
+                        store_value(out, m * weight.rows + n, value, narrow)
                 row += rows
             part = next_part(data)
 
@@ -134,12 +132,13 @@ def forward(
     pairs = int(cpu.bf16 and narrow)
     # scales that a line has
     runs = max(1, 8 * cpu.lanes >> weight.block_bits)
-    rank, b_hat, p = _low_rank(P, B_hat, tokens)
+    rank = 0 if P is None else P.shape[1]
+    P = None if P is None else _rows(P, tokens)
     arguments = (
         *weight,
         x.data_ptr(),
-        b_hat,
-        p,
+        address(B_hat),
+        address(P),
         rank,
         address(c),
         address(bias),
@@ -150,20 +149,13 @@ def forward(
     team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), 4 * tokens * (weight.columns + rows))
 
 
-def address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _low_rank(P: torch.Tensor | None, B_hat: torch.Tensor | None, tokens: int) -> tuple[int, int, int]:
-    """The rank, and the addresses of B̂ and of P with as many rows as the kernel reads."""
-    if P is None or B_hat is None or P.shape[1] == 0:
-        return 0, 0, 0
+def _rows(P: torch.Tensor, tokens: int) -> torch.Tensor:
+    """P with as many rows as the kernel reads, the last of zeros."""
     if P.shape[0] == tokens:
-        return P.shape[1], B_hat.data_ptr(), P.data_ptr()
-    room = team.scratch("P", 4 * tokens * P.shape[1])
-    floats = (team.ctypes.c_float * (tokens * P.shape[1])).from_address(room)
-    torch.frombuffer(floats, dtype=torch.float32)[: P.numel()].copy_(P.reshape(-1))
-    return P.shape[1], B_hat.data_ptr(), room
+        return P
+    filled = P.new_zeros(tokens, P.shape[1])
+    filled[: P.shape[0]] = P
+    return filled
 
 
 @compiled
@@ -173,15 +165,14 @@ def _backward(lanes: int, tokens: int, columns: int, step: int, sources: int):
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
-        factors, start, out, count = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
-        narrow = argument(data, 13)
+        factors, start, out, count = own(data, 0), own(data, 1), own(data, 2), own(data, 3)
+        narrow = own(data, 4)
         scales = my_scratch(data)
         sums = scales + 4 * _TERMS * steps
         part = next_part(data)
         while part >= 0 and sources:
             column = min(part * columns, weight.columns - columns)
-            for i in range(columns * tokens):
-                store_float(sums + 4 * i, np.float32(0))
+            clear(sums, columns * tokens)
             for first in range(0, weight.rows, _TERMS):
                 rows = min(_TERMS, weight.rows - first)
                 for i in range(rows):
@@ -203,16 +194,11 @@ def _backward(lanes: int, tokens: int, columns: int, step: int, sources: int):
                 )
             for m in range(count):
                 for i in range(columns):
-                    inside = i % (2 * lanes)
-                    place = i - inside + inside // 2 + (inside % 2) * lanes
-                    value = load_float(sums + 4 * (m * columns + place))
+                    value = load_float(sums + 4 * (m * columns + apart(i, lanes)))
                     at = m * weight.columns + column + i
                     if start:
                         value += load_float(start + 4 * at)
-                    if narrow:
-                        store_half(out + 2 * at, np.uint16(bf16_bits(value)))
-                    else:
-                        store_float(out + 4 * at, value)
+                    store_value(out, at, value, narrow)
             part = next_part(data)
 
     return kernel

@@ -14,12 +14,12 @@ from numba import njit
 
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout
+from .decoding import IN_ORDER, decode_groups, decode_row_pairs
+from .memory import load_byte, load_float, store_float
+from .multiply import NESTED_BITS
 from .team import argument
-from .vector import IN_ORDER, NESTED_BITS, decode_groups, load_byte, load_float, store_float
 
 _LEVELS = tuple(np.array(levels, dtype=np.float32) for levels in (NF4_LEVELS, FP4_LEVELS))
-# arguments of a kernel that describe the weight
-WEIGHT = 9
 
 
 class Weight(NamedTuple):
@@ -34,6 +34,9 @@ class Weight(NamedTuple):
     block_bits: int
     rows: int
     columns: int
+
+
+_WEIGHT = len(Weight._fields)
 
 
 def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) -> Weight:
@@ -73,6 +76,12 @@ def weight_of(data: int) -> Weight:
 
 
 @njit
+def own(data: int, index: int) -> int:
+    """A kernel's argument of that index after the weight."""
+    return argument(data, _WEIGHT + index)
+
+
+@njit
 def block_scale(weight: Weight, block: int) -> float:
     """absmax of a block, rounded after the product and after the sum as bitsandbytes has it."""
     if weight.absmax_codes == 0:
@@ -108,3 +117,68 @@ def decode_in_order(weight: Weight, start: int, stop: int, out: int, lanes: int)
             store_float(out, element(weight, position, scale))
             position += 1
             out += 4
+
+
+# inlined: a call for each row takes a tenth of 16 tokens
+@njit(forceinline=True)
+def _groups(
+    weight: Weight, at: int, out: int, odd_offset: int, group_bytes: int, count: int, lanes: int, order: int
+) -> None:
+    scale = block_scale(weight, at >> weight.block_bits)
+    decode_groups(weight.codes + (at >> 1), weight.levels, scale, out, odd_offset, group_bytes, count, lanes, order)
+
+
+@njit(forceinline=True)
+def _groups_of_two_rows(
+    weight: Weight, at: int, out: int, odd_offset: int, group_bytes: int, count: int, lanes: int
+) -> None:
+    below = at + weight.columns
+    scale, other = block_scale(weight, at >> weight.block_bits), block_scale(weight, below >> weight.block_bits)
+    codes = weight.codes
+    decode_row_pairs(
+        codes + (at >> 1), scale, codes + (below >> 1), other, weight.levels, out, odd_offset, group_bytes, count, lanes
+    )
+
+
+@njit(forceinline=True)
+def _whole(weight: Weight) -> bool:
+    """Whether 64 weights from a multiple of 64 on have one scale, in every row."""
+    return weight.block_bits >= 6 and weight.columns % 64 == 0
+
+
+@njit(forceinline=True)
+def decode_run(
+    weight: Weight,
+    start: int,
+    stop: int,
+    out: int,
+    odd_offset: int,
+    group_bytes: int,
+    groups_of_64: int,
+    lanes: int,
+    order: int,
+) -> None:
+    """Whole groups start … stop as `decode_groups` has them; 64 weights at a time where they have one scale."""
+    if _whole(weight):
+        for at in range(start, stop, 64):
+            _groups(weight, at, out, odd_offset, group_bytes, groups_of_64, lanes, order)
+            out += groups_of_64 * group_bytes
+    else:
+        for at in range(start, stop, 2 * lanes):
+            _groups(weight, at, out, odd_offset, group_bytes, 1, lanes, order)
+            out += group_bytes
+
+
+@njit(forceinline=True)
+def decode_run_of_two_rows(
+    weight: Weight, start: int, stop: int, out: int, odd_offset: int, group_bytes: int, groups_of_64: int, lanes: int
+) -> None:
+    """The same of `decode_row_pairs`: start … stop, and the same columns of the next row."""
+    if _whole(weight):
+        for at in range(start, stop, 64):
+            _groups_of_two_rows(weight, at, out, odd_offset, group_bytes, groups_of_64, lanes)
+            out += groups_of_64 * group_bytes
+    else:
+        for at in range(start, stop, 2 * lanes):
+            _groups_of_two_rows(weight, at, out, odd_offset, group_bytes, 1, lanes)
+            out += group_bytes

@@ -16,39 +16,14 @@ import torch
 from numba import njit
 
 from . import team
+from .arrange import pack_block
 from .compiled import compiled
+from .decoding import IN_ORDER, PAIRS, apart
+from .memory import bf16_bits, load_float, store_float, store_word, value_at
 from .processor import Processor
 from .team import argument, next_part
-from .vector import (
-    IN_ORDER,
-    PAIRS,
-    float_of,
-    load_float,
-    load_half,
-    pack_block,
-    store_float,
-    store_word,
-    word_of,
-)
 
 _COLUMNS = 256
-
-
-@njit
-def bf16_bits(value: Any) -> Any:
-    """An fp32 rounded to the nearest bf16, ties to even; NaN stays NaN."""
-    word = word_of(value)
-    if word & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
-        return np.uint32(word >> np.uint32(16)) | np.uint32(0x40)
-    return np.uint32(word + np.uint32(0x7FFF) + (word >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-
-
-@njit
-def value_at(address: int, index: int, narrow: int) -> float:
-    """An fp32 or, where narrow, bf16 element."""
-    if narrow:
-        return float_of(np.uint32(np.uint32(load_half(address + 2 * index)) << np.uint32(16)))
-    return load_float(address + 4 * index)
 
 
 @njit
@@ -102,12 +77,9 @@ def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
                             other = _pack_one(x, columns, k + 1, token + i, tokens, narrow, factors)
                             at = k // 2 * width + place + i
                             store_word(base + 4 * at, bf16_bits(value) | bf16_bits(other) << np.uint32(16))
-                        elif order == IN_ORDER:
-                            store_float(base + 4 * (k * width + place + i), value)
                         else:
-                            inside = k % group
-                            at = (k - inside + inside // 2 + inside % 2 * lanes) * width + place + i
-                            store_float(base + 4 * at, value)
+                            row = k if order == IN_ORDER else apart(k, lanes)
+                            store_float(base + 4 * (row * width + place + i), value)
                 place += count
             part = next_part(data)
 
@@ -121,8 +93,7 @@ def pack(
     tokens, columns = x.shape
     groups = -(-tokens // width)
     out = team.scratch(name, 4 * groups * width * columns)
-    scale = 0 if factors is None else factors.data_ptr()
     kind = int(x.dtype == torch.bfloat16) + 2 * int(factors is not None)
     entry = _pack(cpu.lanes, width, order, kind)
-    team.run(entry, (x.data_ptr(), tokens, columns, scale, out), groups * -(-columns // _COLUMNS))
+    team.run(entry, (x.data_ptr(), tokens, columns, team.address(factors), out), groups * -(-columns // _COLUMNS))
     return out

@@ -5,7 +5,6 @@ W in float never exists whole. One buffer per thread, kept between calls and bou
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import torch
@@ -13,21 +12,20 @@ import torch
 from ...ops.by_storage import Layout
 from . import team
 from .compiled import compiled
-from .four_bit import WEIGHT, Weight, decode_in_order, describe, weight_of
+from .four_bit import Weight, decode_in_order, describe, own, weight_of
 from .processor import processor
-from .team import argument, next_part
+from .team import next_part
 
 PANEL_BYTES = 1 << 22
 # weights that a thread decodes at a time
 _PART = 1 << 15
-_local = threading.local()
 
 
 @compiled
 def _decode(lanes: int, sources: int):
     def kernel(data: int) -> None:
         weight = weight_of(data)
-        start, stop, out = argument(data, WEIGHT), argument(data, WEIGHT + 1), argument(data, WEIGHT + 2)
+        start, stop, out = own(data, 0), own(data, 1), own(data, 2)
         part = next_part(data)
         while part >= 0 and sources:
             first = start + part * _PART
@@ -54,17 +52,10 @@ def panels(
     count = -(-shape.out_features // max(1, PANEL_BYTES // (4 * columns)))
     height = -(-shape.out_features // count)
     weight = describe(data, scales, layout)
-    buffer = _buffer(height * columns)
+    # fp32; nested use of panels within a thread isn't possible
+    buffer = team.kept("panel", 4 * height * columns).view(torch.float32)
     for first in range(0, shape.out_features, height):
         end = min(first + height, shape.out_features)
         decode(weight, first * columns, end * columns, buffer)
         rows = buffer[: (end - first) * columns].view(-1, columns)
         yield first, end, rows if dtype == torch.float32 else rows.to(dtype)
-
-
-def _buffer(size: int) -> torch.Tensor:
-    """fp32 [at least size], this thread's own; nested use of panels within a thread isn't possible."""
-    buffer = getattr(_local, "buffer", None)
-    if buffer is None or buffer.numel() < size:
-        buffer = _local.buffer = torch.empty(size, dtype=torch.float32)
-    return buffer

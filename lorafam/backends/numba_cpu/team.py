@@ -1,7 +1,7 @@
 """A compiled kernel run by several threads at once, on torch's own OpenMP threads, without the interpreter.
 
-A kernel is `function(data, part, scratch)` over addresses. Threads take the next part one after the other, so that one
-that is held up doesn't hold up the rest; what a part computes doesn't depend on who computes it.
+A kernel is `function(data)` over addresses. Threads take the next part one after the other, so that one that is held
+up doesn't hold up the rest; what a part computes doesn't depend on who computes it.
 
     data    int64: next part, number of parts, threads so far, scratch, its bytes a thread, then the kernel's own
 """
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from numba import njit
 
+from .memory import fetch_add, load_integer
 from .threads import run_pool, usable_openmp
-from .vector import fetch_add, load_integer
 
 # int64 before a kernel's own arguments
 HEADER = 5
@@ -52,18 +52,28 @@ def run(entry: int, arguments: Sequence[int], parts: int, scratch_bytes: int = 0
     room = scratch("parts", threads * scratch_bytes) if scratch_bytes else 0
     values = (0, parts, 0, room, scratch_bytes, *arguments)
     data = (ctypes.c_int64 * len(values))(*values)
-    address = ctypes.addressof(data)
+    where = ctypes.addressof(data)
     runtime = usable_openmp() if threads > 1 else None
     if runtime is not None:
-        runtime(entry, address, threads, 0)
+        runtime(entry, where, threads, 0)
     else:
-        run_pool([functools.partial(_Entry(entry), address)] * threads)
+        run_pool([functools.partial(_Entry(entry), where)] * threads)
 
 
 def scratch(name: str, size: int) -> int:
     """The address of at least `size` bytes, 64-byte aligned: this Python thread's own, kept between calls."""
-    kept = _local.__dict__.setdefault("kept", {})
-    buffer = kept.get(name)
-    if buffer is None or buffer.numel() < size + 64:
-        buffer = kept[name] = torch.empty(size + 64, dtype=torch.uint8)
-    return -(-buffer.data_ptr() // 64) * 64
+    return -(-kept(name, size + 64).data_ptr() // 64) * 64
+
+
+def kept(name: str, size: int) -> torch.Tensor:
+    """uint8 [at least size], this Python thread's own of that name, kept between calls."""
+    buffers = _local.__dict__.setdefault("buffers", {})
+    buffer = buffers.get(name)
+    if buffer is None or buffer.numel() < size:
+        buffer = buffers[name] = torch.empty(size, dtype=torch.uint8)
+    return buffer
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where a tensor lies; 0 for None. It must live as long as the address is used."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -15,27 +15,15 @@ import torch
 from numba import njit
 
 from . import team
+from .arrange import write_rows
 from .compiled import compiled
-from .few_tokens import address
-from .four_bit import Weight, block_scale, decode_in_order, weight_of
-from .pack import bf16_bits, pack
+from .decoding import APART, IN_ORDER, PAIRS, apart
+from .four_bit import Weight, decode_in_order, decode_run, decode_run_of_two_rows, own, weight_of
+from .memory import clear, load_float, load_word, prefetch, store_float, store_value, store_word
+from .multiply import add_tile
+from .pack import pack
 from .processor import Processor
-from .team import argument, my_scratch, next_part
-from .vector import (
-    APART,
-    IN_ORDER,
-    PAIRS,
-    add_tile,
-    decode_groups,
-    decode_row_pairs,
-    load_float,
-    load_word,
-    prefetch,
-    store_float,
-    store_half,
-    store_word,
-    write_rows,
-)
+from .team import address, my_scratch, next_part
 
 TOKENS = 512
 TERMS = 128
@@ -45,17 +33,70 @@ _WIDE_SPAN = 128
 
 
 @njit
-def _zero(out: int, count: int) -> None:
-    for i in range(count):
-        store_float(out + 4 * i, np.float32(0))
+def _add_rows_of_tiles(
+    sums: int,
+    piece: int,
+    tokens: int,
+    token_group_bytes: int,
+    token_groups: int,
+    tiles: int,
+    terms: int,
+    row_bytes: int,
+    lanes: int,
+    height: int,
+    registers: int,
+    pairs: int,
+) -> None:
+    """Adds a piece's terms to every tile of the forward: `height` rows of the piece by a group of tokens."""
+    tile_bytes = 4 * height * registers * lanes
+    for g in range(token_groups):
+        for r in range(tiles):
+            add_tile(
+                sums + (g * tiles + r) * tile_bytes,
+                piece + r * height * row_bytes,
+                row_bytes,
+                4,
+                tokens + g * token_group_bytes,
+                terms,
+                lanes,
+                height,
+                registers,
+                pairs,
+            )
 
 
 @njit
-def _store(out: int, index: int, value: float, narrow: int) -> None:
-    if narrow:
-        store_half(out + 2 * index, np.uint16(bf16_bits(value)))
-    else:
-        store_float(out + 4 * index, value)
+def _add_columns_of_tiles(
+    sums: int,
+    piece: int,
+    tokens: int,
+    token_group_bytes: int,
+    token_groups: int,
+    tiles: int,
+    terms: int,
+    line: int,
+    lanes: int,
+    height: int,
+    registers: int,
+    pairs: int,
+) -> None:
+    """The same of the backward: a tile's weights are `height` columns, of a register that has all its terms."""
+    tile_bytes = 4 * height * registers * lanes
+    for g in range(token_groups):
+        for t in range(tiles):
+            column = t * height
+            add_tile(
+                sums + (g * tiles + t) * tile_bytes,
+                piece + column // lanes * TERMS * line + column % lanes * 4,
+                4,
+                line,
+                tokens + g * token_group_bytes,
+                terms,
+                lanes,
+                height,
+                registers,
+                pairs,
+            )
 
 
 @compiled
@@ -64,30 +105,30 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
     group = 2 * lanes
     size = 2 if narrow else 4
     pairs = 1 if order == PAIRS else 0
+    # of W to a term of a tile
+    per_term = 1 + pairs
     row_bytes = 4 * TERMS
-    unit = TERMS * 2 if order == PAIRS else TERMS
+    unit = TERMS * per_term
     group_bytes = 4 * lanes if order == PAIRS else 8 * lanes
     odd_offset = 4 * lanes
     lines = unit // 128
-    two = 64 // group
-    tile_bytes = 4 * height * width
+    groups_of_64 = 64 // group
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
-        x, b_hat, p, rank = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
-        c, bias, out, tokens = argument(data, 13), argument(data, 14), argument(data, 15), argument(data, 16)
-        span = argument(data, 17)
+        x, b_hat, p, rank = own(data, 0), own(data, 1), own(data, 2), own(data, 3)
+        c, bias, out, tokens = own(data, 4), own(data, 5), own(data, 6), own(data, 7)
+        span = own(data, 8)
         columns = weight.columns
         token_groups = (tokens + width - 1) // width
         row_groups = span // height
         piece = my_scratch(data)
         sums = piece + span * row_bytes
-        whole = weight.block_bits >= 6 and columns % 64 == 0
         part = next_part(data)
         while part >= 0 and sources:
             first = part * span
             rows = min(span, weight.rows - first)
-            _zero(sums, token_groups * span * width)
+            clear(sums, token_groups * span * width)
             for k in range(0, columns, unit):
                 terms = min(unit, columns - k)
                 for row in range(rows):
@@ -98,55 +139,43 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                         prefetch(weight.codes + (position + unit >> 1) + 64 * line)
                     if order == IN_ORDER:
                         decode_in_order(weight, position, position + terms, to, lanes)
-                    elif whole:
-                        for at in range(position, position + terms, 64):
-                            scale = block_scale(weight, at >> weight.block_bits)
-                            codes = weight.codes + (at >> 1)
-                            decode_groups(codes, weight.levels, scale, to, odd_offset, group_bytes, two, lanes, order)
-                            to += two * group_bytes
                     else:
-                        for at in range(position, position + terms, group):
-                            scale = block_scale(weight, at >> weight.block_bits)
-                            codes = weight.codes + (at >> 1)
-                            decode_groups(codes, weight.levels, scale, to, odd_offset, group_bytes, 1, lanes, order)
-                            to += group_bytes
-                if pairs:
-                    terms = terms // 2
-                for g in range(token_groups):
-                    here = x + 4 * width * ((g * columns + k) // (1 + pairs))
-                    for r in range(row_groups):
-                        add_tile(
-                            sums + (g * row_groups + r) * tile_bytes,
-                            piece + r * height * row_bytes,
-                            row_bytes,
-                            4,
-                            here,
-                            terms,
-                            lanes,
-                            height,
-                            registers,
-                            pairs,
-                        )
+                        end = position + terms
+                        decode_run(weight, position, end, to, odd_offset, group_bytes, groups_of_64, lanes, order)
+                _add_rows_of_tiles(
+                    sums,
+                    piece,
+                    x + 4 * width * (k // per_term),
+                    4 * width * (columns // per_term),
+                    token_groups,
+                    row_groups,
+                    terms // per_term,
+                    row_bytes,
+                    lanes,
+                    height,
+                    registers,
+                    pairs,
+                )
             for k in range(0, rank, TERMS):
                 terms = min(TERMS, rank - k)
                 for row in range(rows):
                     for j in range(terms):
                         value = load_float(b_hat + 4 * ((first + row) * rank + k + j))
                         store_float(piece + row * row_bytes + 4 * j, value)
-                for g in range(token_groups):
-                    for r in range(row_groups):
-                        add_tile(
-                            sums + (g * row_groups + r) * tile_bytes,
-                            piece + r * height * row_bytes,
-                            row_bytes,
-                            4,
-                            p + 4 * width * (g * rank + k),
-                            terms,
-                            lanes,
-                            height,
-                            registers,
-                            0,
-                        )
+                _add_rows_of_tiles(
+                    sums,
+                    piece,
+                    p + 4 * width * k,
+                    4 * width * rank,
+                    token_groups,
+                    row_groups,
+                    terms,
+                    row_bytes,
+                    lanes,
+                    height,
+                    registers,
+                    0,
+                )
             if c or bias:
                 for g in range(token_groups):
                     for row in range(rows):
@@ -174,7 +203,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                 for i in range(count):
                     for row in range(done, rows):
                         value = load_float(base + 4 * (row * width + i))
-                        _store(out, (token + i) * weight.rows + first + row, value, narrow)
+                        store_value(out, (token + i) * weight.rows + first + row, value, narrow)
             part = next_part(data)
 
     return kernel
@@ -186,30 +215,30 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
     group = 2 * lanes
     size = 2 if narrow else 4
     pairs = 1 if order == PAIRS else 0
+    # of W to a term of a tile
+    per_term = 1 + pairs
     line = 4 * lanes
     # registers of columns lie one after the other, each with all its terms
     register_bytes = TERMS * line
     group_bytes = 2 * register_bytes
-    unit = TERMS * 2 if order == PAIRS else TERMS
-    two = 64 // group
-    tile_bytes = 4 * height * width
+    unit = TERMS * per_term
+    groups_of_64 = 64 // group
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
-        grad, a, q, rank = argument(data, 9), argument(data, 10), argument(data, 11), argument(data, 12)
-        start, out, tokens, span = argument(data, 13), argument(data, 14), argument(data, 15), argument(data, 16)
+        grad, a, q, rank = own(data, 0), own(data, 1), own(data, 2), own(data, 3)
+        start, out, tokens, span = own(data, 4), own(data, 5), own(data, 6), own(data, 7)
         columns = weight.columns
         token_groups = (tokens + width - 1) // width
         tiles = span // height
         piece = my_scratch(data)
         sums = piece + span // lanes * register_bytes
         row_piece = sums + 4 * token_groups * width * span
-        whole = weight.block_bits >= 6 and columns % 64 == 0
         part = next_part(data)
         while part >= 0 and sources:
             first = part * span
             here = min(span, columns - first)
-            _zero(sums, token_groups * width * span)
+            clear(sums, token_groups * width * span)
             for n in range(0, weight.rows, unit):
                 terms = min(unit, weight.rows - n)
                 if order == IN_ORDER:
@@ -221,120 +250,54 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                             store_word(piece + at, load_word(row_piece + 4 * i))
                 elif order == PAIRS:
                     for row in range(0, terms, 2):
-                        position = (n + row) * columns + first
-                        prefetch(weight.codes + (position + unit * columns >> 1))
-                        prefetch(weight.codes + (position + (unit + 1) * columns >> 1))
+                        at = (n + row) * columns + first
+                        prefetch(weight.codes + (at + unit * columns >> 1))
+                        prefetch(weight.codes + (at + (unit + 1) * columns >> 1))
                         to = piece + (row >> 1) * line
-                        if whole:
-                            for at in range(position, position + here, 64):
-                                decode_row_pairs(
-                                    weight.codes + (at >> 1),
-                                    block_scale(weight, at >> weight.block_bits),
-                                    weight.codes + (at + columns >> 1),
-                                    block_scale(weight, (at + columns) >> weight.block_bits),
-                                    weight.levels,
-                                    to,
-                                    register_bytes,
-                                    group_bytes,
-                                    two,
-                                    lanes,
-                                )
-                                to += two * group_bytes
-                        else:
-                            for at in range(position, position + here, group):
-                                decode_row_pairs(
-                                    weight.codes + (at >> 1),
-                                    block_scale(weight, at >> weight.block_bits),
-                                    weight.codes + (at + columns >> 1),
-                                    block_scale(weight, (at + columns) >> weight.block_bits),
-                                    weight.levels,
-                                    to,
-                                    register_bytes,
-                                    group_bytes,
-                                    1,
-                                    lanes,
-                                )
-                                to += group_bytes
-                elif whole:
-                    for row in range(terms):
-                        position = (n + row) * columns + first
-                        prefetch(weight.codes + (position + unit * columns >> 1))
-                        to = piece + row * line
-                        for at in range(position, position + here, 64):
-                            scale = block_scale(weight, at >> weight.block_bits)
-                            decode_groups(
-                                weight.codes + (at >> 1),
-                                weight.levels,
-                                scale,
-                                to,
-                                register_bytes,
-                                group_bytes,
-                                two,
-                                lanes,
-                                APART,
-                            )
-                            to += two * group_bytes
+                        decode_run_of_two_rows(
+                            weight, at, at + here, to, register_bytes, group_bytes, groups_of_64, lanes
+                        )
                 else:
                     for row in range(terms):
-                        position = (n + row) * columns + first
+                        at = (n + row) * columns + first
+                        prefetch(weight.codes + (at + unit * columns >> 1))
                         to = piece + row * line
-                        for at in range(position, position + here, group):
-                            scale = block_scale(weight, at >> weight.block_bits)
-                            decode_groups(
-                                weight.codes + (at >> 1),
-                                weight.levels,
-                                scale,
-                                to,
-                                register_bytes,
-                                group_bytes,
-                                1,
-                                lanes,
-                                APART,
-                            )
-                            to += group_bytes
-                if pairs:
-                    terms = terms // 2
-                for g in range(token_groups):
-                    factors = grad + 4 * width * ((g * weight.rows + n) // (1 + pairs))
-                    for t in range(tiles):
-                        at = t * height
-                        add_tile(
-                            sums + (g * tiles + t) * tile_bytes,
-                            piece + at // lanes * register_bytes + at % lanes * 4,
-                            4,
-                            line,
-                            factors,
-                            terms,
-                            lanes,
-                            height,
-                            registers,
-                            pairs,
-                        )
+                        decode_run(weight, at, at + here, to, register_bytes, group_bytes, groups_of_64, lanes, APART)
+                _add_columns_of_tiles(
+                    sums,
+                    piece,
+                    grad + 4 * width * (n // per_term),
+                    4 * width * (weight.rows // per_term),
+                    token_groups,
+                    tiles,
+                    terms // per_term,
+                    line,
+                    lanes,
+                    height,
+                    registers,
+                    pairs,
+                )
             for r in range(0, rank, TERMS):
                 terms = min(TERMS, rank - r)
                 for row in range(terms):
                     for i in range(here):
-                        place = i
-                        if order != IN_ORDER:
-                            inside = i % group
-                            place = i - inside + inside // 2 + inside % 2 * lanes
+                        place = i if order == IN_ORDER else apart(i, lanes)
                         at = place // lanes * register_bytes + row * line + place % lanes * 4
                         store_float(piece + at, load_float(a + 4 * ((r + row) * columns + first + i)))
-                for g in range(token_groups):
-                    for t in range(tiles):
-                        at = t * height
-                        add_tile(
-                            sums + (g * tiles + t) * tile_bytes,
-                            piece + at // lanes * register_bytes + at % lanes * 4,
-                            4,
-                            line,
-                            q + 4 * width * (g * rank + r),
-                            terms,
-                            lanes,
-                            height,
-                            registers,
-                            0,
-                        )
+                _add_columns_of_tiles(
+                    sums,
+                    piece,
+                    q + 4 * width * r,
+                    4 * width * rank,
+                    token_groups,
+                    tiles,
+                    terms,
+                    line,
+                    lanes,
+                    height,
+                    registers,
+                    0,
+                )
             for token in range(0, tokens, lanes):
                 base = sums + 4 * (token // width * span * width + token % width)
                 count = min(lanes, tokens - token)
@@ -354,15 +317,12 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                     done += group
                 for i in range(count):
                     for column in range(done, here):
-                        place = column
-                        if order != IN_ORDER:
-                            inside = column % group
-                            place = column - inside + inside // 2 + inside % 2 * lanes
+                        place = column if order == IN_ORDER else apart(column, lanes)
                         value = load_float(base + 4 * (place * width + i))
                         at = (token + i) * columns + first + column
                         if start:
                             value += load_float(start + 4 * at)
-                        _store(out, at, value, narrow)
+                        store_value(out, at, value, narrow)
             part = next_part(data)
 
     return kernel
@@ -433,8 +393,8 @@ def backward(
         if Q is not None and A is not None and Q.shape[1]:
             rank, a = Q.shape[1], A.data_ptr()
             q = pack(Q[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
-        begun = 0 if start is None else start[first : first + TOKENS].data_ptr()
-        last = (begun, into.data_ptr(), part.shape[0], span)
+        begun = None if start is None else start[first : first + TOKENS]
+        last = (address(begun), into.data_ptr(), part.shape[0], span)
         scratch = 4 * span * (TERMS + 1 + -(-part.shape[0] // width) * width)
         entry = _backward(cpu.lanes, height, registers, order, int(dx.dtype == torch.bfloat16))
         team.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // span), scratch)

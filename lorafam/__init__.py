@@ -7,6 +7,7 @@ imported when used.
 from . import backends as backends
 from . import functional, reference
 from .config import AdapterConfig
+from .interop import AccelerateReport, accelerate, accelerated, decelerate
 from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
 from .model import adapt, load_adapter, merge_and_unload, save_adapter
 from .train.rank_allocator import RankAllocator
@@ -15,6 +16,7 @@ from .weights import NF4Weight, quantize_nf4
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccelerateReport",
     "AdaLoraCallback",
     "AdaLoraLinear",
     "AdapterConfig",
@@ -25,7 +27,10 @@ __all__ = [
     "NF4Linear",
     "NF4Weight",
     "RankAllocator",
+    "accelerate",
+    "accelerated",
     "adapt",
+    "decelerate",
     "explain",
     "functional",
     "load_adapter",

@@ -31,9 +31,26 @@ def is_bitsandbytes_4bit(base: nn.Module) -> bool:
     return library is not None and isinstance(base, library.nn.Linear4bit)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def is_conv1d(base: nn.Module) -> bool:
+    """Whether `base` is transformers' Conv1D, whose weight is [K, N]; never imports transformers."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and type(base) is library.Conv1D
+
+
 def base_weight(base: nn.Module) -> BaseWeight:
     """The weight the fast path multiplies by."""
-    if base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__:
+    if has_hooks(base):
         return BaseWeight(None, "the base layer has hooks: its own forward runs")
     if isinstance(base, NF4Linear):
         return BaseWeight(base.weight, "4-bit weight")
@@ -41,6 +58,8 @@ def base_weight(base: nn.Module) -> BaseWeight:
         return BaseWeight(NF4Weight.from_bitsandbytes(base), "bitsandbytes 4-bit weight, shared")
     if type(base) is nn.Linear:
         return BaseWeight(base.weight, "dense weight")
+    if is_conv1d(base):
+        return BaseWeight(base.weight.T, "dense weight, transposed")  # type: ignore[arg-type]
     return BaseWeight(None, f"{type(base).__name__} is not a layer whose weight is known: its own forward runs")
 
 

@@ -1,0 +1,92 @@
+"""`accelerate(model)`: PEFT's layers on lorafam's products, in place, and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..methods import AdapterLayer
+from .report import PEFT, AccelerateReport, Row
+
+
+def accelerate(module: nn.Module) -> AccelerateReport:
+    """Makes every PEFT layer in `module` (a model, or a single layer) compute with lorafam's products, in place.
+
+    LoRA, rsLoRA, DoRA and AdaLoRA on nn.Linear, Conv1D, bitsandbytes' layers, and LoRA around every other quantised
+    base that PEFT knows. Parameters, their names, the state_dict, the optimiser's state and PEFT's interface stay as
+    they are; adapters added later through the PEFT model are accelerated too. What a layer does is decided in each of
+    its forwards: what the fast paths can't do goes to PEFT's own code. Calling it again does no harm and reports anew.
+
+    The report has a row for each layer. Raises TypeError for anything but a module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a model or a layer, got {type(module).__name__}")
+    found = _layers(module)
+    if not found:
+        return AccelerateReport([], _why_nothing(module))
+    from .fast_layers import FAST, FastLayer, swap
+    from .tuners import swap_tuners
+
+    rows = []
+    inside = ""
+    for name, layer in found:
+        kind = f"{type(layer).__module__.split('.')[-2]}.{type(layer).__name__}"
+        if inside and name.startswith(inside):
+            rows.append(Row(name, PEFT, "part of a layer that merges for each forward"))
+            continue
+        if type(layer) in FAST:
+            swap(layer)
+        if isinstance(layer, FastLayer):
+            way = layer.lorafam_way()
+            rows.append(Row(name, way.path, way.reason))
+        else:
+            inside = f"{name}."
+            rows.append(Row(name, PEFT, f"{kind} has no faster path"))
+    swap_tuners(module)
+    return AccelerateReport(rows)
+
+
+def decelerate(module: nn.Module) -> None:
+    """Takes `accelerate` back: every layer is what it was, and computes the same bits as before."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a model or a layer, got {type(module).__name__}")
+    _undo(_fast_modules(module))
+
+
+@contextmanager
+def accelerated(module: nn.Module) -> Iterator[AccelerateReport]:
+    """`with accelerated(model) as report:`; what was accelerated before stays so."""
+    before = set(map(id, _fast_modules(module)))
+    report = accelerate(module)
+    try:
+        yield report
+    finally:
+        _undo([child for child in _fast_modules(module) if id(child) not in before])
+
+
+def _fast_modules(module: nn.Module) -> list[Any]:
+    """The layers and tuners that are accelerated."""
+    return [child for child in module.modules() if "_lorafam" in child.__dict__]
+
+
+def _undo(modules: list[Any]) -> None:
+    for module in modules:
+        module._lorafam.swap_back(module)
+
+
+def _layers(module: nn.Module) -> list[tuple[str, Any]]:
+    """PEFT's layers by name."""
+    library = sys.modules.get("peft.tuners.tuners_utils")
+    if library is None:
+        return []
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, library.BaseTunerLayer)]
+
+
+def _why_nothing(module: nn.Module) -> str:
+    if any(isinstance(child, AdapterLayer) for child in module.modules()):
+        return "the layers of this model are lorafam's own"
+    return f"no layer of this {type(module).__name__} is one of PEFT's; get_peft_model first"

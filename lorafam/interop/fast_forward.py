@@ -1,0 +1,130 @@
+"""The forwards of PEFT's layers by lorafam's products, in PEFT's dtypes: the result has the dtype PEFT's has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import functional as F
+from ..weights import NF4Weight
+from .norms import norm_of
+from .report import FUSED
+from .scalings import Scalings
+from .way import Way
+
+Tensor = torch.Tensor
+
+
+def lora(layer: Any, way: Way, x: Tensor) -> Tensor:
+    """LoRA and rsLoRA; several active adapters are one of the sum of their ranks."""
+    A, B, scale, bias = _factors(layer, way.adapters)
+    p, drops = _dropout(layer, way.adapters[0])
+    base = layer._modules["base_layer"]
+    if way.path == FUSED:
+        total = _sum(getattr(base, "bias", None), bias)
+        weight: Any = way.weight
+        return _in_base_dtype(
+            base, weight, x, lambda x: F.lora_linear(x, weight, A, B, scale, total, dropout_p=p, training=drops)
+        )
+    y = base(x)
+    update = F.low_rank(x, A, B, scale, dropout_p=p, training=drops)
+    return (y + (update if bias is None else update + bias)).to(y.dtype)
+
+
+def dora(layer: Any, way: Way, x: Tensor) -> Tensor:
+    """DoRA, dropout on both paths as PEFT has it, no gradient through the norm."""
+    name = way.adapters[0]
+    A, B, scale, _ = _factors(layer, way.adapters)
+    p, drops = _dropout(layer, name)
+    magnitude = layer._modules["lora_magnitude_vector"][name].weight
+    base = layer._modules["base_layer"]
+    bias = getattr(base, "bias", None)
+    norm = norm_of(layer, name, way.weight, A, B, scale)
+    if way.path == FUSED:
+        weight: Any = way.weight
+        return _in_base_dtype(
+            base,
+            weight,
+            x,
+            lambda x: F.dora_linear(
+                x,
+                weight,
+                A,
+                B,
+                magnitude,
+                scale,
+                bias,
+                dropout_p=p,
+                dora_dropout="input",
+                training=drops,
+                norm=norm,
+            ),
+        )
+    y = base(x)
+    product = F.low_rank(x, A, B, scale) + (y if bias is None else y - bias)
+    product = product * (magnitude / norm)
+    return (product if bias is None else product + bias).to(y.dtype)
+
+
+def adalora(layer: Any, way: Way, x: Tensor) -> Tensor:
+    """AdaLoRA."""
+    name = way.adapters[0]
+    A, E, B = (layer._modules[part]._parameters[name] for part in ("lora_A", "lora_E", "lora_B"))
+    scale, rank_num = scale_of(layer, name, A.device), layer._modules["ranknum"]._parameters[name]
+    p, drops = _dropout(layer, name)
+    base = layer._modules["base_layer"]
+    if way.path == FUSED:
+        bias = getattr(base, "bias", None)
+        weight: Any = way.weight
+        call = F.adalora_linear
+        return _in_base_dtype(
+            base, weight, x, lambda x: call(x, weight, A, E, B, scale, rank_num, bias, dropout_p=p, training=drops)
+        )
+    y = base(x)
+    update = F.low_rank(x, A, B, F.adalora_scale(E, scale, rank_num), dropout_p=p, training=drops)
+    return (y + update).to(y.dtype)
+
+
+def _factors(layer: Any, names: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor | float, Tensor | None]:
+    """A [r, K], B [N, r], the scaling (a value a rank where there are several adapters) and lora_B's scaled bias."""
+    downs, ups = layer._modules["lora_A"], layer._modules["lora_B"]
+    parts = []
+    for name in names:
+        A, up = downs[name].weight, ups[name]
+        scale = scale_of(layer, name, A.device)
+        parts.append((A, up.weight, scale, None if up.bias is None else up.bias * scale))
+    if len(parts) == 1:
+        return parts[0]
+    bias: Tensor | None = None
+    for *_, own in parts:
+        bias = _sum(bias, own)
+    scales = [torch.as_tensor(scale, device=A.device).expand(A.shape[0]) for A, _, scale, _ in parts]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1), torch.cat(scales), bias
+
+
+def scale_of(layer: Any, name: str, device: torch.device) -> Tensor | float:
+    """An adapter's scaling; a float where somebody put a plain dict there, as PEFT's helpers do for a while."""
+    scaling = layer.scaling
+    return scaling.tensor(name, device) if isinstance(scaling, Scalings) else scaling[name]
+
+
+def _dropout(layer: Any, name: str) -> tuple[float, bool]:
+    dropout = layer._modules["lora_dropout"][name]
+    return (0.0, False) if type(dropout) is nn.Identity else (dropout.p, dropout.training)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _in_base_dtype(base: nn.Module, weight: Any, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """`product(x)` as bitsandbytes computes: in the layer's compute dtype, also under autocast, rounded to x's."""
+    if not isinstance(weight, NF4Weight):
+        return product(x)
+    on = torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if on else contextlib.nullcontext():
+        return product(x.to(getattr(base, "compute_dtype", None) or x.dtype)).to(x.dtype)

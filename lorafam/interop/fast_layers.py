@@ -1,0 +1,143 @@
+"""PEFT's layer classes with another forward: a layer is made one by changing its class, so that its parameters, their
+names and everything else of it stay as they are.
+
+A class has its original's name, so that `repr` and error messages are PEFT's; it is found again by its qualified name,
+in a pickle too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from . import fast_forward
+from .embedding import embedding_forward, embedding_way
+from .norms import Norms
+from .report import PEFT
+from .scalings import Scalings
+from .way import Way, way
+
+Tensor = torch.Tensor
+
+
+class State:
+    """What an accelerated layer has besides: what its class was, and what is kept for its forwards."""
+
+    def __init__(self, original: type, repacks: bool | None) -> None:
+        self.original, self.repacks = original, repacks
+        self.norms = Norms()
+
+    def __reduce__(self) -> Any:
+        return State, (self.original, self.repacks)
+
+    def swap_back(self, layer: Any) -> None:
+        """Makes the layer what it was."""
+        del layer._lorafam
+        if self.repacks:
+            layer.get_base_layer().support_avx512bf16_for_cpu = self.repacks
+        layer.scaling = dict(layer.scaling)
+        _change_class(layer, self.original)
+
+
+class FastLayer:
+    """Before a layer class of PEFT's: a forward that takes the fast path where it may."""
+
+    _lorafam: State
+
+    def lorafam_way(self, x: Tensor | None = None) -> Way:
+        """The path for tokens x, or for any, and why."""
+        return way(self, x)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # arguments are for PEFT (`adapter_names`) or for the base
+        if not args and not kwargs:
+            found = self.lorafam_way(x)
+            if found.path != PEFT:
+                return self.lorafam_forward(x, found)
+        return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+        return (fast_forward.dora if found.dora else fast_forward.lora)(self, found, x)
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        self._lorafam.norms.forget()
+        super().merge(*args, **kwargs)  # type: ignore[misc]
+
+    def unmerge(self) -> None:
+        self._lorafam.norms.forget()
+        super().unmerge()  # type: ignore[misc]
+
+
+class FastAdaLora(FastLayer):
+    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+        return fast_forward.adalora(self, found, x)
+
+
+class FastEmbedding(FastLayer):
+    def lorafam_way(self, x: Tensor | None = None) -> Way:
+        return embedding_way(self)
+
+    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+        return embedding_forward(self, found, x)
+
+
+# where PEFT has a layer class, its name, and what goes before it; those of absent libraries aren't there
+_CLASSES: tuple[tuple[str, str, type[FastLayer]], ...] = (
+    ("peft.tuners.lora.layer", "Linear", FastLayer),
+    ("peft.tuners.lora.layer", "Embedding", FastEmbedding),
+    ("peft.tuners.lora.bnb", "Linear4bit", FastLayer),
+    ("peft.tuners.lora.bnb", "Linear8bitLt", FastLayer),
+    ("peft.tuners.lora.gptq", "GPTQLoraLinear", FastLayer),
+    ("peft.tuners.lora.awq", "AwqLoraLinear", FastLayer),
+    ("peft.tuners.lora.aqlm", "AqlmLoraLinear", FastLayer),
+    ("peft.tuners.lora.eetq", "EetqLoraLinear", FastLayer),
+    ("peft.tuners.lora.hqq", "HqqLoraLinear", FastLayer),
+    ("peft.tuners.lora.torchao", "TorchaoLoraLinear", FastLayer),
+    ("peft.tuners.lora.inc", "IncLoraLinear", FastLayer),
+    ("peft.tuners.lora.te", "TeLinear", FastLayer),
+    ("peft.tuners.adalora.layer", "SVDLinear", FastAdaLora),
+    ("peft.tuners.adalora.bnb", "SVDLinear4bit", FastAdaLora),
+    ("peft.tuners.adalora.bnb", "SVDLinear8bitLt", FastAdaLora),
+    ("peft.tuners.adalora.gptq", "SVDQuantLinear", FastAdaLora),
+)
+
+
+def _define(module: str, name: str, fast: type[FastLayer]) -> tuple[type, type] | None:
+    try:
+        original = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+    if original is None:
+        return None
+    qualified = f"{fast.__name__}_{name}"
+    made = type(qualified, (fast, original), {"__doc__": original.__doc__, "__module__": __name__})
+    made.__name__ = name
+    globals()[qualified] = made
+    return original, made
+
+
+FAST: dict[type, type] = dict(pair for pair in (_define(*row) for row in _CLASSES) if pair is not None)
+
+
+def swap(layer: Any) -> None:
+    """Makes a layer of a class in `FAST` an accelerated one."""
+    original = type(layer)
+    base = layer.get_base_layer()
+    repacks = getattr(base, "support_avx512bf16_for_cpu", None)
+    layer._lorafam = State(original, repacks)
+    if repacks:
+        # an evaluation forward of bitsandbytes would repack the weight in place, for its own kernel only
+        base.support_avx512bf16_for_cpu = False
+    layer.scaling = Scalings(layer.scaling)
+    _change_class(layer, FAST[original])
+
+
+def _change_class(layer: Any, to: type) -> None:
+    before = type(layer)
+    layer.__class__ = to
+    # accelerate's hooks call the forward they found, bound to the class they found it on
+    kept = layer.__dict__.get("_old_forward")
+    if getattr(kept, "__func__", None) is before.forward:
+        layer._old_forward = to.forward.__get__(layer)  # type: ignore[attr-defined]

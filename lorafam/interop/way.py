@@ -1,0 +1,131 @@
+"""Which path a PEFT layer takes, and why: asked in every forward, since anything may have changed since the last one.
+
+What the fast paths can't do goes to PEFT's own code, which calls the modules: their hooks then run, sharded weights are
+gathered, and errors are PEFT's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..methods.base_weight import base_weight, has_hooks
+from ..ops.by_storage import FLOAT_DTYPES
+from ..weights import NF4Weight
+from .report import FUSED, LOW_RANK, PEFT
+
+Tensor = torch.Tensor
+
+
+class Way(NamedTuple):
+    """The path; the active adapters it computes; the base's weight, where the path needs none of the base's code."""
+
+    path: str
+    reason: str
+    adapters: tuple[str, ...] = ()
+    weight: Tensor | NF4Weight | None = None
+    dora: bool = False
+
+
+def way(layer: Any, x: Tensor | None = None) -> Way:
+    """The way of a LoRA or AdaLoRA linear layer of PEFT's; for tokens x, if they are given."""
+    modules = layer._modules
+    downs = modules["lora_A"]
+    names = tuple(name for name in layer.active_adapters if name in downs)
+    alone = without_adapter(layer, names)
+    if alone is not None:
+        return alone
+    kinds = {type(layer.lora_variant[name]).__name__ for name in names if name in layer.lora_variant}
+    dora = kinds == {"DoraLinearVariant"}
+    if kinds and not dora:
+        return Way(PEFT, f"{', '.join(sorted(kinds))}: computed by PEFT alone")
+    if len(names) > 1 and (dora or "lora_E" in modules):
+        return Way(PEFT, f"{len(names)} active adapters that aren't plain LoRA")
+    for name in names:
+        problem = _factors(layer, name, dora)
+        if problem:
+            return Way(PEFT, problem)
+    dropped = [name for name in names if _drops(modules["lora_dropout"][name])]
+    if dropped and len(names) > 1:
+        return Way(PEFT, "several active adapters with a dropout mask each")
+    return _with_base(layer, names, dora, bool(dropped), x)
+
+
+def without_adapter(layer: Any, names: tuple[str, ...]) -> Way | None:
+    """The way of a layer whose base runs alone."""
+    if layer._disable_adapters:
+        return Way(PEFT, "the adapters are disabled: the base layer runs alone")
+    if layer.merged_adapters:
+        return Way(PEFT, f"{', '.join(layer.merged_adapters)} is merged: the base layer runs alone")
+    return None if names else Way(PEFT, "no active adapter here: the base layer runs alone")
+
+
+def _factors(layer: Any, name: str, dora: bool) -> str:
+    """Why an adapter's tensors can't be taken from its modules; empty where they can."""
+    modules = layer._modules
+    dropout = modules["lora_dropout"][name]
+    if type(dropout) not in (nn.Identity, nn.Dropout):
+        return f"the dropout of {name} is a {type(dropout).__name__}"
+    if "lora_E" in modules:
+        factors = [modules[part]._parameters[name] for part in ("lora_A", "lora_E", "lora_B")]
+    else:
+        linears = [modules["lora_A"][name], modules["lora_B"][name]]
+        if dora:
+            linears.append(modules["lora_magnitude_vector"][name])
+        if any(map(has_hooks, (*linears, dropout))):
+            return "hooks on the adapter's modules: they run"
+        if any(type(linear) is not nn.Linear for linear in linears[:2]):
+            return f"the factors of {name} aren't plain linear layers"
+        factors = [linear._parameters["weight"] for linear in linears]
+    if any(type(factor) is not nn.Parameter for factor in factors):
+        return f"the factors of {name} are {type(factors[0]).__name__}: sharded or of a class of its own"
+    if any(factor.ndim != 2 for factor in factors[:2]):
+        return f"the factors of {name} are gathered when their modules run"
+    if any(factor.dtype not in FLOAT_DTYPES for factor in factors):
+        return f"the factors of {name} are {factors[0].dtype}"
+    if any(factor.device != factors[0].device for factor in factors):
+        return f"the tensors of {name} are on several devices"
+    return ""
+
+
+def _drops(dropout: nn.Module) -> bool:
+    return type(dropout) is nn.Dropout and dropout.training and dropout.p > 0
+
+
+def _with_base(layer: Any, names: tuple[str, ...], dora: bool, drops: bool, x: Tensor | None) -> Way:
+    base = layer._modules["base_layer"]
+    try:
+        weight, reason = base_weight(base)
+    except ValueError as error:
+        return Way(PEFT, str(error))
+    if isinstance(weight, Tensor):
+        if weight.ndim != 2:
+            return Way(PEFT, "the base weight is gathered when its layer runs")
+        if type(weight) not in (nn.Parameter, Tensor):
+            weight, reason = None, f"the base weight is a {type(weight).__name__}"
+        elif weight.dtype not in FLOAT_DTYPES:
+            reason, weight = f"the base weight is {weight.dtype}", None
+        elif weight.requires_grad:
+            weight, reason = None, "the base weight is trained"
+    if weight is not None and x is not None:
+        if x.device != weight.device or x.dtype not in FLOAT_DTYPES:
+            return Way(PEFT, f"the input is {x.dtype} on {x.device}")
+        if isinstance(weight, Tensor) and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            return Way(PEFT, f"the input is {x.dtype}, the base weight {weight.dtype}")
+        if isinstance(weight, NF4Weight) and _narrows(base, x):
+            weight, reason = None, f"the base multiplies in {base.compute_dtype}, the adapter in {x.dtype}"
+    if weight is not None:
+        return Way(FUSED, reason, names, weight, dora)
+    if dora and drops:
+        return Way(PEFT, f"DoRA with dropout needs two products with the weight; {reason}")
+    return Way(LOW_RANK, reason, names, None, dora)
+
+
+def _narrows(base: nn.Module, x: Tensor) -> bool:
+    """Whether the base computes in a narrower dtype than the adapter: not under autocast, where both do."""
+    wanted = getattr(base, "compute_dtype", None)
+    if wanted is None or torch.is_autocast_enabled(x.device.type):
+        return False
+    return torch.promote_types(wanted, x.dtype) != wanted

@@ -28,7 +28,7 @@ def accelerate(module: nn.Module) -> AccelerateReport:
     found = _layers(module)
     if not found:
         return AccelerateReport([], _why_nothing(module))
-    from .fast_layers import FAST, FastLayer, swap
+    from .fast_layers import FAST, FastLayer, prepare, swap
     from .tuners import swap_tuners
 
     rows = []
@@ -41,6 +41,7 @@ def accelerate(module: nn.Module) -> AccelerateReport:
         if type(layer) in FAST:
             swap(layer)
         if isinstance(layer, FastLayer):
+            prepare(layer)
             way = layer.lorafam_way()
             rows.append(Row(name, way.path, way.reason))
         else:

@@ -134,6 +134,14 @@ def swap(layer: Any) -> None:
     _change_class(layer, FAST[original])
 
 
+def prepare(layer: Any) -> None:
+    """Makes the scalings' tensors before a graph is compiled: one made inside would be another the next time."""
+    scaling = layer.scaling
+    if isinstance(scaling, Scalings):
+        for name in scaling:
+            scaling.tensor(name, next(layer.parameters()).device)
+
+
 def _change_class(layer: Any, to: type) -> None:
     before = type(layer)
     layer.__class__ = to

@@ -112,6 +112,8 @@ def _with_base(layer: Any, names: tuple[str, ...], dora: bool, drops: bool, x: T
     if weight is not None and x is not None:
         if x.device != weight.device or x.dtype not in FLOAT_DTYPES:
             return Way(PEFT, f"the input is {x.dtype} on {x.device}")
+        if x.shape[-1:] != weight.shape[1:]:
+            return Way(PEFT, f"the input is {list(x.shape)}, the base weight {list(weight.shape)}")
         if isinstance(weight, Tensor) and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             return Way(PEFT, f"the input is {x.dtype}, the base weight {weight.dtype}")
         if isinstance(weight, NF4Weight) and _narrows(base, x):

@@ -1,9 +1,10 @@
-"""AdaLoRA in transformers' Trainer: `Trainer(..., callbacks=[AdaLoraCallback(allocator)])`.
+"""AdaLoRA in transformers' Trainer: `Trainer(..., callbacks=[AdaLoraCallback(allocator)])`, or, for a PEFT model,
+`AdaLoraCallback()`.
 
 Trainer knows nothing of rank allocation, so two things happen in every optimiser step: the orthogonality penalty is
 added to the model's loss, by a forward hook while the model trains (PEFT does it in AdaLoraModel.forward), and the
 allocator steps when the optimiser has, while gradients are still there. The allocator's state goes into Trainer's
-checkpoints and comes back from them.
+checkpoints and comes back from them. A PEFT model adds the penalty itself.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import ALLOCATOR
+from .peft_allocator import PeftAllocator
 from .rank_allocator import RankAllocator
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Steps a `RankAllocator`. `penalty` is what the last optimiser step's loss had added, 0-dimensional, detached."""
+    """Steps a `RankAllocator`, or, without one, that of the PEFT AdaLoRA model which is trained.
 
-    def __init__(self, allocator: RankAllocator) -> None:
-        self.allocator = allocator
+    `penalty` is what the last optimiser step's loss had added by a `RankAllocator`, 0-dimensional, detached.
+    """
+
+    def __init__(self, allocator: RankAllocator | None = None) -> None:
+        self.allocator: RankAllocator | PeftAllocator | None = allocator
         self.penalty = torch.zeros(())
         self._hook: RemovableHandle | None = None
         self._due = True
@@ -34,10 +39,13 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not isinstance(self.allocator, RankAllocator):
+            self.allocator = PeftAllocator(kwargs["model"], state.max_steps)
         if state.global_step > 0:
             self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self._remove_hook()
-        self._hook = kwargs["model"].register_forward_hook(self._add_penalty, with_kwargs=True)
+        if isinstance(self.allocator, RankAllocator):
+            self._hook = kwargs["model"].register_forward_hook(self._add_penalty, with_kwargs=True)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -48,22 +56,31 @@ class AdaLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Trainer counts the step later; PEFT's allocator counts from 1
-        self.allocator.step(state.global_step + 1)
+        self._known.step(state.global_step + 1)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._saved_step != state.global_step:
-            self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        if self._saved_step != state.global_step and args.should_save:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if isinstance(self.allocator, PeftAllocator):
+                self.allocator.save_whole(folder)
+            self.save(folder, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._remove_hook()
 
+    @property
+    def _known(self) -> RankAllocator | PeftAllocator:
+        if self.allocator is None:
+            raise RuntimeError("AdaLoraCallback: training hasn't begun, the PEFT model isn't known yet")
+        return self.allocator
+
     def save(self, folder: Path, step: int) -> None:
         """Writes the allocator's state into a checkpoint's folder, under a temporary name first."""
         path = folder / ALLOCATOR
         temporary = path.with_name(f".{ALLOCATOR}.{os.getpid()}")
-        torch.save(self.allocator.state_dict(), temporary)
+        torch.save(self._known.state_dict(), temporary)
         os.replace(temporary, path)
         self._saved_step = step
 
@@ -72,7 +89,7 @@ class AdaLoraCallback(TrainerCallback):
         path = folder / ALLOCATOR
         if not path.is_file():
             raise FileNotFoundError(f"{path}: the checkpoint has no state of the rank allocator")
-        self.allocator.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._known.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def _add_penalty(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not model.training or not torch.is_grad_enabled():
@@ -85,6 +102,7 @@ class AdaLoraCallback(TrainerCallback):
         if kwargs.get("num_items_in_batch") is not None and not self._due:
             return output
         self._due = False
+        assert isinstance(self.allocator, RankAllocator)
         penalty = self.allocator.penalty()
         self.penalty = penalty.detach()
         output["loss"] = loss + penalty.to(loss.dtype)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..methods import AdapterLayer
 from .report import PEFT, AccelerateReport, Row
+from .sharded import is_unit
 
 
 def accelerate(module: nn.Module) -> AccelerateReport:
@@ -52,7 +53,10 @@ def accelerate(module: nn.Module) -> AccelerateReport:
 
 
 def decelerate(module: nn.Module) -> None:
-    """Takes `accelerate` back: every layer is what it was, and computes the same bits as before."""
+    """Takes `accelerate` back: every layer is what it was, and computes the same bits as before.
+
+    Raises RuntimeError where FSDP2 has changed a layer's class since.
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a model or a layer, got {type(module).__name__}")
     _undo(_fast_modules(module))
@@ -75,6 +79,11 @@ def _fast_modules(module: nn.Module) -> list[Any]:
 
 
 def _undo(modules: list[Any]) -> None:
+    for module in modules:
+        if is_unit(module):
+            raise RuntimeError(
+                f"decelerate: a {type(module).__name__} is sharded by itself, its class is FSDP2's; decelerate before"
+            )
     for module in modules:
         module._lorafam.swap_back(module)
 

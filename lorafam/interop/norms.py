@@ -1,7 +1,8 @@
 """‖W + s B A‖ per output feature of a PEFT layer with DoRA.
 
 Formed anew wherever A or B may be trained: no version counter tells that a fused optimiser or one of bitsandbytes wrote
-into them. Kept for frozen factors in evaluation, until one of them, the weight or the scaling is another.
+into them. Kept for frozen factors in evaluation, until one of them, the weight or the scaling is another. Nothing is
+kept of parameters that FSDP2 gathers: reading them is little beside that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from .. import functional as F
 from ..weights import NF4Weight
+from .sharded import is_gathered
 
 Tensor = torch.Tensor
 
@@ -46,12 +48,20 @@ def norm_of(
 ) -> Tensor:
     """n [N] in fp32; `weight` None: what PEFT dequantises of the base layer."""
     kept: Norms = layer._lorafam.norms
+    gathered = is_gathered(layer)
     keeps = not (
-        layer.training or torch.is_grad_enabled() or A.requires_grad or B.requires_grad or torch.compiler.is_compiling()
+        gathered
+        or layer.training
+        or torch.is_grad_enabled()
+        or A.requires_grad
+        or B.requires_grad
+        or torch.compiler.is_compiling()
     )
     if not keeps:
         kept.norms.pop(name, None)
-        return _form(kept, _weight(layer, weight), A, B, scale)
+        if gathered:
+            kept.forget()
+        return _form(None if gathered else kept, _weight(layer, weight), A, B, scale)
     source = layer.get_base_layer().weight if weight is None else weight
     tensors, versions = (A, B, source), (layer.scaling[name], *map(_version, (A, B, source)))
     known = kept.norms.get(name)
@@ -70,8 +80,13 @@ def _weight(layer: Any, weight: Tensor | NF4Weight | None) -> Tensor | NF4Weight
     return dequantize_module_weight(layer.get_base_layer()).detach()
 
 
-def _form(kept: Norms, weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: Tensor | float) -> Tensor:
+def _form(kept: Norms | None, weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: Tensor | float) -> Tensor:
+    """`kept` None: without what is kept."""
     squared = None
+    if kept is None:
+        if isinstance(weight, NF4Weight):
+            squared = torch.ops.lorafam.squared_row_norm(*weight.storage())
+        return F.row_norm(weight, A, B, scale, weight_squared=squared)
     # a compiled graph can't ask for a version, and a weight that is decoded now is new each time
     if isinstance(weight, torch.nn.Parameter) and not torch.compiler.is_compiling():
         known = kept.squared

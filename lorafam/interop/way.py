@@ -15,6 +15,7 @@ from ..methods.base_weight import base_weight, has_hooks
 from ..ops.by_storage import FLOAT_DTYPES
 from ..weights import NF4Weight
 from .report import FUSED, LOW_RANK, PEFT
+from .sharded import is_sharded
 
 Tensor = torch.Tensor
 
@@ -79,6 +80,8 @@ def _factors(layer: Any, name: str, dora: bool) -> str:
         if any(type(linear) is not nn.Linear for linear in linears[:2]):
             return f"the factors of {name} aren't plain linear layers"
         factors = [linear._parameters["weight"] for linear in linears]
+    if any(map(is_sharded, factors)):
+        return f"the factors of {name} are sharded now: asked again in each forward"
     if any(type(factor) is not nn.Parameter for factor in factors):
         return f"the factors of {name} are {type(factors[0]).__name__}: sharded or of a class of its own"
     if any(factor.ndim != 2 for factor in factors[:2]):
@@ -96,6 +99,8 @@ def _drops(dropout: nn.Module) -> bool:
 
 def _with_base(layer: Any, names: tuple[str, ...], dora: bool, drops: bool, x: Tensor | None) -> Way:
     base = layer._modules["base_layer"]
+    if any(map(is_sharded, (x, *base._parameters.values()))):
+        return Way(PEFT, "the base weight or the input is a DTensor")
     try:
         weight, reason = base_weight(base)
     except ValueError as error:

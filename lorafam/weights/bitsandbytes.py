@@ -27,7 +27,8 @@ _REPACKED = (
 class _Kept(NamedTuple):
     """A conversion, and what it was made from."""
 
-    data_ptr: int
+    storage: int
+    offset: int
     version: int
     absmax: Tensor
     weight: NF4Weight
@@ -41,10 +42,15 @@ def from_bitsandbytes(source: Any) -> NF4Weight:
     params, state = _parts(source)
     if torch.compiler.is_compiling():
         return _convert(params, state)
-    # repacking and moving replace the tensors, loading writes into them
-    now = (params.data_ptr(), 0 if params.is_inference() else params._version)
+    # Repacking and moving replace the tensors, loading writes into them. Not the address: FSDP2 frees the storage and
+    # fills it anew elsewhere, and what shares it follows.
+    now = (
+        params.untyped_storage()._cdata,
+        int(params.storage_offset()),
+        0 if params.is_inference() else params._version,
+    )
     kept = _kept.get(state)
-    if kept is not None and kept[:2] == now and kept.absmax is state.absmax:
+    if kept is not None and kept[:3] == now and kept.absmax is state.absmax:
         return kept.weight
     _kept.pop(state, None)
     _check_levels(state)
@@ -100,6 +106,11 @@ def _parts(source: Any) -> tuple[Tensor, Any]:
         state = getattr(source, "quant_state", None)
     if state is not None:
         return params, state
+    if params is not source and not hasattr(params, "quant_storage"):
+        raise ValueError(
+            f"{type(source).__name__}: the scales of its weight are lost, it was sharded or replaced; make it with "
+            "Params4bit(..., module=layer), as transformers does, and the layer keeps them"
+        )
     if hasattr(params, "bnb_quantized"):
         raise ValueError(
             f"{type(source).__name__}: its weight isn't quantised yet; bitsandbytes does that when the layer is moved: "

@@ -32,7 +32,8 @@ class AdaLoraCallback(TrainerCallback):
     def __init__(self, allocator: RankAllocator | None = None) -> None:
         self.allocator: RankAllocator | PeftAllocator | None = allocator
         self.penalty = torch.zeros(())
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._processes = 1
         self._due = True
         self._saved_step = -1
 
@@ -43,9 +44,12 @@ class AdaLoraCallback(TrainerCallback):
             self.allocator = PeftAllocator(kwargs["model"], state.max_steps)
         if state.global_step > 0:
             self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        self._remove_hook()
+        self._remove_hooks()
+        self._processes = args.world_size if args.average_tokens_across_devices else 1
         if isinstance(self.allocator, RankAllocator):
-            self._hook = kwargs["model"].register_forward_hook(self._add_penalty, with_kwargs=True)
+            self._hooks = [kwargs["model"].register_forward_hook(self._add_penalty, with_kwargs=True)]
+        elif self._processes > 1:
+            self._hooks = self.allocator.share_penalty(self._processes)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,7 +72,7 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._remove_hook()
+        self._remove_hooks()
 
     @property
     def _known(self) -> RankAllocator | PeftAllocator:
@@ -99,16 +103,18 @@ class AdaLoraCallback(TrainerCallback):
             raise RuntimeError("AdaLoraCallback: the model's output has no loss to add the penalty to")
         # A loss divided by all items of the step is summed over the step's forward passes: the penalty counts in one
         # of them. Otherwise Trainer averages the passes, and it counts in each.
-        if kwargs.get("num_items_in_batch") is not None and not self._due:
+        summed = kwargs.get("num_items_in_batch") is not None
+        if summed and not self._due:
             return output
         self._due = False
         assert isinstance(self.allocator, RankAllocator)
         penalty = self.allocator.penalty()
         self.penalty = penalty.detach()
-        output["loss"] = loss + penalty.to(loss.dtype)
+        share = penalty / self._processes if summed else penalty
+        output["loss"] = loss + share.to(loss.dtype)
         return output
 
-    def _remove_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

@@ -106,7 +106,7 @@ def _parts(source: Any) -> tuple[Tensor, Any]:
         state = getattr(source, "quant_state", None)
     if state is not None:
         return params, state
-    if params is not source and not hasattr(params, "quant_storage"):
+    if hasattr(source, "quant_state") and not hasattr(params, "quant_state"):
         raise ValueError(
             f"{type(source).__name__}: the scales of its weight are lost, it was sharded or replaced; make it with "
             "Params4bit(..., module=layer), as transformers does, and the layer keeps them"

@@ -19,14 +19,17 @@ import torch.distributed as dist
 from peft import AdaLoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import lorafam
 from lorafam.interop.fast_layers import FastLayer
+from lorafam.train.callbacks import AdaLoraCallback
+from lorafam.train.peft_allocator import PeftAllocator
 from lorafam.weights.bitsandbytes import _kept
 from tests.interop.tiny_lm import HIDDEN, RANK, TARGETS, VOCABULARY, Block, config_of, losses, tokens
 
@@ -122,11 +125,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def shard(model: Any) -> Any:
+def shard(model: Any, policy: MixedPrecisionPolicy = MixedPrecisionPolicy()) -> Any:  # noqa: B008
     """FSDP2, block by block, gathered again in the backward, then the rest."""
     for block in model.base_model.model.blocks:
-        fully_shard(block, reshard_after_forward=True)
-    return fully_shard(model)
+        fully_shard(block, mp_policy=policy, reshard_after_forward=True)
+    return fully_shard(model, mp_policy=policy)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -277,6 +280,32 @@ def frozen(case: Case) -> Any:
     return model
 
 
+def in_bf16(rank: int, world: int, case: Case) -> list[Trained]:
+    """Factors and activations in bf16 by FSDP2's policy, accelerated and not."""
+    found = []
+    for accelerates in (True, False):
+        model = build(case)
+        if accelerates:
+            lorafam.accelerate(model)
+        found.append(train(shard(model, MixedPrecisionPolicy(param_dtype=torch.bfloat16)), rank, world))
+    return found
+
+
+def refused(rank: int, world: int) -> list[str]:
+    """What is said to AdaLoRA's allocation over shards, and to decelerating a layer that is a unit."""
+    said = []
+    model = shard(build(Case("adalora")))
+    layers = build(Case("lora"))
+    lorafam.accelerate(layers)
+    fully_shard(layers.base_model.model.blocks[0].q)
+    for call in (lambda: PeftAllocator(model, STEPS + 2), lambda: lorafam.decelerate(layers)):
+        try:
+            call()
+        except (NotImplementedError, RuntimeError) as error:
+            said.append(str(error))
+    return said
+
+
 def by_leaves(rank: int, world: int, case: Case) -> Trained:
     """Every module with parameters of its own is a unit, as PEFT's wrap policy has it."""
     model = build(case)
@@ -285,3 +314,48 @@ def by_leaves(rank: int, world: int, case: Case) -> Trained:
         if module._parameters and not list(module.children()):
             fully_shard(module)
     return train(fully_shard(model), rank, world)
+
+
+def small_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=64, num_key_value_heads=2, **sizes))
+
+
+def by_trainer(rank: int, world: int, folder: Path, pefts: bool) -> dict[str, torch.Tensor]:
+    """AdaLoRA, PEFT's or lorafam's own, by transformers' Trainer with four rows a step in all; every parameter trained,
+    and what was logged.
+    """
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    schedule = {"total_step": 8, "tinit": 1, "tfinal": 3}
+    callback = AdaLoraCallback()
+    if pefts:
+        kind = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "orth_reg_weight": 0.5}
+        config = AdaLoraConfig(init_r=RANK, target_r=2, **kind, **schedule)
+        model: Any = get_peft_model(small_llama(), config)
+        lorafam.accelerate(model)
+    else:
+        model = lorafam.adapt(small_llama(), lorafam.AdapterConfig(method="adalora", r=RANK, alpha=RANK))
+        steps = {"total_steps": 8, "warmup_steps": 1, "final_steps": 3, "interval": 1}
+        callback = AdaLoraCallback(lorafam.RankAllocator(model, init_rank=RANK, target_rank=2, **steps))
+    rows = tokens(32, 24)
+    arguments = TrainingArguments(
+        str(folder / "trainer"),
+        per_device_train_batch_size=4 // world,
+        max_steps=8,
+        learning_rate=0.2,
+        optim="sgd",
+        max_grad_norm=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        ddp_backend="gloo",
+        dataloader_pin_memory=False,
+    )
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[callback])
+    trainer.train()
+    logged = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    return {**{name: whole(parameter) for name, parameter in trainable(model).items()}, "loss": torch.tensor(logged)}

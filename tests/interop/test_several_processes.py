@@ -44,8 +44,8 @@ def alone(case: Case) -> tuple[Trained, Trained]:
     return train(model), train(exact)
 
 
-def check(case: Case, found: Trained) -> None:
-    eager, exact = alone(case)
+def check(case: Case, found: Trained, eager: Trained | None = None) -> None:
+    eager, exact = eager or alone(case)[0], alone(case)[1]
     name = str(case)
     base = "dense weight" if case.storage is None else "bitsandbytes 4-bit weight, shared"
     # a checkpointed block's forward runs twice
@@ -107,6 +107,19 @@ def test_what_is_kept_follows_the_shards(tmp_path: Path) -> None:
             torch.testing.assert_close(ours, alone)
 
 
+def test_fsdp2_in_bf16(tmp_path: Path) -> None:
+    case = Case("dora", torch.bfloat16)
+    ours, theirs = run(2, tmp_path, several.in_bf16, case)[0]
+    assert theirs.paths == {}
+    check(case, ours, theirs)
+
+
+def test_what_sharding_rules_out_is_said(tmp_path: Path) -> None:
+    allocation, decelerating = run(2, tmp_path, several.refused)[0]
+    assert allocation.startswith("model: AdaLoRA's allocation needs whole parameters")
+    assert decelerating == "decelerate: a FSDPLinear is sharded by itself, its class is FSDP2's; decelerate before"
+
+
 def test_units_within_a_layer_run_pefts_code(tmp_path: Path) -> None:
     case = Case("lora")
     trained = run(2, tmp_path, several.by_leaves, case)[0]
@@ -114,3 +127,15 @@ def test_units_within_a_layer_run_pefts_code(tmp_path: Path) -> None:
     alone = train(build(case))
     torch.testing.assert_close(trained.losses, alone.losses)
     torch.testing.assert_close(trained.parameters, alone.parameters)
+
+
+@pytest.mark.parametrize("pefts", [True, False], ids=["PEFT's", "lorafam's"])
+def test_adalora_in_trainer(pefts: bool, tmp_path: Path) -> None:
+    """The same ranks on both processes and in one, the same parameters, the penalty counted once."""
+    alone = run(1, tmp_path / "one", several.by_trainer, tmp_path, pefts)[0]
+    found = run(2, tmp_path / "two", several.by_trainer, tmp_path, pefts)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0] if name != "loss")
+    masks = {name: value != 0 for name, value in found[0].items() if name.endswith((".E", "lora_E.default"))}
+    assert sum(int(mask.sum()) for mask in masks.values()) == 2 * len(masks) > 0
+    assert all(torch.equal(mask, alone[name] != 0) for name, mask in masks.items())
+    torch.testing.assert_close(found[0], alone, rtol=1e-4, atol=1e-5)

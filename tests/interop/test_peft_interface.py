@@ -374,6 +374,19 @@ def test_errors_are_pefts() -> None:
         assert str(found.value) == str(expected.value)
 
 
+def test_transformed_forwards_are_plain_operations() -> None:
+    plain, fast = (model.base_model.model.block.up for model in pair())
+    x, t = torch.randn(3, 64), torch.randn(3, 64)
+    per_row = torch.func.vmap(torch.func.grad(lambda layer, row: layer(row).square().sum(), argnums=1), (None, 0))
+    torch.testing.assert_close(per_row(fast, x), per_row(plain, x))
+    for layer in (plain, fast):
+        assert torch.func.jvp(layer, (x,), (t,))[1].shape == (3, 128)
+    traced = torch.jit.trace(fast, x, check_trace=False)
+    torch.testing.assert_close(traced(t), plain(t))
+    exported = torch.export.export(fast.eval(), (x,)).module()
+    torch.testing.assert_close(exported(t), plain(t))
+
+
 def test_embeddings_with_dora() -> None:
     plain, fast = pair("dora", target_modules=["embed", "q"])
     assert fast.base_model.model.embed.lorafam_way().path == "base + low rank"

@@ -25,6 +25,7 @@ from .autograd import (
     lora_forward,
     scaled,
 )
+from .backends.direct import call
 from .ops.by_storage import Storage, dense_storage, weight_shape
 from .ops.checks import check_device, check_dropout, check_factor, check_vector
 from .weights import NF4Weight
@@ -40,7 +41,7 @@ def nf4_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     if _recorded(flat, bias):
         y = FrozenLinear.apply(flat, bias, storage.data, tuple(storage.layout), *storage.scales)
     else:
-        y = torch.ops.lorafam.lora_linear(flat, *storage, None, None, None, bias)
+        y = call("lora_linear", flat, *storage, None, None, None, bias)
     return _restore(y, x)
 
 
@@ -216,7 +217,7 @@ def _row_norm(
 ) -> Tensor:
     if weight_squared is None and isinstance(weight, NF4Weight):
         weight_squared = weight.squared_row_norm()
-    return torch.ops.lorafam.row_norm(*storage, A, scaled(B, scaling), weight_squared)
+    return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)
 
 
 def _recorded(*values: Tensor | float | None) -> bool:

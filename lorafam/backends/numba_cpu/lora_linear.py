@@ -30,7 +30,6 @@ def lora_linear(
     return four_bit_product.forward(x, data, scales, layout, P, B_hat, c, bias)
 
 
-@torch.no_grad()
 def _dense(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:

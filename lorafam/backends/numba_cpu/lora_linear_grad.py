@@ -13,7 +13,6 @@ from .product import product
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
 def lora_linear_grad(
     grad_y: Tensor,
     data: Tensor,

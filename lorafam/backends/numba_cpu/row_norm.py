@@ -19,7 +19,6 @@ from .product import product
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
 def row_norm(
     data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, weight_squared: Tensor | None
 ) -> Tensor:
@@ -57,7 +56,6 @@ def _row(data: Tensor, scales: list[Tensor], layout: list[int], row: int) -> Ten
     return out
 
 
-@torch.no_grad()
 def squared_row_norm(data: Tensor, scales: list[Tensor], layout: list[int]) -> Tensor:
     """‖w_j‖² [N]."""
     norms = torch.empty(weight_shape(data, layout)[0], dtype=norm_dtype(data, layout))

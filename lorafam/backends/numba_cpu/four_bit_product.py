@@ -72,10 +72,10 @@ def backward(
 
 
 class Plan(NamedTuple):
-    """What a forward of some tokens runs: "registers", "tiles" or "panels", and how."""
+    """What a forward of some tokens runs: "registers", "tiles", "panels" or "dense", and how our own kernels do it."""
 
     path: str
-    configuration: str
+    configuration: str | None
 
 
 def plan(storage: Storage, tokens: int, dtype: torch.dtype) -> Plan:

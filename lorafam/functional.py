@@ -246,12 +246,13 @@ def _tokens(x: Tensor, storage: Storage) -> Tensor:
     check_device("x", x, storage.data.device)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return x.reshape(-1, in_features)
+    # a matrix needs no view, forward or backward
+    return x if x.ndim == 2 else x.reshape(-1, in_features)
 
 
 def _restore(y: Tensor, x: Tensor) -> Tensor:
-    """Y [tokens, N] with x's leading shape, as a view: an in-place change of it is seen by autograd."""
-    return y.view(*x.shape[:-1], y.shape[1])
+    """Y [tokens, N] with x's leading shape: itself or a view, so that autograd sees an in-place change of it."""
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[1])
 
 
 def _check_factors(A: Tensor, B: Tensor, in_features: int, out_features: int, device: torch.device) -> None:

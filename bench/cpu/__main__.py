@@ -132,9 +132,7 @@ def main(given: list[str] | None = None) -> int:
     sizes = options.size or list(SIZES)
     dtypes = [getattr(torch, name) for name in options.dtype] if options.dtype else list(DTYPES)
     print(f"{machine('cpu')}; {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}")
-    print(
-        "median ms (memory: MiB), NF4 with double quantisation unless dense, rank 16, adapters fp32; ratio, and asked for"
-    )
+    print("median ms (memory: MiB), rank 16, adapters fp32, W in double-quantised NF4 unless dense; ratio, ratio asked")
     print(f"{'':20}{'size':>12}  {'dtype':9}{'M':>5}{'lorafam':>10}  {'other':13}{'':>9}{'ratio':>9}{'asked':>8}")
     sys.stdout.flush()
     found = []

@@ -23,7 +23,7 @@ from .processor import Processor
 from .team import address, argument, my_scratch, next_part
 
 Tensor = torch.Tensor
-# by the weight's dtype: with more the platform's product is as fast
+# by their dtype: with more the platform's product is as fast
 FORWARD_TOKENS = {torch.float32: 32, torch.bfloat16: 8}
 BACKWARD_TOKENS = {torch.float32: 32, torch.bfloat16: 16}
 # rows of W in a part: a multiple of all that are taken at once
@@ -38,8 +38,8 @@ _COLUMNS_A_PART = 1024
 
 
 def suits(weight: Tensor, dtype: torch.dtype, count: int, most: Mapping[torch.dtype, int]) -> bool:
-    """Whether `count` tokens of a dtype go this way: few, `most` by the weight's dtype, but some."""
-    few = 0 < count <= most.get(weight.dtype, 0) and dtype in (weight.dtype, torch.float32)
+    """Whether `count` tokens of a dtype go this way: few, `most` by their dtype, but some."""
+    few = 0 < count <= most.get(dtype, 0) and weight.dtype in (dtype, torch.bfloat16)
     return few and weight.is_contiguous() and weight.numel() > 0
 
 

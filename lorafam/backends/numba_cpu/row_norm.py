@@ -11,7 +11,7 @@ import torch
 
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
-from . import four_bit_product
+from . import dense_few_tokens, dense_product, four_bit_product
 from .four_bit import describe
 from .panels import PANEL_BYTES, decode, panels
 from .product import product
@@ -40,6 +40,8 @@ def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor)
     """A Wᵀ [r, N] in A's dtype."""
     if not is_dense(layout):
         return four_bit_product.forward(A, data, scales, layout, None, None, None, None)
+    if dense_few_tokens.suits(data, A.dtype, A.shape[0], dense_few_tokens.FORWARD_TOKENS):
+        return dense_product.forward(A, data, None, None, None, None)
     result = A.new_empty(A.shape[0], data.shape[0])
     for first, end, rows in _rows(data, scales, layout):
         result[:, first:end] = product(A, rows.T)

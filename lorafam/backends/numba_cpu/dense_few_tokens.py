@@ -10,14 +10,12 @@ of the backward over a part's rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from . import team
 from .compiled import compiled
-from .memory import bf16_bits, clear, load_float, store_float, store_value, store_word, value_at
+from .memory import clear, load_float, store_float, store_value, value_at
 from .multiply_dense import PAIRED, WIDE, WIDENED, add_dense_rows, add_shares, dot_dense_rows
 from .processor import Processor
 from .team import address, argument, my_scratch, next_part
@@ -25,7 +23,9 @@ from .team import address, argument, my_scratch, next_part
 Tensor = torch.Tensor
 # by their dtype: with more the platform's product is as fast
 FORWARD_TOKENS = {torch.float32: 32, torch.bfloat16: 8}
+# the same of dx, of a weight that no cache holds
 BACKWARD_TOKENS = {torch.float32: 32, torch.bfloat16: 16}
+_LARGE = 1 << 22
 # rows of W in a part: a multiple of all that are taken at once
 _ROWS_A_PART = 96
 # the same of the backward, of a small and a large weight: each leaves a share behind
@@ -37,8 +37,9 @@ _NEAR, _SUMS = 1 << 15, 4096
 _COLUMNS_A_PART = 1024
 
 
-def suits(weight: Tensor, dtype: torch.dtype, count: int, most: Mapping[torch.dtype, int]) -> bool:
-    """Whether `count` tokens of a dtype go this way: few, `most` by their dtype, but some."""
+def suits(weight: Tensor, dtype: torch.dtype, count: int, backward: bool = False) -> bool:
+    """Whether `count` tokens of a dtype go this way: few, but some."""
+    most = BACKWARD_TOKENS if backward and weight.numel() >= _LARGE else FORWARD_TOKENS
     few = 0 < count <= most.get(dtype, 0) and weight.dtype in (dtype, torch.bfloat16)
     return few and weight.is_contiguous() and weight.numel() > 0
 
@@ -176,6 +177,9 @@ def _shares(lanes: int, tokens: int, kind: int, narrow: int, sources: int):
     halves = 0 if kind == WIDE else 1
     step = 2 * lanes if kind == PAIRED else lanes
     alone = WIDENED if kind == PAIRED else kind
+    paired = 1 if kind == PAIRED else 0
+    factor_size = 2 if kind == PAIRED else 4
+    convert = 1 if kind == WIDENED and narrow else 0
     width = _SUMS // tokens
 
     def kernel(data: int) -> None:
@@ -186,8 +190,9 @@ def _shares(lanes: int, tokens: int, kind: int, narrow: int, sources: int):
             argument(data, 3),
         )
         grad, c, shares, count = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
-        factors = my_scratch(data)
-        pairs = factors + 4 * rows_a_part * tokens
+        # of one row, then of a part
+        single = my_scratch(data)
+        scaled = single + 4 * tokens
         padded = (count + tokens - 1) // tokens * tokens
         whole = columns // step * step
         part = next_part(data)
@@ -197,20 +202,16 @@ def _shares(lanes: int, tokens: int, kind: int, narrow: int, sources: int):
             for token in range(0, count, tokens):
                 total = shares + 4 * (part * padded + token) * columns
                 clear(total, tokens * columns)
-                for row in range(rows):
-                    for m in range(tokens):
-                        value = np.float32(0)
-                        if token + m < count:
+                last = min(tokens, count - token) - 1
+                factors, stride = grad + (token * features + first) * factor_size, features * factor_size
+                if c or convert:
+                    factors, stride = scaled, rows_a_part * factor_size
+                    for m in range(last + 1):
+                        for row in range(rows):
                             value = value_at(grad, (token + m) * features + first + row, narrow)
                             if c:
                                 value *= load_float(c + 4 * (first + row))
-                        store_float(factors + 4 * (row * tokens + m), value)
-                if kind == PAIRED:
-                    for row in range(0, rows - 1, 2):
-                        for m in range(tokens):
-                            at = factors + 4 * (row * tokens + m)
-                            both = bf16_bits(load_float(at)) | bf16_bits(load_float(at + 4 * tokens)) << np.uint32(16)
-                            store_word(pairs + 4 * (row // 2 * tokens + m), both)
+                            store_value(scaled + m * stride, row, value, paired)
                 for column in range(0, columns, width):
                     here = min(width, whole - column)
                     row = 0
@@ -218,12 +219,13 @@ def _shares(lanes: int, tokens: int, kind: int, narrow: int, sources: int):
                         at = (first + row) * columns + column
                         many = row + _ROWS_AT_ONCE <= rows
                         if many:
-                            given = pairs + 2 * row * tokens if kind == PAIRED else factors + 4 * row * tokens
                             add_dense_rows(
                                 weight + at * size,
                                 columns * size,
                                 here // step,
-                                given,
+                                factors + row * factor_size,
+                                stride,
+                                last,
                                 total + 4 * column,
                                 4 * columns,
                                 lanes,
@@ -232,11 +234,15 @@ def _shares(lanes: int, tokens: int, kind: int, narrow: int, sources: int):
                                 kind,
                             )
                         else:
+                            for m in range(last + 1):
+                                store_float(single + 4 * m, value_at(factors + m * stride, row, paired))
                             add_dense_rows(
                                 weight + at * size,
                                 columns * size,
                                 here // lanes,
-                                factors + 4 * row * tokens,
+                                single,
+                                4,
+                                last,
                                 total + 4 * column,
                                 4 * columns,
                                 lanes,
@@ -246,10 +252,10 @@ def _shares(lanes: int, tokens: int, kind: int, narrow: int, sources: int):
                             )
                         row += _ROWS_AT_ONCE if many else 1
                 for column in range(whole, columns):
-                    for m in range(tokens):
+                    for m in range(last + 1):
                         value = np.float32(0)
                         for row in range(rows):
-                            left = load_float(factors + 4 * (row * tokens + m))
+                            left = value_at(factors + m * stride, row, paired)
                             value += left * value_at(weight, (first + row) * columns + column, halves)
                         store_float(total + 4 * (m * columns + column), value)
             part = next_part(data)
@@ -334,7 +340,7 @@ def backward(
         shares,
         count,
     )
-    team.run(_shares(cpu.lanes, tokens, kind, int(narrow)), arguments, parts, 6 * rows * tokens)
+    team.run(_shares(cpu.lanes, tokens, kind, int(narrow)), arguments, parts, 4 * tokens * (rows + 1))
     rank = 0 if Q is None else Q.shape[1]
     last = (address(Q), address(A), rank, address(start), dx.data_ptr(), count)
     entry = _add_up(cpu.lanes, int(narrow))

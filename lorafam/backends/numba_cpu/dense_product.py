@@ -21,7 +21,7 @@ def forward(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """c ∘ (x Wᵀ + P B̂ᵀ) + bias, [M, N] in x's dtype."""
-    if dense_few_tokens.suits(weight, x.dtype, x.shape[0], dense_few_tokens.FORWARD_TOKENS):
+    if dense_few_tokens.suits(weight, x.dtype, x.shape[0]):
         y = x.new_empty(x.shape[0], weight.shape[0])
         dense_few_tokens.forward(
             x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), y, processor()
@@ -42,7 +42,7 @@ def backward(
     grad_y: Tensor, weight: Tensor, c: Tensor | None, Q: Tensor | None, A: Tensor | None, start: Tensor | None
 ) -> Tensor:
     """(G ∘ c) W + Q A + start, [M, K] in G's dtype."""
-    if dense_few_tokens.suits(weight, grad_y.dtype, grad_y.shape[0], dense_few_tokens.BACKWARD_TOKENS):
+    if dense_few_tokens.suits(weight, grad_y.dtype, grad_y.shape[0], backward=True):
         dx = grad_y.new_empty(grad_y.shape[0], weight.shape[1])
         dense_few_tokens.backward(
             grad_y.contiguous(), weight, single(c), single(Q), single(A), single(start), dx, processor()
@@ -60,7 +60,7 @@ def backward(
 
 def plan(weight: Tensor, tokens: int) -> Plan:
     """The path of `forward` for that many tokens of the weight's dtype: "registers", or "dense"."""
-    if not dense_few_tokens.suits(weight, weight.dtype, tokens, dense_few_tokens.FORWARD_TOKENS):
+    if not dense_few_tokens.suits(weight, weight.dtype, tokens):
         return Plan("dense", None)
     cpu = processor()
     pairs = weight.dtype == torch.bfloat16 and cpu.bf16

@@ -13,10 +13,11 @@ import torch
 from numba import njit
 
 from . import team
-from .arrange import write_rows
+from .arrange import write_rows, write_scaled
 from .compiled import compiled
 from .memory import clear, load_float, store_float, value_at
 from .multiply import add_tile
+from .multiply_dense import add_shares
 from .processor import Processor
 from .team import address, argument, my_scratch, next_part
 
@@ -133,7 +134,10 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
                     _add_columns(sums_y + 4 * first, block, count, columns, level)
             for column in range(columns):
                 factor = load_float(c + 4 * (first + column)) if c else np.float32(1)
-                for i in range(rank):
+                for group in range(rank // lanes):
+                    at = products + line * (group * _COLUMNS + column)
+                    write_scaled(at, factor, d_b + 4 * ((first + column) * rank + group * lanes), before, lanes)
+                for i in range(rank // lanes * lanes, rank):
                     value = load_float(products + line * (i // lanes * _COLUMNS + column) + 4 * (i % lanes))
                     to = d_b + 4 * ((first + column) * rank + i)
                     value *= factor
@@ -156,11 +160,8 @@ def _add_shares(lanes: int, sources: int):
             for group in range(rank_groups):
                 for token in range(part * _COLUMNS, last):
                     to = by_lanes + line * (group * tokens + token)
-                    clear(to, lanes)
-                    for share in range(parts):
-                        at = shares + line * ((share * rank_groups + group) * padded + token)
-                        for i in range(lanes):
-                            store_float(to + 4 * i, load_float(to + 4 * i) + load_float(at + 4 * i))
+                    at = shares + line * (group * padded + token)
+                    add_shares(at, line * rank_groups * padded, parts, 0, 0, 0, 0, 0, to, lanes, 1, 0)
                     if q != by_lanes:
                         for i in range(min(lanes, rank - group * lanes)):
                             store_float(q + 4 * (token * rank + group * lanes + i), load_float(to + 4 * i))

@@ -102,6 +102,8 @@ def add_dense_rows(
     row_bytes: Any,
     steps: Any,
     factors: Any,
+    factor_bytes: Any,
+    last: Any,
     total: Any,
     total_bytes: Any,
     lanes: Any,
@@ -112,22 +114,27 @@ def add_dense_rows(
     """total[token][column] += Σ over the rows of factor[row][token] · weight[row][column], for `steps` registers of
     columns, of bf16 in pairs two registers at a time.
 
-    factors are fp32 [rows, tokens], of PAIRED two rows' bf16 in 32 bits [rows / 2, tokens]; a row of total has
-    `total_bytes`.
+    factors [tokens, rows] are fp32, or with PAIRED bf16, a token's `factor_bytes` apart; tokens past `last` are that
+    one again. A row of total has `total_bytes`.
     """
     width, height, across, way = (value.literal_value for value in (lanes, rows, tokens, kind))
     paired = way == PAIRED
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = Vectors(builder, width)
-        source, stride, count, factor, target, target_bytes = args[:6]
+        source, stride, count, factor, factor_stride, final, target, target_bytes = args[:8]
         row_of = [builder.add(source, times(builder, stride, row)) for row in range(height)]
         total_of = [builder.add(target, times(builder, target_bytes, one)) for one in range(across)]
         terms, registers = (height // 2, 2) if paired else (height, 1)
         places = [(term, one) for term in range(terms) for one in range(across)]
 
+        indices = [ir.Constant(I64, one) for one in range(across)]
+        indices = [builder.select(builder.icmp_signed("<", index, final), index, final) for index in indices]
+        factor_of = [builder.add(factor, builder.mul(index, factor_stride)) for index in indices]
+
         def factor_at(term: int, one: int) -> Any:
-            return vectors.splat_load(factor, 4 * (term * across + one))
+            # two bf16 may start in the middle of 32 bits
+            return vectors.splat(builder.load(vectors.address(factor_of[one], 4 * term, F32), align=2))
 
         # more of them stay in memory, where a product takes them from
         kept = {place: factor_at(*place) for place in places} if len(places) <= _KEPT else {}
@@ -162,7 +169,7 @@ def add_dense_rows(
         loop(builder, count, [], body)
         return context.get_dummy_value()
 
-    given = (row_bytes, steps, factors, total, total_bytes, lanes, rows, tokens, kind)
+    given = (row_bytes, steps, factors, factor_bytes, last, total, total_bytes, lanes, rows, tokens, kind)
     return signature(types.void, weight, *given), codegen
 
 

@@ -40,7 +40,7 @@ def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor)
     """A Wᵀ [r, N] in A's dtype."""
     if not is_dense(layout):
         return four_bit_product.forward(A, data, scales, layout, None, None, None, None)
-    if dense_few_tokens.suits(data, A.dtype, A.shape[0], dense_few_tokens.FORWARD_TOKENS):
+    if dense_few_tokens.suits(data, A.dtype, A.shape[0]):
         return dense_product.forward(A, data, None, None, None, None)
     result = A.new_empty(A.shape[0], data.shape[0])
     for first, end, rows in _rows(data, scales, layout):

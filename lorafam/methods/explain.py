@@ -82,11 +82,14 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         shape = (weight.shape[0], weight.shape[1])
         found = plan(M, shape, weight.nbytes, layout, weight.device, weight.dtype, rank)
         return Explanation(found.path, choice.backend, reason, M, *found[1:])
+    if choice.backend == "numba":
+        from ..backends.numba_cpu import dense_product, four_bit_product
+
+        if isinstance(weight, torch.Tensor):
+            way = dense_product.plan(weight, M)
+        else:
+            way = four_bit_product.plan(weight.storage(), M, weight.dtype)
+        return Explanation(way.path, choice.backend, reason, M, way.configuration)
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
-    if choice.backend == "numba":
-        from ..backends.numba_cpu.four_bit_product import plan as cpu_plan
-
-        way = cpu_plan(weight.storage(), M, weight.dtype)
-        return Explanation(way.path, choice.backend, reason, M, way.configuration)
     return Explanation("dequantise, then multiply", choice.backend, reason, M)

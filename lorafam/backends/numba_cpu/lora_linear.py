@@ -35,12 +35,14 @@ def _dense(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     dtype = accumulate_dtype(x.dtype)
+    # a bias that nothing scales goes first, as in nn.Linear: an adapter with B = 0 then changes no bit
+    first = bias if c is None and bias is not None and bias.dtype == x.dtype == dtype else None
     # the base's product in the weight's own dtype, as eager has it; what follows is formed in fp32
-    y = product(x, weight.to(x.dtype).T).to(dtype)
+    y = product(x, weight.to(x.dtype).T, first).to(dtype)
     if P is not None and B_hat is not None:
         y = add_product(y, P.to(dtype), B_hat.to(dtype).T)
     if c is not None:
         y.mul_(c)
-    if bias is not None:
+    if bias is not None and first is None:
         y.add_(bias)
     return y.to(x.dtype)

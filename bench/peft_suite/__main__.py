@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from . import plugin
 from .compare import Comparison, Outcome, compare
 from .files import LEFT_OUT, chosen
 from .hub import make_models
@@ -21,8 +21,8 @@ from .known import KNOWN
 from .sources import unpacked
 
 BUILD = Path(__file__).parent.parent.parent / "build" / "peft-suite"
-PYTEST = ("-m", "pytest", "-p", plugin.__name__, "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal")
-QUIET = ("-q", "-W", "ignore", "--tb=line", "--no-header", "--show-capture=no")
+PYTEST = ("-m", "pytest", "-p", f"{__package__}.plugin", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal")
+QUIET = ("-q", "--disable-warnings", "--tb=line", "--no-header", "--show-capture=no")
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
     make_models(BUILD / "hub")
     files = chosen(folder, quick)
     found = compare(outcomes(folder, files, accelerate=False), outcomes(folder, files, accelerate=True), KNOWN)
-    print(report(found, [] if quick else sorted(LEFT_OUT)))
+    print(report(found, {} if quick else LEFT_OUT))
     return 1 if found.broken or not found.forwards else 0
 
 
@@ -56,17 +56,19 @@ def outcomes(folder: Path, files: list[str], accelerate: bool) -> dict[str, Outc
     return {name: Outcome(*fields) for name, fields in json.loads(output.read_text(encoding="utf-8")).items()}
 
 
-def report(found: Comparison, left_out: list[str]) -> str:
-    """A short table."""
+def report(found: Comparison, left_out: Mapping[str, str]) -> str:
+    """A short table, and by name what differs; `left_out`: files and why."""
     rows = (
         ("tests run", found.run),
         ("passed plain", found.passed_plain),
         ("passed accelerated", found.passed_accelerated),
+        ("passed plain alone", len(found.broken) + len(found.known)),
         ("layers accelerated", found.layers),
         ("forwards on lorafam's paths", found.forwards),
     )
     lines = ["", *(f"{name:<28}{count:>8}" for name, count in rows)]
-    lines += [f"left out: test_{name}.py: {LEFT_OUT[name]}" for name in left_out]
+    for why in dict.fromkeys(left_out.values()):
+        lines.append(f"left out, {why}: {', '.join(name for name, own in left_out.items() if own == why)}")
     lines += [f"known to differ: {name}: {why}" for name, why in found.known.items()]
     lines += [f"passes accelerated alone: {name}: {why}" for name, why in found.mended.items()]
     lines += [f"FAILED accelerated alone: {name}: {why}" for name, why in found.broken.items()]

@@ -8,9 +8,10 @@ NEEDS_GPU = "needs a GPU"
 OTHER_METHOD = "another method, no LoRA layer in it"
 LEFT_OUT = {
     **dict.fromkeys(("common_gpu", "gptqmodel", "gpu_examples", "quantization"), NEEDS_GPU),
+    "auto": "needs adapters from the hub",
     "lora_megatron": "needs Megatron",
     "stablediffusion": "needs a pipeline from the hub",
-    "torch_compile": "needs models from the hub, of full size",
+    "torch_compile": "needs a data set from the hub",
     "vision_models": "asks the hub for a picture when it is imported",
     "config": "configurations alone, no layer in it",
     **dict.fromkeys(
@@ -23,7 +24,7 @@ LEFT_OUT = {
     ),
 }
 # a few minutes' worth
-QUICK = ("bdlora", "initialization", "lora_variants", "low_level_api", "mixed", "other", "tuners_utils")
+QUICK = ("bdlora", "custom_models", "lora_variants", "low_level_api", "mixed")
 
 
 def chosen(folder: Path, quick: bool) -> list[str]:

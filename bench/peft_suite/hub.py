@@ -81,18 +81,17 @@ def tokenizer() -> Any:
 
 
 def make_models(home: Path) -> None:
-    """Writes those that aren't there; `home` is for HF_HOME."""
+    """Writes them all; `home` is for HF_HOME."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     for name, (kind, settings) in MODELS.items():
-        folder = home / "hub" / f"models--{name.replace('/', '--')}"
-        reference = folder / "refs" / "main"
-        if reference.exists():
-            continue
         torch.manual_seed(0)
         model_class = getattr(transformers, kind)
         model = model_class(model_class.config_class(**settings))
+        folder = home / "hub" / f"models--{name.replace('/', '--')}"
         model.save_pretrained(folder / "snapshots" / REVISION)
         tokenizer().save_pretrained(folder / "snapshots" / REVISION)
-        reference.parent.mkdir(exist_ok=True)
-        reference.write_text(REVISION, encoding="utf-8")
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / "main").write_text(REVISION, encoding="utf-8")

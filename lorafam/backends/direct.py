@@ -25,9 +25,10 @@ def call(name: str, *args: Any) -> Any:
 
 
 def _somebody_listens() -> bool:
-    """Whether a mode (fake tensors, a counter of flops), a transform or the profiler wants to see every op."""
+    """Whether a mode (fake tensors, a counter of flops), a transform, a trace or the profiler wants to see every op."""
     return bool(
         torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd._profiler_enabled()

@@ -67,6 +67,14 @@ def test_the_profiler_sees_the_ops(ran: list[str]) -> None:
     assert any(event.key == "lorafam::lora_project" for event in profile.key_averages())
 
 
+def test_a_trace_sees_the_ops(ran: list[str]) -> None:
+    name, args = project()
+    traced = torch.jit.trace(lambda x, A: call(name, x, A, None, 0.0), args[:2], check_trace=False)
+    assert not ran
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(traced(x, args[1]), x @ args[1].T)
+
+
 def test_tensors_of_other_kinds(ran: list[str]) -> None:
     x, A = torch.randn(3, 8), torch.randn(2, 8)
     call("lora_project", x.as_subclass(Own), A, None, 0.0)

@@ -28,12 +28,14 @@ def forward(
         )
         return y
     dtype = accumulate_dtype(x.dtype)
-    y = in_dtype(product(x, in_dtype(weight, x.dtype).T), dtype)
+    # a bias that nothing scales goes first, as in nn.Linear: an adapter with B = 0 then changes no bit
+    first = bias if c is None and bias is not None and bias.dtype == x.dtype == dtype else None
+    y = in_dtype(product(x, in_dtype(weight, x.dtype).T, first), dtype)
     if P is not None and B_hat is not None:
         y = add_product(y, in_dtype(P, dtype), in_dtype(B_hat, dtype).T)
     if c is not None:
         y.mul_(c)
-    if bias is not None:
+    if bias is not None and first is None:
         y.add_(bias)
     return in_dtype(y, x.dtype)
 

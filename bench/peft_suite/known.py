@@ -1,10 +1,6 @@
 """Tests that may differ though nothing is wrong, each with what was looked at."""
 
-CACHE = "reads PEFT's own cache of DoRA's norms, which a forward of lorafam's leaves empty; the results agree"
-
 KNOWN = {
-    "tests/test_helpers.py::TestDoraCaching::test_dora_caching_linear": CACHE,
-    "tests/test_helpers.py::TestDoraCaching::test_dora_caching_embedding": CACHE,
     "tests/test_initialization.py::TestLoraInitialization::test_lora_use_dora_linear": (
         "takes 1e-8 for the same: 2 of 10,000 sums that cancel differ by rounding, at the same distance from fp64"
     ),

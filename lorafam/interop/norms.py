@@ -1,7 +1,8 @@
 """‖W + s B A‖ per output feature of a PEFT layer with DoRA.
 
 Formed anew wherever A or B may be trained: no version counter tells that a fused optimiser or one of bitsandbytes wrote
-into them. Kept for frozen factors in evaluation, until one of them, the weight or the scaling is another.
+into them. Kept for frozen factors in evaluation, until one of them, the weight or the scaling is another. Whoever asks
+for PEFT's `DoraCaching` gets it: the norm is PEFT's, kept by PEFT.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora import dora as peft_dora
+from peft.utils.integrations import dequantize_module_weight
 
 from .. import functional as F
 from ..weights import NF4Weight
@@ -45,6 +48,8 @@ def norm_of(
     layer: Any, name: str, weight: Tensor | NF4Weight | None, A: Tensor, B: Tensor, scale: Tensor | float
 ) -> Tensor:
     """n [N] in fp32; `weight` None: what PEFT dequantises of the base layer."""
+    if not layer.training and _peft_caches():
+        return _peft_norm(layer, name)
     kept: Norms = layer._lorafam.norms
     keeps = not (
         layer.training or torch.is_grad_enabled() or A.requires_grad or B.requires_grad or torch.compiler.is_compiling()
@@ -62,11 +67,28 @@ def norm_of(
     return value
 
 
+def _peft_caches() -> bool:
+    return bool(peft_dora.ENABLE_DORA_CACHING)
+
+
+@torch.no_grad()
+def _peft_norm(layer: Any, name: str) -> Tensor:
+    magnitude = layer.lora_magnitude_vector[name]
+    norm = magnitude._cache_get(f"weight-norm-{name}", None)
+    if norm is None:
+        if name in layer.lora_embedding_A:
+            A, B = layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T
+        else:
+            A, B = layer.lora_A[name], layer.lora_B[name]
+        update = magnitude.get_lora_weight(lora_A=A, lora_B=B, adapter_name=name)
+        weight = dequantize_module_weight(layer.get_base_layer()).to(update.dtype)
+        norm = magnitude.get_weight_norm(weight, update, layer.scaling[name], adapter_name=name)
+    return norm.to(torch.float32)
+
+
 def _weight(layer: Any, weight: Tensor | NF4Weight | None) -> Tensor | NF4Weight:
     if weight is not None:
         return weight
-    from peft.utils.integrations import dequantize_module_weight
-
     return dequantize_module_weight(layer.get_base_layer()).detach()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import rescale_adapter_scale
+from peft.helpers import DoraCaching, rescale_adapter_scale
 from torch import nn
 
 import lorafam
@@ -350,6 +350,25 @@ def test_the_norm_is_kept_for_frozen_adapters_until_something_changes(monkeypatc
         model.merge_adapter()
         model.unmerge_adapter()
     assert formed() == 6
+
+
+def test_pefts_caching_of_norms_is_pefts(calls: list[str]) -> None:
+    plain, fast = pair("dora", target_modules=["embed", "q"])
+    with DoraCaching():
+        assert_same(plain, fast)
+        made = len(calls)
+        block = fast.base_model.model.block
+        kept = block.q.lora_magnitude_vector["default"]._dora_cache
+        assert "weight-norm-default" in kept
+        # trainable factors too: whoever asks for PEFT's caching knows when it is stale
+        with torch.no_grad():
+            for model in (plain, fast):
+                model.base_model.model.block.q.lora_A["default"].weight.mul_(2)
+        assert_same(plain, fast)
+        assert len(calls) > made
+        fast.train()
+        assert not kept
+    assert_same(plain, fast.eval())
 
 
 def test_wrong_arguments() -> None:

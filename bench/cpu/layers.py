@@ -20,10 +20,10 @@ from . import onnx_peer
 Call = Callable[[], object]
 
 
-def layer_calls(case: Case, direction: str) -> dict[str, Call]:
-    """lorafam and PEFT + bitsandbytes in training, "forward" or "train" (forward and backward)."""
+def layer_calls(case: Case, direction: str, other: str = "peft") -> dict[str, Call]:
+    """lorafam and another contender in training, "forward" or "train" (forward and backward)."""
     make = train_of if direction == "train" else lambda name, case: forward_of(name, case)[0]
-    return {name: make(name, case) for name in ("lorafam", "peft")}
+    return {name: make(name, case) for name in ("lorafam", other)}
 
 
 def evaluation_calls(case: Case) -> dict[str, Call]:

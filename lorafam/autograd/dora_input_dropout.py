@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..backends.direct import call
 from ..ops.library import accumulate_dtype
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
@@ -42,12 +43,10 @@ class DoraInputDropout(torch.autograd.Function):
     ) -> Tensor:
         tokens = x.shape[0]
         wide = x.to(accumulate_dtype(x.dtype))
-        dropped = torch.ops.lorafam.dropout(wide, seed, dropout_p)
-        P = torch.ops.lorafam.lora_project(dropped, A, None, 0.0)
+        dropped = call("dropout", wide, seed, dropout_p)
+        P = call("lora_project", dropped, A, None, 0.0)
         both = torch.cat([wide, dropped])
-        product = torch.ops.lorafam.lora_linear(
-            both, data, scales, layout, torch.cat([P, P]), scaled(B, scale), None, None
-        )
+        product = call("lora_linear", both, data, scales, layout, torch.cat([P, P]), scaled(B, scale), None, None)
         U = product[tokens:].clone()
         y = (magnitude / norm - 1) * U + product[:tokens]
         if bias is not None:
@@ -65,7 +64,8 @@ class DoraInputDropout(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         needs_x, needs_a, needs_b, needs_scale, needs_m, _, needs_bias = ctx.needs_input_grad[:7]
         c = magnitude / norm
-        Q, dA, dB_hat, dm, dbias = torch.ops.lorafam.lora_factors_grad(
+        Q, dA, dB_hat, dm, dbias = call(
+            "lora_factors_grad",
             grad_y,
             x,
             P,
@@ -83,9 +83,9 @@ class DoraInputDropout(torch.autograd.Function):
             wide = grad_y.to(Q.dtype)
             both = torch.cat([wide, wide * (c - 1)])
             stacked = torch.cat([torch.zeros_like(Q), Q])
-            product = torch.ops.lorafam.lora_linear_grad(both, data, scales, ctx.layout, None, stacked, A, None, 0.0)
+            product = call("lora_linear_grad", both, data, scales, ctx.layout, None, stacked, A, None, 0.0)
             plain, dropped = product.split(grad_y.shape[0])
-            dropped = torch.ops.lorafam.dropout(dropped, seed, ctx.dropout_p)
+            dropped = call("dropout", dropped, seed, ctx.dropout_p)
             dx = (plain + dropped).to(x.dtype)
         return (
             dx,

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..backends.direct import call
+from ..ops.library import in_dtype
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -43,15 +45,15 @@ class DoraLinear(torch.autograd.Function):
         layout: tuple[int, ...],
         *scales: Tensor,
     ) -> Tensor:
-        P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
+        P = call("lora_project", x, A, seed, dropout_p)
         c, B_hat = magnitude / norm, scaled(B, scale)
         ctx.saves_product = torch.compiler.is_compiling()
         if ctx.saves_product:
-            kept = torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, None, None)
+            kept = call("lora_linear", x, data, scales, layout, P, B_hat, None, None)
             y = c * kept if bias is None else c * kept + bias
             y = y.to(x.dtype)
         else:
-            y = kept = torch.ops.lorafam.lora_linear(x, data, scales, layout, P, B_hat, c, bias)
+            y = kept = call("lora_linear", x, data, scales, layout, P, B_hat, c, bias)
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
@@ -67,22 +69,22 @@ class DoraLinear(torch.autograd.Function):
         y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
         if not needs_m:
             y = m = offset = None
-        Q, dA, dB_hat, dm, dbias = torch.ops.lorafam.lora_factors_grad(
-            grad_y, x, P, B_hat, c, y, offset, m, seed, ctx.dropout_p, needs_bias
+        Q, dA, dB_hat, dm, dbias = call(
+            "lora_factors_grad", grad_y, x, P, B_hat, c, y, offset, m, seed, ctx.dropout_p, needs_bias
         )
         if needs_m and not ctx.saves_product:
             weak = magnitude == 0 if bias is None else c.abs() < WEAK_SCALE
             if weak.any():
-                product = torch.ops.lorafam.lora_linear(x, data, scales, ctx.layout, P, B_hat, None, None)
+                product = call("lora_linear", x, data, scales, ctx.layout, P, B_hat, None, None)
                 dm = torch.where(weak, _column_sums(grad_y, product) / norm, dm)
         dx = None
         if needs_x:
-            dx = torch.ops.lorafam.lora_linear_grad(grad_y, data, scales, ctx.layout, c, Q, A, seed, ctx.dropout_p)
+            dx = call("lora_linear_grad", grad_y, data, scales, ctx.layout, c, Q, A, seed, ctx.dropout_p)
         return (
             dx,
-            dA.to(A.dtype) if needs_a else None,
+            in_dtype(dA, A.dtype) if needs_a else None,
             *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
-            dm.to(magnitude.dtype) if needs_m else None,
+            in_dtype(dm, magnitude.dtype) if needs_m else None,
             None,
             dbias.to(bias.dtype) if needs_bias else None,
             None,

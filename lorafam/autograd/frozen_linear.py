@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..backends.direct import call
+
 Tensor = torch.Tensor
 
 
@@ -20,7 +22,7 @@ class FrozenLinear(torch.autograd.Function):
         ctx.layout = layout
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(data, *scales)
-        return torch.ops.lorafam.lora_linear(x, data, scales, layout, None, None, None, bias)
+        return call("lora_linear", x, data, scales, layout, None, None, None, bias)
 
     @staticmethod
     @once_differentiable
@@ -28,7 +30,7 @@ class FrozenLinear(torch.autograd.Function):
         data, *scales = ctx.saved_tensors
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            dx = torch.ops.lorafam.lora_linear_grad(grad_y, data, scales, ctx.layout, None, None, None, None, 0.0)
+            dx = call("lora_linear_grad", grad_y, data, scales, ctx.layout, None, None, None, None, 0.0)
         if ctx.needs_input_grad[1]:
             dbias = grad_y.sum(0, dtype=torch.promote_types(grad_y.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, dbias, None, None, *(None for _ in scales)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..backends.direct import call
+from ..ops.library import in_dtype
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -30,8 +32,8 @@ def lora_forward(
     scales: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Y and P, nothing recorded."""
-    P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
-    return torch.ops.lorafam.lora_linear(x, data, scales, layout, P, scaled(B, scale), None, bias), P
+    P = call("lora_project", x, A, seed, dropout_p)
+    return call("lora_linear", x, data, scales, layout, P, scaled(B, scale), None, bias), P
 
 
 class LoraLinear(torch.autograd.Function):
@@ -64,15 +66,15 @@ class LoraLinear(torch.autograd.Function):
         x, P, A, B, scale, seed, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
         needs_x, needs_a, needs_b, needs_scale, needs_bias = ctx.needs_input_grad[:5]
-        Q, dA, dB_hat, _, dbias = torch.ops.lorafam.lora_factors_grad(
-            grad_y, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, needs_bias
+        Q, dA, dB_hat, _, dbias = call(
+            "lora_factors_grad", grad_y, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, needs_bias
         )
         dx = None
         if needs_x:
-            dx = torch.ops.lorafam.lora_linear_grad(grad_y, data, scales, ctx.layout, None, Q, A, seed, ctx.dropout_p)
+            dx = call("lora_linear_grad", grad_y, data, scales, ctx.layout, None, Q, A, seed, ctx.dropout_p)
         return (
             dx,
-            dA.to(A.dtype) if needs_a else None,
+            in_dtype(dA, A.dtype) if needs_a else None,
             *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             dbias.to(ctx.bias_dtype) if needs_bias else None,
             None,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..backends.direct import call
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -23,25 +24,25 @@ class LowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: Scale, seed: Tensor | None, dropout_p: float
     ) -> Tensor:
-        P = torch.ops.lorafam.lora_project(x, A, seed, dropout_p)
+        P = call("lora_project", x, A, seed, dropout_p)
         ctx.dropout_p = dropout_p
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, A, B, saved_scale, seed)
-        return torch.ops.lorafam.lora_linear(P, scaled(B, scale).to(P.dtype), [], [], None, None, None, None)
+        return call("lora_linear", P, scaled(B, scale).to(P.dtype), [], [], None, None, None, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_u: Tensor) -> tuple[Tensor | None, ...]:
         x, P, A, B, scale, seed = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
-        Q, dA, dB_hat, _, _ = torch.ops.lorafam.lora_factors_grad(
-            grad_u, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, False
+        Q, dA, dB_hat, _, _ = call(
+            "lora_factors_grad", grad_u, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, False
         )
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.ops.lorafam.lora_linear_grad(Q, A.to(Q.dtype), [], [], None, None, None, None, 0.0)
+            dx = call("lora_linear_grad", Q, A.to(Q.dtype), [], [], None, None, None, None, 0.0)
             if seed is not None:
-                dx = torch.ops.lorafam.dropout(dx, seed, ctx.dropout_p)
+                dx = call("dropout", dx, seed, ctx.dropout_p)
             dx = dx.to(x.dtype)
         dB, dscale = scaled_grads(dB_hat, B, scale, ctx.needs_input_grad[2], ctx.needs_input_grad[3])
         return dx, dA.to(A.dtype), dB, dscale, None, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..ops.library import accumulate_dtype
+from ..ops.library import accumulate_dtype, in_dtype
 
 Tensor = torch.Tensor
 Scale = float | Tensor
@@ -16,7 +16,7 @@ Scale = float | Tensor
 
 def scaled(B: Tensor, scale: Scale) -> Tensor:
     """B̂ [N, r] in fp32 (fp64 for an fp64 B)."""
-    return B.to(accumulate_dtype(B.dtype)) * scale
+    return in_dtype(B, accumulate_dtype(B.dtype)) * scale
 
 
 def as_saved(scale: Scale) -> tuple[float | None, Tensor | None]:
@@ -28,7 +28,7 @@ def scaled_grads(
     dB_hat: Tensor, B: Tensor, scale: Scale, needs_b: bool, needs_scale: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """(dB, dscale) in their own dtypes; None where not needed."""
-    dB = (dB_hat * scale).to(B.dtype) if needs_b else None
+    dB = in_dtype(dB_hat * scale, B.dtype) if needs_b else None
     dscale = None
     if needs_scale and isinstance(scale, Tensor):
         product = dB_hat * B

@@ -131,7 +131,7 @@ def _for_op(choice: Choice, op: str) -> Choice:
 def _has_double(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.dtype == torch.float64
-    return isinstance(value, list) and any(map(_has_double, value))
+    return isinstance(value, list | tuple) and any(map(_has_double, value))
 
 
 @functools.cache
@@ -146,7 +146,9 @@ def _implementations(backend: str) -> ModuleType:
 
 
 def run(op: Op, device_type: str, *args: Any) -> Any:
-    """Checks the arguments and runs the op on the chosen backend, with autocast off: an op chooses its own dtypes."""
+    """Checks the arguments and runs the op on the chosen backend, with gradients and autocast off: an op records
+    nothing and chooses its own dtypes.
+    """
     again = _REPEATED.get(op.name)
     if again is not None and _runs_triton(device_type):
         # a call like this one was checked and made before
@@ -159,8 +161,8 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
         choice = _NO_DOUBLE
     _announce(choice)
     implementation = getattr(_implementations(choice.backend), op.name)
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(device_type):
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
             return implementation(*args)
     return implementation(*args)
 

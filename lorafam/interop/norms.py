@@ -2,7 +2,8 @@
 
 Formed anew wherever A or B may be trained: no version counter tells that a fused optimiser or one of bitsandbytes wrote
 into them. Kept for frozen factors in evaluation, until one of them, the weight or the scaling is another. Nothing is
-kept of parameters that FSDP2 gathers: reading them is little beside that.
+kept of parameters that FSDP2 gathers: forming it anew is little beside that. Whoever asks for PEFT's `DoraCaching` gets
+it: the norm is PEFT's, kept by PEFT.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora import dora as peft_dora
+from peft.utils.integrations import dequantize_module_weight
 
 from .. import functional as F
 from ..weights import NF4Weight
@@ -47,21 +50,18 @@ def norm_of(
     layer: Any, name: str, weight: Tensor | NF4Weight | None, A: Tensor, B: Tensor, scale: Tensor | float
 ) -> Tensor:
     """n [N] in fp32; `weight` None: what PEFT dequantises of the base layer."""
+    if not layer.training and _peft_caches():
+        return _peft_norm(layer, name)
     kept: Norms = layer._lorafam.norms
-    gathered = is_gathered(layer)
+    if is_gathered(layer):
+        kept.forget()
+        return _fresh(_weight(layer, weight), A, B, scale)
     keeps = not (
-        gathered
-        or layer.training
-        or torch.is_grad_enabled()
-        or A.requires_grad
-        or B.requires_grad
-        or torch.compiler.is_compiling()
+        layer.training or torch.is_grad_enabled() or A.requires_grad or B.requires_grad or torch.compiler.is_compiling()
     )
     if not keeps:
         kept.norms.pop(name, None)
-        if gathered:
-            kept.forget()
-        return _form(None if gathered else kept, _weight(layer, weight), A, B, scale)
+        return _form(kept, _weight(layer, weight), A, B, scale)
     source = layer.get_base_layer().weight if weight is None else weight
     tensors, versions = (A, B, source), (layer.scaling[name], *map(_version, (A, B, source)))
     known = kept.norms.get(name)
@@ -72,21 +72,39 @@ def norm_of(
     return value
 
 
+def _peft_caches() -> bool:
+    return bool(peft_dora.ENABLE_DORA_CACHING)
+
+
+@torch.no_grad()
+def _peft_norm(layer: Any, name: str) -> Tensor:
+    magnitude = layer.lora_magnitude_vector[name]
+    norm = magnitude._cache_get(f"weight-norm-{name}", None)
+    if norm is None:
+        if name in layer.lora_embedding_A:
+            A, B = layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T
+        else:
+            A, B = layer.lora_A[name], layer.lora_B[name]
+        update = magnitude.get_lora_weight(lora_A=A, lora_B=B, adapter_name=name)
+        weight = dequantize_module_weight(layer.get_base_layer()).to(update.dtype)
+        norm = magnitude.get_weight_norm(weight, update, layer.scaling[name], adapter_name=name)
+    return norm.to(torch.float32)
+
+
 def _weight(layer: Any, weight: Tensor | NF4Weight | None) -> Tensor | NF4Weight:
     if weight is not None:
         return weight
-    from peft.utils.integrations import dequantize_module_weight
-
     return dequantize_module_weight(layer.get_base_layer()).detach()
 
 
-def _form(kept: Norms | None, weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: Tensor | float) -> Tensor:
-    """`kept` None: without what is kept."""
+def _fresh(weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: Tensor | float) -> Tensor:
+    # an NF4Weight would keep its own
+    squared = torch.ops.lorafam.squared_row_norm(*weight.storage()) if isinstance(weight, NF4Weight) else None
+    return F.row_norm(weight, A, B, scale, weight_squared=squared)
+
+
+def _form(kept: Norms, weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: Tensor | float) -> Tensor:
     squared = None
-    if kept is None:
-        if isinstance(weight, NF4Weight):
-            squared = torch.ops.lorafam.squared_row_norm(*weight.storage())
-        return F.row_norm(weight, A, B, scale, weight_squared=squared)
     # a compiled graph can't ask for a version, and a weight that is decoded now is new each time
     if isinstance(weight, torch.nn.Parameter) and not torch.compiler.is_compiling():
         known = kept.squared

@@ -38,6 +38,8 @@ def way(layer: Any, x: Tensor | None = None) -> Way:
     alone = without_adapter(layer, names)
     if alone is not None:
         return alone
+    if _transformed():
+        return Way(PEFT, "traced, vectorised or differentiated forward: plain operations are wanted")
     kinds = {type(layer.lora_variant[name]).__name__ for name in names if name in layer.lora_variant}
     dora = kinds == {"DoraLinearVariant"}
     if kinds and not dora:
@@ -52,6 +54,17 @@ def way(layer: Any, x: Tensor | None = None) -> Way:
     if dropped and len(names) > 1:
         return Way(PEFT, "several active adapters with a dropout mask each")
     return _with_base(layer, names, dora, bool(dropped), x)
+
+
+def _transformed() -> bool:
+    """Whether jit traces, torch.func transforms or forward-mode AD runs, which autograd Functions stop."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def without_adapter(layer: Any, names: tuple[str, ...]) -> Way | None:
@@ -93,6 +106,11 @@ def _factors(layer: Any, name: str, dora: bool) -> str:
     return ""
 
 
+def _device(layer: Any, name: str) -> torch.device:
+    down = layer._modules["lora_A"]
+    return (down._parameters[name] if "lora_E" in layer._modules else down[name].weight).device
+
+
 def _drops(dropout: nn.Module) -> bool:
     return type(dropout) is nn.Dropout and dropout.training and dropout.p > 0
 
@@ -114,6 +132,8 @@ def _with_base(layer: Any, names: tuple[str, ...], dora: bool, drops: bool, x: T
             reason, weight = f"the base weight is {weight.dtype}", None
         elif weight.requires_grad:
             weight, reason = None, "the base weight is trained"
+    if weight is not None and _device(layer, names[0]) != weight.device:
+        return Way(PEFT, f"the base weight is on {weight.device}, the adapter elsewhere")
     if weight is not None and x is not None:
         if x.device != weight.device or x.dtype not in FLOAT_DTYPES:
             return Way(PEFT, f"the input is {x.dtype} on {x.device}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from ..backends import selection
 from ..weights import NF4Weight
 from .adapter_layer import AdapterLayer
-from .base_weight import base_weight
+from .base_weight import base_device, base_weight
 from .nf4_linear import NF4Linear
 
 
@@ -58,6 +58,15 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
             choice = selection.choose(layer_or_weight.A.device.type)
             return Explanation("base module + low rank", choice.backend, why, M)
         rank = layer_or_weight.A.shape[0]
+    elif hasattr(layer_or_weight, "lorafam_way"):
+        layer: Any = layer_or_weight  # of PEFT's, accelerated
+        way = layer.lorafam_way()
+        weight, why, rank = way.weight, way.reason, sum(layer.r[name] for name in way.adapters)
+        if not way.adapters:
+            return Explanation("PEFT's own code", "torch", why, M)
+        if weight is None:
+            choice = selection.choose(base_device(layer).type)
+            return Explanation("base module + low rank", choice.backend, why, M)
     elif isinstance(layer_or_weight, NF4Linear):
         weight = layer_or_weight.weight
     elif isinstance(layer_or_weight, (NF4Weight, torch.Tensor)):
@@ -73,11 +82,14 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         shape = (weight.shape[0], weight.shape[1])
         found = plan(M, shape, weight.nbytes, layout, weight.device, weight.dtype, rank)
         return Explanation(found.path, choice.backend, reason, M, *found[1:])
+    if choice.backend == "numba":
+        from ..backends.numba_cpu import dense_product, four_bit_product
+
+        if isinstance(weight, torch.Tensor):
+            way = dense_product.plan(weight, M)
+        else:
+            way = four_bit_product.plan(weight.storage(), M, weight.dtype)
+        return Explanation(way.path, choice.backend, reason, M, way.configuration)
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
-    if choice.backend == "numba":
-        from ..backends.numba_cpu.four_bit_product import plan as cpu_plan
-
-        way = cpu_plan(weight.storage(), M, weight.dtype)
-        return Explanation(way.path, choice.backend, reason, M, way.configuration)
     return Explanation("dequantise, then multiply", choice.backend, reason, M)

@@ -32,10 +32,10 @@ def check_dense_dtype(name: str, x: torch.Tensor, data: torch.Tensor, layout: li
 
 def check_factor(name: str, factor: torch.Tensor, shape: tuple[int | None, int | None], device: torch.device) -> None:
     """A low-rank factor must be a floating-point matrix; `None` in `shape` leaves that size free."""
-    fits = factor.ndim == 2 and all(size in (None, have) for have, size in zip(factor.shape, shape, strict=True))
-    if not fits:
+    have, (rows, columns) = factor.shape, shape
+    if len(have) != 2 or (rows is not None and have[0] != rows) or (columns is not None and have[1] != columns):
         wanted = ", ".join("r" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name}: expected [{wanted}], got {list(factor.shape)}")
+        raise ValueError(f"{name}: expected [{wanted}], got {list(have)}")
     if factor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype, got {factor.dtype}")
     check_device(name, factor, device)

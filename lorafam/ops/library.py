@@ -31,6 +31,11 @@ def define(name: str, schema: str, *, check: Callable[..., None], fake: Callable
     OPS[name] = Op(name, check)
 
 
+def in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor.to(dtype)`, which takes a microsecond also where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype sums are formed in: fp64 for fp64 inputs, fp32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import rescale_adapter_scale
+from peft.helpers import DoraCaching, rescale_adapter_scale
 from torch import nn
 
 import lorafam
@@ -352,6 +352,25 @@ def test_the_norm_is_kept_for_frozen_adapters_until_something_changes(monkeypatc
     assert formed() == 6
 
 
+def test_pefts_caching_of_norms_is_pefts(calls: list[str]) -> None:
+    plain, fast = pair("dora", target_modules=["embed", "q"])
+    with DoraCaching():
+        assert_same(plain, fast)
+        made = len(calls)
+        block = fast.base_model.model.block
+        kept = block.q.lora_magnitude_vector["default"]._dora_cache
+        assert "weight-norm-default" in kept
+        # trainable factors too: whoever asks for PEFT's caching knows when it is stale
+        with torch.no_grad():
+            for model in (plain, fast):
+                model.base_model.model.block.q.lora_A["default"].weight.mul_(2)
+        assert_same(plain, fast)
+        assert len(calls) > made
+        fast.train()
+        assert not kept
+    assert_same(plain, fast.eval())
+
+
 def test_wrong_arguments() -> None:
     for call in (lorafam.accelerate, lorafam.decelerate):
         with pytest.raises(TypeError, match="module: expected a model or a layer, got int"):
@@ -372,6 +391,19 @@ def test_errors_are_pefts() -> None:
         with pytest.raises(RuntimeError) as found:
             fast(argument)
         assert str(found.value) == str(expected.value)
+
+
+def test_transformed_forwards_are_plain_operations() -> None:
+    plain, fast = (model.base_model.model.block.up for model in pair())
+    x, t = torch.randn(3, 64), torch.randn(3, 64)
+    per_row = torch.func.vmap(torch.func.grad(lambda layer, row: layer(row).square().sum(), argnums=1), (None, 0))
+    torch.testing.assert_close(per_row(fast, x), per_row(plain, x))
+    for layer in (plain, fast):
+        assert torch.func.jvp(layer, (x,), (t,))[1].shape == (3, 128)
+    traced = torch.jit.trace(fast, x, check_trace=False)
+    torch.testing.assert_close(traced(t), plain(t))
+    exported = torch.export.export(fast.eval(), (x,)).module()
+    torch.testing.assert_close(exported(t), plain(t))
 
 
 def test_embeddings_with_dora() -> None:

@@ -198,6 +198,19 @@ def test_a_repacked_weight_says_so() -> None:
     assert "repacked" in reason
 
 
+def test_explain() -> None:
+    model = kinds()
+    with pytest.raises(TypeError, match="expected a lorafam layer"):
+        lorafam.explain(_layer(model), 3)
+    lorafam.accelerate(model)
+    found = lorafam.explain(model.base_model.model.four_bit.q, 3)
+    assert found.backend == "numba"
+    assert found.reason.startswith("bitsandbytes 4-bit weight, shared")
+    assert lorafam.explain(_layer(model, "own_class"), 3).path == "base module + low rank"
+    _disable(model)
+    assert lorafam.explain(_layer(model), 3)[:2] == ("PEFT's own code", "torch")
+
+
 def test_as_a_table() -> None:
     rows = [
         Row("layers.0.q", "fused", "dense weight"),

@@ -9,7 +9,6 @@ from .compiled import kernel
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
 def adalora_importance(
     parameters: list[Tensor],
     gradients: list[Tensor],

@@ -88,6 +88,24 @@ def write_rows(
 
 
 @intrinsic(prefer_literal=True)
+def write_scaled(typingctx: Any, source: Any, factor: Any, out: Any, more: Any, lanes: Any) -> Any:
+    """A register of fp32 times a factor to out, with `more` unless 0 added to what is there."""
+    width = lanes.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = Vectors(builder, width)
+        value = builder.fmul(vectors.load(args[0]), vectors.splat(args[1]))
+        with builder.if_else(builder.icmp_signed("!=", args[3], ir.Constant(I64, 0))) as (then, otherwise):
+            with then:
+                vectors.store(builder.fadd(vectors.load(args[2]), value), args[2])
+            with otherwise:
+                vectors.store(value, args[2])
+        return context.get_dummy_value()
+
+    return signature(types.void, source, factor, out, more, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
 def pack_block(
     typingctx: Any, x: Any, row_bytes: Any, factors: Any, out: Any, out_bytes: Any, lanes: Any, order: Any, kind: Any
 ) -> Any:

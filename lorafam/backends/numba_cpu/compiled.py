@@ -46,16 +46,18 @@ def compiled(maker: _Maker) -> Callable[..., int]:
     """A maker of kernels as a function that gives the compiled kernel's address; its arguments are constants to the
     kernel, which takes the address of a team's data.
     """
-    kept: dict[tuple[int, ...], Any] = {}
+    kept: dict[tuple[int, ...], CFunc] = {}
+    # looked up on every call
+    addresses: dict[tuple[int, ...], int] = {}
 
     def address(*constants: int) -> int:
-        found = kept.get(constants)
+        found = addresses.get(constants)
         if found is None:
             with _lock:
                 if constants not in kept:
                     kept[constants] = _compile(maker(*constants, SOURCES))
-                found = kept[constants]
-        return int(found.address)
+                found = addresses[constants] = kept[constants].address or 0
+        return found
 
     address.__name__, address.maker = maker.__name__, maker  # type: ignore[attr-defined]
     return address

@@ -13,10 +13,11 @@ import torch
 from numba import njit
 
 from . import team
-from .arrange import write_rows
+from .arrange import write_rows, write_scaled
 from .compiled import compiled
 from .memory import clear, load_float, store_float, value_at
 from .multiply import add_tile
+from .multiply_dense import add_shares
 from .processor import Processor
 from .team import address, argument, my_scratch, next_part
 
@@ -86,6 +87,7 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
         b_hat, p, shares, padded = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
         d_b, rank, c = argument(data, 8), argument(data, 9), argument(data, 10)
         y, bias, sums_y, sums = argument(data, 11), argument(data, 12), argument(data, 13), argument(data, 14)
+        before, of_group = argument(data, 15), argument(data, 16)
         block = my_scratch(data)
         level = block + 4 * _COLUMNS * _TERMS
         products = level + 8 * _COLUMNS
@@ -116,7 +118,9 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
                                 0,
                             )
                     into = products + line * group * _COLUMNS
-                    _add_by_columns(into, block, p + line * (group * tokens + token), columns, count, row_bytes, lanes)
+                    _add_by_columns(
+                        into, block, p + line * (group * of_group + token), columns, count, row_bytes, lanes
+                    )
                 if sums:
                     _add_columns(sums + 4 * first, block, count, columns, level)
                 if sums_y:
@@ -130,10 +134,37 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
                     _add_columns(sums_y + 4 * first, block, count, columns, level)
             for column in range(columns):
                 factor = load_float(c + 4 * (first + column)) if c else np.float32(1)
-                for i in range(rank):
+                for group in range(rank // lanes):
+                    at = products + line * (group * _COLUMNS + column)
+                    write_scaled(at, factor, d_b + 4 * ((first + column) * rank + group * lanes), before, lanes)
+                for i in range(rank // lanes * lanes, rank):
                     value = load_float(products + line * (i // lanes * _COLUMNS + column) + 4 * (i % lanes))
                     to = d_b + 4 * ((first + column) * rank + i)
-                    store_float(to, load_float(to) + value * factor)
+                    value *= factor
+                    store_float(to, load_float(to) + value if before else value)
+            part = next_part(data)
+
+    return kernel
+
+
+@compiled
+def _add_shares(lanes: int, sources: int):
+    line = 4 * lanes
+
+    def kernel(data: int) -> None:
+        shares, parts, rank_groups, padded = argument(data, 0), argument(data, 1), argument(data, 2), argument(data, 3)
+        by_lanes, q, tokens, rank = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
+        part = next_part(data)
+        while part >= 0 and sources:
+            last = min((part + 1) * _COLUMNS, tokens)
+            for group in range(rank_groups):
+                for token in range(part * _COLUMNS, last):
+                    to = by_lanes + line * (group * tokens + token)
+                    at = shares + line * (group * padded + token)
+                    add_shares(at, line * rank_groups * padded, parts, 0, 0, 0, 0, 0, to, lanes, 1, 0)
+                    if q != by_lanes:
+                        for i in range(min(lanes, rank - group * lanes)):
+                            store_float(q + 4 * (token * rank + group * lanes + i), load_float(to + 4 * i))
             part = next_part(data)
 
     return kernel
@@ -207,54 +238,54 @@ def gradients(
     lanes, rank = cpu.lanes, P.shape[1]
     tokens, features, columns = x.shape[0], grad_y.shape[1], x.shape[1]
     groups = -(-rank // lanes)
-    Q, d_b = P.new_empty(tokens, rank), P.new_zeros(features, rank)
-    # a tensor nobody writes where there are no tokens
-    d_a = P.new_empty(rank, columns) if tokens else P.new_zeros(rank, columns)
+    # tensors nobody writes where there are no tokens
+    new = P.new_empty if tokens else P.new_zeros
+    Q, d_b, d_a = P.new_empty(tokens, rank), new(features, rank), new(rank, columns)
     sums = P.new_zeros(features) if needs_sums else None
     sums_y = None if y is None else P.new_zeros(features)
-    up = _by_lanes(B_hat if c is None else B_hat * c.unsqueeze(1), lanes)
+    up, down = _by_lanes(B_hat if c is None else B_hat * c.unsqueeze(1), lanes), _by_lanes(P, lanes)
     parts = -(-features // _COLUMNS)
+    most = min(TOKENS, -(-tokens // lanes) * lanes)
+    shares = team.kept("shares", 4 * parts * groups * most * lanes).data_ptr()
+    # of one group of ranks Q lies as the kernels read it
+    by_lanes = 0 if rank == lanes else team.kept("Q", 4 * groups * most * lanes).data_ptr()
     scratch = 4 * _COLUMNS * (_TERMS + 2 + groups * lanes)
     narrow, narrow_x, narrow_y = (int(t is not None and t.dtype == torch.bfloat16) for t in (grad_y, x, y))
     for first in range(0, tokens, TOKENS):
         count = min(TOKENS, tokens - first)
-        rows = slice(first, first + count)
         padded = -(-count // lanes) * lanes
-        shares = P.new_empty(parts, groups, padded, lanes)
-        down = _by_lanes(P[rows], lanes)
         team.run(
             _over_g(lanes, narrow, narrow_y),
             (
-                grad_y[rows].data_ptr(),
+                _row(grad_y, first),
                 count,
                 features,
                 groups,
                 up.data_ptr(),
-                down.data_ptr(),
-                shares.data_ptr(),
+                down.data_ptr() + 4 * lanes * first,
+                shares,
                 padded,
                 d_b.data_ptr(),
                 rank,
                 address(c),
-                address(None if y is None else y[rows]),
+                0 if y is None else _row(y, first),
                 address(bias),
                 address(sums_y),
                 address(sums),
+                first,
+                tokens,
             ),
             parts,
             scratch,
         )
-        by_lanes = shares.sum(0)[:, :count].contiguous()
-        Q[rows] = by_lanes.transpose(0, 1).reshape(count, -1)[:, :rank]
-        arguments = (
-            x[rows].data_ptr(),
-            count,
-            columns,
-            groups,
-            by_lanes.data_ptr(),
-            d_a.data_ptr(),
-            rank,
-            int(first > 0),
-        )
+        q = _row(Q, first)
+        lined = by_lanes or q
+        team.run(_add_shares(lanes), (shares, parts, groups, padded, lined, q, count, rank), -(-count // _COLUMNS))
+        arguments = (_row(x, first), count, columns, groups, lined, d_a.data_ptr(), rank, int(first > 0))
         team.run(_over_x(lanes, narrow_x), arguments, -(-columns // _COLUMNS), scratch)
     return Q, d_a, d_b, sums, sums_y
+
+
+def _row(tensor: Tensor, row: int) -> int:
+    """The address of a row of a contiguous matrix."""
+    return tensor.data_ptr() + row * tensor.shape[1] * tensor.element_size()

@@ -20,6 +20,7 @@ from .multiply import NESTED_BITS
 from .team import argument
 
 _LEVELS = tuple(np.array(levels, dtype=np.float32) for levels in (NF4_LEVELS, FP4_LEVELS))
+_LEVELS_AT = tuple(levels.ctypes.data for levels in _LEVELS)
 
 
 class Weight(NamedTuple):
@@ -48,7 +49,7 @@ def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) 
         absmax, absmax_codes, nested_absmax, nested_levels = scales[0].data_ptr(), 0, 0, 0
     return Weight(
         data.data_ptr(),
-        _LEVELS[shape.quant_type].ctypes.data,
+        _LEVELS_AT[shape.quant_type],
         absmax,
         absmax_codes,
         nested_absmax,

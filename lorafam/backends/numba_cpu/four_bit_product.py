@@ -38,7 +38,7 @@ def forward(
         cpu, weight = processor(), describe(data, scales, layout)
         rest = [single(tensor) for tensor in (P, B_hat, c, bias)]
         few = x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu)
-        (few_tokens if few else tiles).forward(x.detach().contiguous(), weight, *rest, y, cpu)
+        (few_tokens if few else tiles).forward(x.contiguous(), weight, *rest, y, cpu)
     return y
 
 
@@ -72,10 +72,10 @@ def backward(
 
 
 class Plan(NamedTuple):
-    """What a forward of some tokens runs: "registers", "tiles" or "panels", and how."""
+    """What a forward of some tokens runs: "registers", "tiles", "panels" or "dense", and how our own kernels do it."""
 
     path: str
-    configuration: str
+    configuration: str | None
 
 
 def plan(storage: Storage, tokens: int, dtype: torch.dtype) -> Plan:
@@ -96,10 +96,9 @@ def single(tensor: Tensor | None) -> Tensor | None:
     """fp32, contiguous."""
     if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
         return tensor
-    return tensor.detach().to(torch.float32).contiguous()
+    return tensor.to(torch.float32).contiguous()
 
 
-@torch.no_grad()
 def _in_double(
     x: Tensor,
     data: Tensor,
@@ -120,7 +119,6 @@ def _in_double(
     return y if bias is None else y.add_(bias)
 
 
-@torch.no_grad()
 def _back_in_double(
     grad_y: Tensor,
     data: Tensor,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.library import accumulate_dtype
+from ...ops.library import accumulate_dtype, in_dtype
 from .dropout import dropped
 from .factors import gradients
 from .four_bit_product import single
@@ -17,7 +17,6 @@ from .product import product
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
 def lora_factors_grad(
     grad_y: Tensor,
     x: Tensor,
@@ -42,12 +41,12 @@ def lora_factors_grad(
         grad_y, x, _wide(P), _wide(B_hat), scale, given, offset, needs_bias, processor()
     )
     # an op's results are tensors apart
-    dm = Q.new_empty(0) if sums_y is None or magnitude is None else (sums_y / magnitude).to(torch.float32)
+    dm = Q.new_empty(0) if sums_y is None or magnitude is None else in_dtype(sums_y / magnitude, torch.float32)
     return Q, dA, dB_hat, dm, Q.new_empty(0) if sums is None else sums
 
 
 def _wide(factor: Tensor) -> Tensor:
-    return factor.to(torch.float32).contiguous()
+    return in_dtype(factor, torch.float32).contiguous()
 
 
 def _as_read(tensor: Tensor | None) -> Tensor | None:

@@ -1,16 +1,11 @@
-"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias: one pass over a 4-bit W, torch's products for a dense one.
-
-Sums are formed in fp32 (fp64 for fp64 x) and rounded once.
-"""
+"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias. Sums are formed in fp32 (fp64 for fp64 x)."""
 
 from __future__ import annotations
 
 import torch
 
 from ...ops.by_storage import is_dense
-from ...ops.library import accumulate_dtype
-from . import four_bit_product
-from .product import add_product, product
+from . import dense_product, four_bit_product
 
 Tensor = torch.Tensor
 
@@ -26,21 +21,5 @@ def lora_linear(
     bias: Tensor | None,
 ) -> Tensor:
     if is_dense(layout):
-        return _dense(x, data, P, B_hat, c, bias)
+        return dense_product.forward(x, data, P, B_hat, c, bias)
     return four_bit_product.forward(x, data, scales, layout, P, B_hat, c, bias)
-
-
-@torch.no_grad()
-def _dense(
-    x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    dtype = accumulate_dtype(x.dtype)
-    # the base's product in the weight's own dtype, as eager has it; what follows is formed in fp32
-    y = product(x, weight.to(x.dtype).T).to(dtype)
-    if P is not None and B_hat is not None:
-        y = add_product(y, P.to(dtype), B_hat.to(dtype).T)
-    if c is not None:
-        y.mul_(c)
-    if bias is not None:
-        y.add_(bias)
-    return y.to(x.dtype)

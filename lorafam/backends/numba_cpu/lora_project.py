@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.library import accumulate_dtype
+from ...ops.library import accumulate_dtype, in_dtype
 from .dropout import dropped
 from .product import product
 
@@ -13,7 +13,7 @@ Tensor = torch.Tensor
 
 def lora_project(x: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor:
     dtype = accumulate_dtype(x.dtype)
-    wide = x.detach().to(dtype)
+    wide = in_dtype(x, dtype)
     if seed is not None:
         wide = dropped(wide, seed, dropout_p)
-    return product(wide, A.detach().to(dtype).T)
+    return product(wide, in_dtype(A, dtype).T)

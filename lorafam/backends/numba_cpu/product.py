@@ -47,9 +47,12 @@ def sum_of_products(factors: Sequence[tuple[Tensor, Tensor]], start: Tensor | No
     return result
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b: [M, K], [K, N] → [M, N], any strides."""
-    return sum_of_products(_pairs(a, b)) if _goes_to_onednn(a, b) else torch.mm(a, b)
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + bias: [M, K], [K, N] → [M, N], any strides; bias [N]."""
+    if _goes_to_onednn(a, b):
+        y = sum_of_products(_pairs(a, b))
+        return y if bias is None else y.add_(bias)
+    return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:

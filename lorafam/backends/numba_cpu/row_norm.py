@@ -11,7 +11,7 @@ import torch
 
 from ...ops.by_storage import is_dense, weight_shape
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
-from . import four_bit_product
+from . import dense_few_tokens, dense_product, four_bit_product
 from .four_bit import describe
 from .panels import PANEL_BYTES, decode, panels
 from .product import product
@@ -19,7 +19,6 @@ from .product import product
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
 def row_norm(
     data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, weight_squared: Tensor | None
 ) -> Tensor:
@@ -41,6 +40,8 @@ def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor)
     """A Wᵀ [r, N] in A's dtype."""
     if not is_dense(layout):
         return four_bit_product.forward(A, data, scales, layout, None, None, None, None)
+    if dense_few_tokens.suits(data, A.dtype, A.shape[0]):
+        return dense_product.forward(A, data, None, None, None, None)
     result = A.new_empty(A.shape[0], data.shape[0])
     for first, end, rows in _rows(data, scales, layout):
         result[:, first:end] = product(A, rows.T)
@@ -57,7 +58,6 @@ def _row(data: Tensor, scales: list[Tensor], layout: list[int], row: int) -> Ten
     return out
 
 
-@torch.no_grad()
 def squared_row_norm(data: Tensor, scales: list[Tensor], layout: list[int]) -> Tensor:
     """‖w_j‖² [N]."""
     norms = torch.empty(weight_shape(data, layout)[0], dtype=norm_dtype(data, layout))

@@ -8,10 +8,11 @@ up doesn't hold up the rest; what a part computes doesn't depend on who computes
 
 from __future__ import annotations
 
+import array
 import ctypes
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from numba import njit
@@ -21,8 +22,17 @@ from .threads import run_pool, usable_openmp
 
 # int64 before a kernel's own arguments
 HEADER = 5
-_local = threading.local()
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _Local(threading.local):
+    """A Python thread's own buffers."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, torch.Tensor] = {}
+
+
+_local = _Local()
 
 
 @njit(inline="always")
@@ -50,14 +60,22 @@ def run(entry: int, arguments: Sequence[int], parts: int, scratch_bytes: int = 0
         return
     threads = min(torch.get_num_threads(), parts)
     room = scratch("parts", threads * scratch_bytes) if scratch_bytes else 0
-    values = (0, parts, 0, room, scratch_bytes, *arguments)
-    data = (ctypes.c_int64 * len(values))(*values)
-    where = ctypes.addressof(data)
-    runtime = usable_openmp() if threads > 1 else None
+    data = array.array("q", (0, parts, 0, room, scratch_bytes, *arguments))
+    where = data.buffer_info()[0]
+    if threads == 1:
+        _function(entry)(where)
+        return
+    runtime = usable_openmp()
     if runtime is not None:
         runtime(entry, where, threads, 0)
     else:
-        run_pool([functools.partial(_Entry(entry), where)] * threads)
+        run_pool([functools.partial(_function(entry), where)] * threads)
+
+
+@functools.cache
+def _function(entry: int) -> Callable[[int], None]:
+    """The compiled entry, which lets other Python threads run meanwhile."""
+    return _Entry(entry)
 
 
 def scratch(name: str, size: int) -> int:
@@ -67,10 +85,9 @@ def scratch(name: str, size: int) -> int:
 
 def kept(name: str, size: int) -> torch.Tensor:
     """uint8 [at least size], this Python thread's own of that name, kept between calls."""
-    buffers = _local.__dict__.setdefault("buffers", {})
-    buffer = buffers.get(name)
+    buffer = _local.buffers.get(name)
     if buffer is None or buffer.numel() < size:
-        buffer = buffers[name] = torch.empty(size, dtype=torch.uint8)
+        buffer = _local.buffers[name] = torch.empty(size, dtype=torch.uint8)
     return buffer
 
 

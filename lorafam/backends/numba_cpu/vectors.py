@@ -211,6 +211,18 @@ class Vectors:
         low = self.builder.or_(self.builder.and_(both, self.integer(0x000F000F)), second)
         return high, low
 
+    def halves_at(self, base: Any) -> Any:
+        """2 · lanes 16-bit integers from any byte on."""
+        words = ir.VectorType(I16, 2 * self.lanes)
+        return self.builder.load(self.address(base, 0, words), align=1)
+
+    def neighbouring_rows(self, first: Any, second: Any) -> tuple[Any, Any]:
+        """2 · lanes columns of two rows in bf16 as pairs in the halves of 32 bits, in two registers."""
+        order = [index for column in range(2 * self.lanes) for index in (column, 2 * self.lanes + column)]
+        parts = order[: 2 * self.lanes], order[2 * self.lanes :]
+        low, high = (self.builder.bitcast(self.shuffle(first, second, part), self.ints) for part in parts)
+        return low, high
+
     def _one_by_one(self, memory: Any, codes: Any) -> Any:
         result = ir.Constant(self.floats, ir.Undefined)
         for lane in range(self.lanes):

@@ -7,6 +7,7 @@ import torch
 
 from lorafam import quantize_nf4
 from lorafam.backends.numba_cpu import product as module
+from lorafam.backends.numba_cpu.lora_linear import lora_linear
 from lorafam.backends.numba_cpu.product import TERMS, add_product, product, sum_of_products
 from tests.tolerances import assert_as_good_as_eager
 
@@ -64,3 +65,11 @@ def test_rank_zero(tokens: int) -> None:
 def test_fp64() -> None:
     a, b = torch.randn(20, 300, dtype=torch.float64), torch.randn(300, 9, dtype=torch.float64)
     torch.testing.assert_close(product(a, b), a @ b)
+
+
+def test_a_fresh_adapter_changes_no_bit() -> None:
+    # more tokens than dense_few_tokens takes
+    x, weight, bias = torch.randn(40, 1000), torch.randn(200, 1000), torch.randn(200)
+    P, B_hat = torch.randn(40, 4), torch.zeros(200, 4)
+    y = lora_linear(x, weight, [], [], P, B_hat, None, bias)
+    assert torch.equal(y, torch.nn.functional.linear(x, weight, bias))

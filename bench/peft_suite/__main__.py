@@ -1,0 +1,79 @@
+"""`make peft-suite`: PEFT's own tests, from its source distribution, plain and with every layer accelerated.
+
+PEFT_SUITE=quick takes a few files. Exit code 1 where a test passes plain and doesn't accelerated, or where nothing was
+accelerated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .compare import Comparison, Outcome, compare
+from .files import LEFT_OUT, chosen
+from .hub import make_models
+from .known import KNOWN
+from .sources import unpacked
+
+BUILD = Path(__file__).parent.parent.parent / "build" / "peft-suite"
+PYTEST = ("-m", "pytest", "-p", f"{__package__}.plugin", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal")
+QUIET = ("-q", "--disable-warnings", "--tb=line", "--no-header", "--show-capture=no")
+
+
+def main() -> int:
+    quick = os.environ.get("PEFT_SUITE") == "quick"
+    folder = unpacked(BUILD)
+    make_models(BUILD / "hub")
+    files = chosen(folder, quick)
+    found = compare(outcomes(folder, files, accelerate=False), outcomes(folder, files, accelerate=True), KNOWN)
+    print(report(found, {} if quick else LEFT_OUT))
+    return 1 if found.broken or not found.forwards else 0
+
+
+def outcomes(folder: Path, files: list[str], accelerate: bool) -> dict[str, Outcome]:
+    """What became of each test; SystemExit where pytest didn't come to its end."""
+    kind = "accelerated" if accelerate else "plain"
+    output, log = folder / f"{kind}.json", folder / f"{kind}.log"
+    output.unlink(missing_ok=True)
+    # two processes of two threads each would wait for one another
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(BUILD / "hub")}
+    command = [sys.executable, *PYTEST, *QUIET, f"--outcomes={output}", *["--accelerate"] * accelerate, *files]
+    print(f"{kind}: {len(files)} files of {folder.name}", flush=True)
+    start = time.monotonic()
+    with log.open("w", encoding="utf-8") as stream:
+        code = subprocess.run(
+            command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    # pytest's own codes: 0 all passed, 1 some failed
+    if code not in (0, 1) or not output.exists():
+        raise SystemExit(f"peft-suite: the {kind} run ended with code {code}: see {log}")
+    print(f"  {time.monotonic() - start:.0f} s; what failed is in {log}", flush=True)
+    return {name: Outcome(*fields) for name, fields in json.loads(output.read_text(encoding="utf-8")).items()}
+
+
+def report(found: Comparison, left_out: Mapping[str, str]) -> str:
+    """A short table, and by name what differs; `left_out`: files and why."""
+    rows = (
+        ("tests run", found.run),
+        ("passed plain", found.passed_plain),
+        ("passed accelerated", found.passed_accelerated),
+        ("passed plain alone", len(found.broken) + len(found.known)),
+        ("layers accelerated", found.layers),
+        ("forwards on lorafam's paths", found.forwards),
+    )
+    lines = ["", *(f"{name:<28}{count:>8}" for name, count in rows)]
+    for why in dict.fromkeys(left_out.values()):
+        lines.append(f"left out, {why}: {', '.join(name for name, own in left_out.items() if own == why)}")
+    lines += [f"known to differ: {name}: {why}" for name, why in found.known.items()]
+    lines += [f"passes accelerated alone: {name}: {why}" for name, why in found.mended.items()]
+    lines += [f"FAILED accelerated alone: {name}: {why}" for name, why in found.broken.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

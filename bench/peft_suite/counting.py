@@ -1,0 +1,52 @@
+"""Every PEFT layer accelerated as it is made, and counted, so that tests can't pass because nothing was."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import lorafam
+
+
+class Counts:
+    """How many layers were accelerated, and how many forwards took a path of lorafam's instead of PEFT's code."""
+
+    def __init__(self) -> None:
+        self.layers: int = 0
+        self.forwards: int = 0
+
+    def clear(self) -> None:
+        self.layers = self.forwards = 0
+
+
+def accelerate_everything(counts: Counts) -> None:
+    """Accelerates what any tuner of PEFT's injects from here on."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    from lorafam.interop import fast_layers
+
+    inject, swap = BaseTuner.inject_adapter, fast_layers.swap
+
+    @functools.wraps(inject)
+    def inject_and_accelerate(tuner: Any, *args: Any, **kwargs: Any) -> None:
+        inject(tuner, *args, **kwargs)
+        lorafam.accelerate(tuner)
+
+    @functools.wraps(swap)
+    def counted_swap(layer: Any) -> None:
+        swap(layer)
+        counts.layers += 1
+
+    BaseTuner.inject_adapter = inject_and_accelerate
+    fast_layers.swap = counted_swap
+    for layer in (fast_layers.FastLayer, fast_layers.FastAdaLora, fast_layers.FastEmbedding):
+        layer.lorafam_forward = _counted(layer.lorafam_forward, counts)  # type: ignore[method-assign]
+
+
+def _counted(forward: Any, counts: Counts) -> Any:
+    @functools.wraps(forward)
+    def counted(layer: Any, *args: Any) -> Any:
+        counts.forwards += 1
+        return forward(layer, *args)
+
+    return counted

@@ -7,7 +7,6 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
 
 import lorafam
-from lorafam.train.callbacks import AdaLoraCallback
 
 parser = HfArgumentParser(TrainingArguments)
 parser.add_argument("--model", required=True)
@@ -22,6 +21,6 @@ kind = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 dora, adalora = LoraConfig(use_dora=True, **kind), AdaLoraConfig(total_step=arguments.max_steps, **kind)
 model = get_peft_model(AutoModelForCausalLM.from_pretrained(own.model), adalora if own.adalora else dora)
 lorafam.accelerate(model)
-trainer = Trainer(model, arguments, train_dataset=data, callbacks=[AdaLoraCallback()] if own.adalora else None)
+trainer = Trainer(model, arguments, train_dataset=data, callbacks=[lorafam.AdaLoraCallback()] if own.adalora else None)
 trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 trainer.save_model()

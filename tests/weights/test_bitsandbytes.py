@@ -142,6 +142,22 @@ def test_a_second_conversion_is_the_first() -> None:
     assert_same_storage(NF4Weight.from_bitsandbytes(layer), layer.weight)
 
 
+def test_a_conversion_follows_a_storage_that_moves() -> None:
+    """FSDP2 frees a gathered parameter's storage and fills it again elsewhere, without a new version."""
+    layer = linear4bit(dense_weight())
+    weight, codes = NF4Weight.from_bitsandbytes(layer), layer.weight.data.clone()
+    expected, storage = weight.dequantize(), layer.weight.untyped_storage()
+    size = storage.size()
+    storage.resize_(0)
+    # takes the place that was freed
+    other = torch.full((size,), 7, dtype=torch.uint8)
+    storage.resize_(size)
+    layer.weight.data.copy_(codes)
+    assert (other == 7).all()
+    assert NF4Weight.from_bitsandbytes(layer) is weight
+    assert torch.equal(weight.dequantize(), expected)
+
+
 def test_made_in_inference_mode() -> None:
     with torch.inference_mode():
         layer = linear4bit(dense_weight())
@@ -199,6 +215,10 @@ def test_refused() -> None:
         NF4Weight.from_bitsandbytes(bnb.nn.Linear4bit(128, 64))
     with pytest.raises(ValueError, match="Params4bit: its weight isn't quantised yet"):
         NF4Weight.from_bitsandbytes(bnb.nn.Params4bit(dense))
+    lost = linear4bit(dense)
+    lost.quant_state, lost.weight = None, torch.nn.Parameter(lost.weight.data, requires_grad=False)
+    with pytest.raises(ValueError, match="Linear4bit: the scales of its weight are lost"):
+        NF4Weight.from_bitsandbytes(lost)
     for other in (torch.nn.Linear(4, 4), dense, bnb.nn.Linear8bitLt(4, 4), None):
         with pytest.raises(
             TypeError, match=f"expected a bitsandbytes Linear4bit or Params4bit, got {type(other).__name__}"

@@ -200,7 +200,7 @@ def test_what_is_planned_runs(way: Processor, monkeypatch: pytest.MonkeyPatch) -
     ran: list[str] = []
     real = dense_product.product
     monkeypatch.setattr(dense_few_tokens, "forward", lambda *args: ran.append("registers"))
-    monkeypatch.setattr(dense_product, "product", lambda a, b: (ran.append("dense"), real(a, b))[1])
+    monkeypatch.setattr(dense_product, "product", lambda *args: (ran.append("dense"), real(*args))[1])
     told = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for weight in (torch.randn(64, 96).to(dtype), torch.randn(96, 64).to(dtype).T):

@@ -50,8 +50,10 @@ def norm_of(
     layer: Any, name: str, weight: Tensor | NF4Weight | None, A: Tensor, B: Tensor, scale: Tensor | float
 ) -> Tensor:
     """n [N] in fp32; `weight` None: what PEFT dequantises of the base layer."""
-    if not layer.training and _peft_caches():
+    if not layer.training and peft_dora.ENABLE_DORA_CACHING:
         return _peft_norm(layer, name)
+    # as PEFT does in a forward without caching
+    layer._modules["lora_magnitude_vector"][name]._cache_clear()
     kept: Norms = layer._lorafam.norms
     if is_gathered(layer):
         kept.forget()
@@ -70,10 +72,6 @@ def norm_of(
     value = _form(kept, _weight(layer, weight), A, B, scale)
     kept.norms[name] = _Kept(_held(tensors), versions, value)
     return value
-
-
-def _peft_caches() -> bool:
-    return bool(peft_dora.ENABLE_DORA_CACHING)
 
 
 @torch.no_grad()

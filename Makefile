@@ -37,7 +37,7 @@ $(VENV)/demo-installed: $(VENV)/installed
 
 # what PEFT's tests import
 $(VENV)/peft-suite-installed: $(VENV)/installed
-	$(BIN)/pip install --quiet datasets diffusers parameterized scipy
+	$(BIN)/pip install --quiet attrs datasets diffusers parameterized scipy
 	touch $@
 
 demo: $(VENV)/demo-installed

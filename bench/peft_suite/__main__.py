@@ -1,7 +1,7 @@
 """`make peft-suite`: PEFT's own tests, from its source distribution, plain and with every layer accelerated.
 
-PEFT_SUITE=quick takes a few files. Exit code 1 where a test passes plain and doesn't accelerated, or where nothing was
-accelerated.
+PEFT_SUITE=quick takes a few files. Exit code 1 where a test passes plain and doesn't accelerated, where a file can't be
+imported, or where nothing was accelerated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .sources import unpacked
 
 BUILD = Path(__file__).parent.parent.parent / "build" / "peft-suite"
 PYTEST = ("-m", "pytest", "-p", f"{__package__}.plugin", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal")
-QUIET = ("-q", "--disable-warnings", "--tb=line", "--no-header", "--show-capture=no")
+QUIET = ("--continue-on-collection-errors", "-q", "--disable-warnings", "--tb=line", "--no-header", "--show-capture=no")
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     files = chosen(folder, quick)
     found = compare(outcomes(folder, files, accelerate=False), outcomes(folder, files, accelerate=True), KNOWN)
     print(report(found, {} if quick else LEFT_OUT))
-    return 1 if found.broken or not found.forwards else 0
+    return 1 if found.broken or found.absent or not found.forwards else 0
 
 
 def outcomes(folder: Path, files: list[str], accelerate: bool) -> dict[str, Outcome]:
@@ -71,6 +71,7 @@ def report(found: Comparison, left_out: Mapping[str, str]) -> str:
         lines.append(f"left out, {why}: {', '.join(name for name, own in left_out.items() if own == why)}")
     lines += [f"known to differ: {name}: {why}" for name, why in found.known.items()]
     lines += [f"passes accelerated alone: {name}: {why}" for name, why in found.mended.items()]
+    lines += [f"NOT IMPORTED {name}: {why}" for name, why in found.absent.items()]
     lines += [f"FAILED accelerated alone: {name}: {why}" for name, why in found.broken.items()]
     return "\n".join(lines)
 

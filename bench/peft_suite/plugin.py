@@ -16,7 +16,7 @@ import peft
 import pytest
 import torch
 
-from .compare import Outcome
+from .compare import NOT_IMPORTED, Outcome
 from .counting import Counts, accelerate_everything
 
 METHODS = (peft.LoraConfig, peft.AdaLoraConfig)
@@ -61,6 +61,11 @@ class Suite:
             return (yield)
         finally:
             item.user_properties.append((PROPERTY, [self.counts.layers, self.counts.forwards]))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            lines = report.longreprtext.strip().splitlines()
+            self.tests[report.nodeid] = Outcome(NOT_IMPORTED, reason="".join(lines[-1:])[:LONGEST_REASON])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.passed and report.when != "call":

@@ -6,11 +6,12 @@ import pytest
 from lorafam.bench.peft_suite import __main__ as suite
 from lorafam.bench.peft_suite.compare import Outcome
 
-GOOD, BAD = Outcome("passed", 1, 2), Outcome("failed", reason="0.1 off")
+GOOD, BAD, LOST = Outcome("passed", 1, 2), Outcome("failed", reason="0.1 off"), Outcome("not imported")
 
 
 @pytest.mark.parametrize(
-    ("accelerated", "code"), [({"a": GOOD}, 0), ({"a": BAD}, 1), ({}, 1), ({"a": Outcome("passed", 1, 0)}, 1)]
+    ("accelerated", "code"),
+    [({"a": GOOD}, 0), ({"a": BAD}, 1), ({}, 1), ({"a": Outcome("passed", 1, 0)}, 1), ({"a": GOOD, "b": LOST}, 1)],
 )
 def test_exit_code(
     accelerated: dict[str, Outcome], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

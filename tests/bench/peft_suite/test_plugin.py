@@ -64,11 +64,16 @@ NAMES = {
 def test_outcomes(tmp_path: Path, accelerate: bool, workers: tuple[str, ...]) -> None:
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "test_lost.py").write_text("import no_such_module")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", plugin.__name__, *workers]
-    command += ["--outcomes=out.json", *["--accelerate"] * accelerate]
+    command += ["--continue-on-collection-errors", "--outcomes=out.json", *["--accelerate"] * accelerate]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     found = json.loads((tmp_path / "out.json").read_text())
+    assert found.pop("test_lost.py")[::3] == [
+        "not imported",
+        "E   ModuleNotFoundError: No module named 'no_such_module'",
+    ]
     assert found.keys() == {f"test_some.py::{name}" for name in NAMES}, done.stdout
     for name, (outcome, layers, forwards, *reason) in NAMES.items():
         got = found[f"test_some.py::{name}"]

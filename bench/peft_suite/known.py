@@ -15,6 +15,6 @@ KNOWN = {
         "asks for the same bits of a LoRA layer and another method's: 1.3e-7 RMS apart, the rounding of fp32"
     ),
     "tests/test_initialization.py::TestAdaLoraInitialization::test_adalora_default_init_identity": (
-        "takes 1e-8 for the same: 156 of 10,000 sums that cancel differ by rounding, nearer to fp64 (RMS 5.6e-8, 8.5e-8)"
+        "takes 1e-8 for the same: 156 of 10,000 cancelling sums differ by rounding, nearer to fp64 (RMS 5.6e-8, 8.5e-8)"
     ),
 }

@@ -31,7 +31,19 @@ from lorafam.interop.fast_layers import FastLayer
 from lorafam.train.callbacks import AdaLoraCallback
 from lorafam.train.peft_allocator import PeftAllocator
 from lorafam.weights.bitsandbytes import _kept
-from tests.interop.tiny_lm import HIDDEN, RANK, TARGETS, VOCABULARY, Block, config_of, losses, tokens
+from tests.interop.tiny_lm import (
+    HIDDEN,
+    RANK,
+    TARGETS,
+    VOCABULARY,
+    Block,
+    config_of,
+    disturb,
+    four_bit,
+    losses,
+    tokens,
+    trainable,
+)
 
 STEPS, ROWS, LENGTH = 5, 8, 32
 LIMIT = 120.0
@@ -92,37 +104,8 @@ def build(case: Case) -> Any:
     else:
         config = config_of(case.method)
     model = get_peft_model(model, config)
-    with torch.no_grad():
-        for name, parameter in trainable(model).items():
-            noise = torch.randn(parameter.shape) * 0.1
-            parameter.mul_(1 + noise) if "magnitude" in name else parameter.add_(noise)
+    disturb(model)
     return model
-
-
-def four_bit(dense: nn.Linear, storage: torch.dtype) -> nn.Module:
-    """As transformers makes it: the parameter knows its layer, which so keeps the scales when it is sharded."""
-    layer = bitsandbytes.nn.Linear4bit(
-        dense.in_features,
-        dense.out_features,
-        compute_dtype=torch.float32,
-        quant_type="nf4",
-        quant_storage=storage,
-        device="cpu",
-    )
-    layer.weight = bitsandbytes.nn.Params4bit(
-        dense.weight.data, requires_grad=False, quant_type="nf4", quant_storage=storage, module=layer
-    )
-    layer.bias = dense.bias
-    layer.support_avx512bf16_for_cpu = False
-    return layer.to("cpu")
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
-        name.removeprefix("module."): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def shard(model: Any, policy: MixedPrecisionPolicy = MixedPrecisionPolicy()) -> Any:  # noqa: B008

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import lorafam
-from tests.interop.tiny_lm import BASES, METHODS, in_double, losses, peft_model, tokens, with_masks
+from tests.interop.tiny_lm import BASES, METHODS, in_double, losses, peft_model, tokens, trainable, with_masks
 from tests.tolerances import assert_as_good_as_eager
 
 STEPS = 20
@@ -24,10 +24,6 @@ Gradients = dict[str, torch.Tensor]
 def _forget_graphs() -> Iterator[None]:
     yield
     torch._dynamo.reset()
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def trained(

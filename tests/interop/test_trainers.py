@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import datasets
 import pytest
 import torch
@@ -19,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import lorafam
+from tests.interop.tiny_lm import four_bit
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(60))]
 STEPS = 50
@@ -61,18 +61,9 @@ def base() -> Any:
         for part in (layer.self_attn, layer.mlp):
             for name, dense in list(part.named_children()):
                 if isinstance(dense, nn.Linear):
-                    setattr(part, name, _four_bit(dense))
+                    setattr(part, name, four_bit(dense))
     model.is_loaded_in_4bit = True
     return model
-
-
-def _four_bit(dense: nn.Linear) -> nn.Module:
-    layer = bitsandbytes.nn.Linear4bit(
-        dense.in_features, dense.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
-    )
-    layer.weight = bitsandbytes.nn.Params4bit(dense.weight.data, requires_grad=False, quant_type="nf4")
-    layer.support_avx512bf16_for_cpu = False
-    return layer.to("cpu")
 
 
 def peft_model() -> Any:

@@ -84,16 +84,24 @@ def quantise(model: nn.Module, base: str) -> nn.Module:
     for block in (child for child in model.modules() if isinstance(child, Block)):
         for name in TARGETS:
             dense = getattr(block, name)
-            setattr(block, name, (_four_bit if base == "nf4" else _eight_bit)(dense))
+            setattr(block, name, (four_bit if base == "nf4" else _eight_bit)(dense))
     setattr(model, "is_loaded_in_4bit" if base == "nf4" else "is_loaded_in_8bit", True)
     return model
 
 
-def _four_bit(dense: nn.Linear) -> nn.Module:
+def four_bit(dense: nn.Linear, storage: torch.dtype = torch.uint8) -> nn.Module:
+    """As transformers makes it: the parameter knows its layer, which so keeps the scales when it is sharded."""
     layer = bitsandbytes.nn.Linear4bit(
-        dense.in_features, dense.out_features, compute_dtype=torch.float32, quant_type="nf4", device="cpu"
+        dense.in_features,
+        dense.out_features,
+        compute_dtype=torch.float32,
+        quant_type="nf4",
+        quant_storage=storage,
+        device="cpu",
     )
-    layer.weight = bitsandbytes.nn.Params4bit(dense.weight.data, requires_grad=False, quant_type="nf4")
+    layer.weight = bitsandbytes.nn.Params4bit(
+        dense.weight.data, requires_grad=False, quant_type="nf4", quant_storage=storage, module=layer
+    )
     layer.bias = dense.bias
     # what lorafam sets, so that bitsandbytes' own kernel is out of the comparison
     layer.support_avx512bf16_for_cpu = False
@@ -116,12 +124,22 @@ def peft_model(method: str, base: str, dropout: float = 0.0, seed: int = 0, **se
     elif base != "fp32":
         model = quantise(model, base)
     model = get_peft_model(model, config_of(method, dropout, **settings))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape) * 0.1
-                parameter.mul_(1 + noise) if "magnitude" in name else parameter.add_(noise)
+    disturb(model)
     return model
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By the names they have without DDP."""
+    named = ((name.removeprefix("module."), parameter) for name, parameter in model.named_parameters())
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+@torch.no_grad()
+def disturb(model: nn.Module) -> None:
+    """Adapters as training leaves them."""
+    for name, parameter in trainable(model).items():
+        noise = torch.randn(parameter.shape) * 0.1
+        parameter.mul_(1 + noise) if "magnitude" in name else parameter.add_(noise)
 
 
 def with_masks(model: nn.Module) -> nn.Module:

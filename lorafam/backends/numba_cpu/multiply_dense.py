@@ -149,10 +149,9 @@ def add_dense_rows(
             return [list(vectors.neighbouring_rows(*halves[term : term + 2])) for term in range(0, height, 2)]
 
         def body(_: list[Any], index: Any) -> list[Any]:
-            if _AHEAD:
-                for row in row_of:
-                    at = builder.add(row, times(builder, index, 2 * width if way == WIDENED else 4 * width))
-                    fetch_ahead(builder, builder.add(at, ir.Constant(I64, _AHEAD)))
+            for row in row_of:
+                at = builder.add(row, times(builder, index, 2 * width if way == WIDENED else 4 * width))
+                fetch_ahead(builder, builder.add(at, ir.Constant(I64, _AHEAD)))
             weights = weights_at(index)
             offset = times(builder, index, 4 * width * registers)
             for one in range(across):

@@ -21,7 +21,8 @@ export LORAFAM_PTXSIM ?= $(realpath $(firstword $(wildcard ../shared/tools/ptxsi
 
 # compiled GPU code is run on one core; two processes of two threads each would wait for one another
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py
+INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py \
+	tests/test_grouped_lora_linear.py
 
 .PHONY: demo test lint bench gpu simulated compiled kernel-table peft-suite bugs clean
 

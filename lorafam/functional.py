@@ -18,15 +18,18 @@ from . import backends as backends
 from .autograd import (
     DoraInputDropout,
     DoraLinear,
+    Factors,
     FrozenLinear,
+    GroupedLoraLinear,
     LoraLinear,
     LowRank,
     Orthogonality,
+    grouped_forward,
     lora_forward,
     scaled,
 )
 from .backends.direct import call
-from .ops.by_storage import Storage, dense_storage, weight_shape
+from .ops.by_storage import Storage, dense_storage, joined, weight_shape
 from .ops.checks import check_device, check_dropout, check_factor, check_vector
 from .weights import NF4Weight
 
@@ -63,6 +66,45 @@ def lora_linear(
     the device's generator when it is needed.
     """
     return _lora(x, weight, A, B, scaling, bias, dropout_p, training, seed)
+
+
+def grouped_lora_linear(
+    x: Tensor,
+    weights: Sequence[Weight],
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    scalings: Sequence[float | Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+) -> tuple[Tensor, ...]:
+    """Y_i = x W_iᵀ + s_i x A_iᵀ B_iᵀ + bias_i for every weight: the projections that get the same x (q, k and v; gate
+    and up), each as `lora_linear` without dropout has it.
+
+    x is read once for all low-rank parts; 4-bit weights of one block size are multiplied with few tokens in one call.
+    Ranks may differ. A scaling is a number, or a value a rank [r_i].
+    """
+    biases = [None] * len(weights) if biases is None else biases
+    several = {"weights": weights, "As": As, "Bs": Bs, "scalings": scalings, "biases": biases}
+    counts = {name: len(values) for name, values in several.items()}
+    if not weights or len(set(counts.values())) > 1:
+        raise ValueError(f"weights, As, Bs, scalings, biases: expected as many of each, at least one, got {counts}")
+    storages = [_storage(x, weight) for weight in weights]
+    flat = _tokens(x, storages[0])
+    for storage, A, B, bias in zip(storages, As, Bs, biases, strict=True):
+        out_features, in_features = weight_shape(storage.data, storage.layout)
+        if in_features != flat.shape[1]:
+            raise ValueError(f"weights: expected all [N, {flat.shape[1]}], got [{out_features}, {in_features}]")
+        _check_factors(A, B, in_features, out_features, flat.device)
+        check_vector("bias", bias, out_features, flat.device)
+    if len({len(storage.layout) for storage in storages}) > 1:
+        each = zip(weights, As, Bs, scalings, biases, strict=True)
+        return tuple(lora_linear(x, *member) for member in each)
+    if _recorded(flat, *As, *Bs, *scalings, *biases):
+        data, scales, layout = joined(storages)
+        count = len(storages)
+        ys = GroupedLoraLinear.apply(flat, tuple(layout), count, *As, *Bs, *scalings, *biases, *data, *scales)
+    else:
+        ys, _ = grouped_forward(flat, Factors(As, Bs, scalings, biases), storages)
+    return tuple(_restore(y, x) for y in ys)
 
 
 def adalora_linear(

@@ -3,6 +3,7 @@
 from .dora_input_dropout import DoraInputDropout
 from .dora_linear import DoraLinear
 from .frozen_linear import FrozenLinear
+from .grouped_lora_linear import Factors, GroupedLoraLinear, grouped_forward
 from .lora_linear import LoraLinear, lora_forward
 from .low_rank import LowRank
 from .orthogonality import Orthogonality
@@ -11,10 +12,13 @@ from .scaled_factor import scaled
 __all__ = [
     "DoraInputDropout",
     "DoraLinear",
+    "Factors",
     "FrozenLinear",
+    "GroupedLoraLinear",
     "LoraLinear",
     "LowRank",
     "Orthogonality",
+    "grouped_forward",
     "lora_forward",
     "scaled",
 ]

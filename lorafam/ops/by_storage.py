@@ -58,6 +58,34 @@ def dense_storage(weight: torch.Tensor) -> Storage:
     return Storage(weight, [], [])
 
 
+def group_storages(
+    data: Sequence[torch.Tensor], scales: Sequence[torch.Tensor], layout: Sequence[int]
+) -> list[Storage]:
+    """The weights of a group, all dense or all 4-bit, whose arguments stand one after the other (`joined`).
+
+    Raises ValueError where their numbers don't fit.
+    """
+    found, at = [], 0
+    each = len(layout) // len(data) if data else 0
+    for index, one in enumerate(data):
+        own = list(layout[index * each : (index + 1) * each])
+        count = len(scale_names(own)) if each in (0, 5) else -1
+        found.append(Storage(one, list(scales[at : at + count]), own))
+        at += count
+    if each * len(data) != len(layout) or at != len(scales):
+        raise ValueError(f"layout, scales: {len(layout)} integers and {len(scales)} scales aren't {len(data)} weights'")
+    return found
+
+
+def joined(storages: Sequence[Storage]) -> tuple[list[torch.Tensor], list[torch.Tensor], list[int]]:
+    """Weights of one kind as the arguments of a group."""
+    return (
+        [storage.data for storage in storages],
+        [scale for storage in storages for scale in storage.scales],
+        [size for storage in storages for size in storage.layout],
+    )
+
+
 def weight_shape(data: torch.Tensor, layout: Sequence[int]) -> tuple[int, int]:
     """(N, K) of a flattened weight."""
     if is_dense(layout):

@@ -18,7 +18,7 @@ from .adalora import AdaLoraGrads, adalora_linear, adalora_linear_grad
 from .adalora_importance import Importance, importance_update, triplet_scores
 from .dora import DoraGrads, dora_linear, dora_linear_grad
 from .dropout import dropout_mask, philox4x32, philox_words
-from .lora import LoraGrads, lora_linear, lora_linear_grad
+from .lora import LoraGrads, grouped_lora_linear, lora_linear, lora_linear_grad
 from .low_rank_linear import LowRankGrads, low_rank_linear, low_rank_linear_grad
 from .nf4_linear import LinearGrads, nf4_linear, nf4_linear_grad
 from .orthogonality import orthogonality_penalty
@@ -41,6 +41,7 @@ __all__ = [
     "dora_linear",
     "dora_linear_grad",
     "dropout_mask",
+    "grouped_lora_linear",
     "importance_update",
     "keep_mask",
     "lora_linear",

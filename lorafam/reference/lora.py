@@ -7,6 +7,7 @@ B̂, c and dB̂ are those of `low_rank_linear`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -40,6 +41,19 @@ def lora_linear(
     """
     expect_low_rank(x, weight, A, B, bias, mask)
     return low_rank_linear(x, weight, A, scaling * B, bias=bias, mask=mask)
+
+
+def grouped_lora_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    scalings: Sequence[float],
+    biases: Sequence[Tensor | None] | None = None,
+) -> tuple[Tensor, ...]:
+    """`lora_linear` of one x for every weight."""
+    biases = [None] * len(weights) if biases is None else biases
+    return tuple(lora_linear(x, *each) for each in zip(weights, As, Bs, scalings, biases, strict=True))
 
 
 def lora_linear_grad(

@@ -51,6 +51,9 @@ def arguments(op: str, storage: tuple[Any, ...]) -> list[tuple[Any, ...]]:
             (G, *storage, None, None, None, None, 0.0),
             (G, *storage, c, Q, A, seed, 0.3),
         ],
+        "lora_linear_group": [
+            (x, [storage[0]] * 2, [*storage[1]] * 2, [*storage[2]] * 2, [P, P + 1], [B_hat, B_hat + 1], [None, bias])
+        ],
         "lora_project": [(x, A, None, 0.0), (x, A, seed, 0.3)],
         "quantize_4bit": [(random(N, K), 64, "nf4"), (random(N, K).bfloat16(), 128, "fp4")],
         "quantize_absmax": [(random(700).abs(), dynamic_levels(torch.device(device())))],

@@ -3,7 +3,7 @@
 from .adalora_importance import adalora_importance, adalora_scores
 from .adalora_penalty import adalora_penalty, adalora_penalty_grad
 from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
-from .products import dropout, lora_factors_grad, lora_linear, lora_linear_grad, lora_project
+from .products import dropout, lora_factors_grad, lora_linear, lora_linear_grad, lora_linear_group, lora_project
 from .row_norm import row_norm, squared_row_norm
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "lora_factors_grad",
     "lora_linear",
     "lora_linear_grad",
+    "lora_linear_group",
     "lora_project",
     "quantize_4bit",
     "quantize_absmax",

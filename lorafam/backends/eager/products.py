@@ -6,6 +6,7 @@ import torch
 
 from ...ops.by_storage import is_dense
 from ...ops.library import accumulate_dtype
+from ...ops.lora_linear_group import members
 from ...reference.dropout import dropout_mask
 from .four_bit import dequantize_4bit
 
@@ -55,6 +56,19 @@ def lora_linear(
     if bias is not None:
         y = y.add_(bias)
     return y.to(x.dtype)
+
+
+def lora_linear_group(
+    x: Tensor,
+    data: list[Tensor],
+    scales: list[Tensor],
+    layout: list[int],
+    P: list[Tensor],
+    B_hat: list[Tensor],
+    bias: list[Tensor | None],
+) -> list[Tensor]:
+    """Y_i = x W_iᵀ + P_i B̂_iᵀ + bias_i."""
+    return [lora_linear(x, *member) for member in members(data, scales, layout, P, B_hat, bias)]
 
 
 def lora_linear_grad(

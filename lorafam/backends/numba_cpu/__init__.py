@@ -8,6 +8,7 @@ from .dropout import dropout
 from .lora_factors_grad import lora_factors_grad
 from .lora_linear import lora_linear
 from .lora_linear_grad import lora_linear_grad
+from .lora_linear_group import lora_linear_group
 from .lora_project import lora_project
 from .quantize_4bit import quantize_4bit, quantize_absmax
 from .row_norm import row_norm, squared_row_norm
@@ -22,6 +23,7 @@ __all__ = [
     "lora_factors_grad",
     "lora_linear",
     "lora_linear_grad",
+    "lora_linear_group",
     "lora_project",
     "quantize_4bit",
     "quantize_absmax",

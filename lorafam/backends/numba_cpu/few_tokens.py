@@ -8,18 +8,21 @@ For weights whose rows have whole blocks (`suits`). Sums in fp32 over one row's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
 from . import team
 from .arrange import pack_line
 from .compiled import compiled
 from .decoding import IN_ORDER, apart
-from .four_bit import Weight, block_scale, own, weight_of
+from .four_bit import WEIGHT, Weight, block_scale, own, weight_at, weight_of
 from .memory import clear, load_float, store_float, store_value
 from .multiply import add_rows, dot_rows
 from .pack import pack
 from .processor import Processor
-from .team import address, my_scratch, next_part
+from .team import address, argument, my_scratch, next_part
 
 FORWARD_TOKENS = 8
 BACKWARD_TOKENS = 4
@@ -28,6 +31,8 @@ _STEP = 64
 _ROWS_A_PART = 64
 # a sum this long is formed apart
 _TERMS = 256
+# a forward's arguments: where those of its products begin, and how many each has
+_MEMBERS, _MEMBER = 2, WEIGHT + 6
 
 
 def suits(weight: Weight, cpu: Processor) -> bool:
@@ -48,9 +53,10 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
     line_bytes = 16 * lanes if pairs else 32 * lanes
 
     def kernel(data: int) -> None:
-        weight = weight_of(data)
-        x, b_hat, p, rank = own(data, 0), own(data, 1), own(data, 2), own(data, 3)
-        c, bias, out, count = own(data, 4), own(data, 5), own(data, 6), own(data, 7)
+        x, count = argument(data, 0), argument(data, 1)
+        # of which columns and blocks are those of all
+        at = _MEMBERS
+        weight = weight_at(data, at)
         lines = weight.columns // line
         blocks = weight.columns >> weight.block_bits
         shift = max(0, weight.block_bits - line_bits)
@@ -64,10 +70,19 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
                     pack_line(x + (m * weight.columns + i * line) * size, to, lanes, narrow, pairs)
                 else:
                     clear(to, line_bytes // 4)
-        vectors = rank // lanes * lanes
+        before = 0
         part = next_part(data)
         while part >= 0 and sources:
-            row = part * _ROWS_A_PART
+            # parts come in rising order
+            while (part - before) * _ROWS_A_PART >= weight.rows:
+                before += -(-weight.rows // _ROWS_A_PART)
+                at += _MEMBER
+                weight = weight_at(data, at)
+            own = at + WEIGHT
+            b_hat, p, rank = argument(data, own), argument(data, own + 1), argument(data, own + 2)
+            c, bias, out = argument(data, own + 3), argument(data, own + 4), argument(data, own + 5)
+            vectors = rank // lanes * lanes
+            row = (part - before) * _ROWS_A_PART
             last = min(row + _ROWS_A_PART, weight.rows)
             while row < last:
                 # the last rows once more rather than rows that aren't there
@@ -113,40 +128,41 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
     return kernel
 
 
-def forward(
-    x: torch.Tensor,
-    weight: Weight,
-    P: torch.Tensor | None,
-    B_hat: torch.Tensor | None,
-    c: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    cpu: Processor,
-) -> None:
-    """y [M, N] in x's dtype, fp32 or bf16, M at most `FORWARD_TOKENS`; the rest fp32, all contiguous."""
+class Member(NamedTuple):
+    """One product of a forward: the weight, P [M, r] and B̂ [N, r] or neither, c, bias [N], and y [M, N] in x's dtype,
+    fp32 or bf16; the rest fp32, all contiguous.
+    """
+
+    weight: Weight
+    P: torch.Tensor | None
+    B_hat: torch.Tensor | None
+    c: torch.Tensor | None
+    bias: torch.Tensor | None
+    y: torch.Tensor
+
+
+def forward(x: torch.Tensor, members: Sequence[Member], cpu: Processor) -> None:
+    """The products of x [M, K], M at most `FORWARD_TOKENS`, with weights of one block size and kind of absmax."""
     count = x.shape[0]
     tokens = _tokens(count)
     rows = max(1, 2 * cpu.rows // tokens) if cpu.lanes == 16 else 1
     rows = min(rows, 4)
     narrow = int(x.dtype == torch.bfloat16)
     pairs = int(cpu.bf16 and narrow)
+    weight = members[0].weight
     # scales that a line has
     runs = max(1, 8 * cpu.lanes >> weight.block_bits)
-    rank = 0 if P is None else P.shape[1]
-    P = None if P is None else _rows(P, tokens)
-    arguments = (
-        *weight,
-        x.data_ptr(),
-        address(B_hat),
-        address(P),
-        rank,
-        address(c),
-        address(bias),
-        y.data_ptr(),
-        count,
-    )
+    arguments = [x.data_ptr(), count]
+    parts, kept = 0, []
+    for member in members:
+        P = None if member.P is None else _rows(member.P, tokens)
+        kept.append(P)
+        rank = 0 if P is None else P.shape[1]
+        arguments += [*member.weight, address(member.B_hat), address(P), rank]
+        arguments += [address(member.c), address(member.bias), member.y.data_ptr()]
+        parts += -(-member.weight.rows // _ROWS_A_PART)
     entry = _forward(cpu.lanes, rows, tokens, runs, narrow, pairs, int(weight.absmax_codes != 0))
-    team.run(entry, arguments, -(-weight.rows // _ROWS_A_PART), 4 * tokens * (weight.columns + rows))
+    team.run(entry, arguments, parts, 4 * tokens * (weight.columns + rows))
 
 
 def _rows(P: torch.Tensor, tokens: int) -> torch.Tensor:

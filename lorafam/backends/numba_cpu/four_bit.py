@@ -37,7 +37,7 @@ class Weight(NamedTuple):
     columns: int
 
 
-_WEIGHT = len(Weight._fields)
+WEIGHT = len(Weight._fields)
 
 
 def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) -> Weight:
@@ -61,25 +61,31 @@ def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) 
 
 
 @njit
+def weight_at(data: int, at: int) -> Weight:
+    """The arguments of a kernel from `at` on."""
+    return Weight(
+        argument(data, at),
+        argument(data, at + 1),
+        argument(data, at + 2),
+        argument(data, at + 3),
+        argument(data, at + 4),
+        argument(data, at + 5),
+        argument(data, at + 6),
+        argument(data, at + 7),
+        argument(data, at + 8),
+    )
+
+
+@njit
 def weight_of(data: int) -> Weight:
     """The first arguments of a kernel."""
-    return Weight(
-        argument(data, 0),
-        argument(data, 1),
-        argument(data, 2),
-        argument(data, 3),
-        argument(data, 4),
-        argument(data, 5),
-        argument(data, 6),
-        argument(data, 7),
-        argument(data, 8),
-    )
+    return weight_at(data, 0)
 
 
 @njit
 def own(data: int, index: int) -> int:
     """A kernel's argument of that index after the weight."""
-    return argument(data, _WEIGHT + index)
+    return argument(data, WEIGHT + index)
 
 
 @njit

@@ -4,7 +4,8 @@ in panels by the platform's GEMM.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,10 +37,30 @@ def forward(
     y = x.new_empty(x.shape[0], layout[0])
     if y.numel():
         cpu, weight = processor(), describe(data, scales, layout)
-        rest = [single(tensor) for tensor in (P, B_hat, c, bias)]
-        few = x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu)
-        (few_tokens if few else tiles).forward(x.contiguous(), weight, *rest, y, cpu)
+        P, B_hat, c, bias = single(P), single(B_hat), single(c), single(bias)
+        if x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu):
+            few_tokens.forward(x.contiguous(), [few_tokens.Member(weight, P, B_hat, c, bias, y)], cpu)
+        else:
+            tiles.forward(x.contiguous(), weight, P, B_hat, c, bias, y, cpu)
     return y
+
+
+def forward_group(x: Tensor, each: Sequence[tuple[Any, ...]]) -> list[Tensor] | None:
+    """`forward` of each (data, scales, layout, P, B̂, c, bias) in one call of the kernel for few tokens; None where it
+    isn't for them.
+    """
+    cpu = processor()
+    few = 0 < x.shape[0] <= few_tokens.FORWARD_TOKENS and x.dtype in (torch.float32, torch.bfloat16)
+    weights = [describe(*arguments[:3]) for arguments in each] if few else []
+    alike = len({(weight.block_bits, weight.absmax_codes != 0) for weight in weights}) == 1
+    if not alike or not all(few_tokens.suits(weight, cpu) for weight in weights):
+        return None
+    ys = [x.new_empty(x.shape[0], weight.rows) for weight in weights]
+    members = []
+    for weight, (_, _, _, P, B_hat, c, bias), y in zip(weights, each, ys, strict=True):
+        members.append(few_tokens.Member(weight, single(P), single(B_hat), single(c), single(bias), y))
+    few_tokens.forward(x.contiguous(), members, cpu)
+    return ys
 
 
 def backward(

@@ -10,6 +10,7 @@ from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
 from .lora_factors_grad import lora_factors_grad
 from .lora_linear import again, forget, lora_linear
 from .lora_linear_grad import lora_linear_grad
+from .lora_linear_group import lora_linear_group
 from .lora_project import lora_project
 from .row_norm import row_norm, squared_row_norm
 
@@ -24,6 +25,7 @@ __all__ = [
     "lora_factors_grad",
     "lora_linear",
     "lora_linear_grad",
+    "lora_linear_group",
     "lora_project",
     "quantize_4bit",
     "quantize_absmax",

@@ -24,6 +24,7 @@ def accelerate_everything(counts: Counts) -> None:
     from peft.tuners.tuners_utils import BaseTuner
 
     from lorafam.interop import fast_layers
+    from lorafam.interop.shared_inputs import Group
 
     inject, swap = BaseTuner.inject_adapter, fast_layers.swap
 
@@ -41,12 +42,16 @@ def accelerate_everything(counts: Counts) -> None:
     fast_layers.swap = counted_swap
     for layer in (fast_layers.FastLayer, fast_layers.FastAdaLora, fast_layers.FastEmbedding):
         layer.lorafam_forward = _counted(layer.lorafam_forward, counts)  # type: ignore[method-assign]
+    # layers whose outputs are computed together: the first, and the others when they are called
+    for name in ("compute", "kept_for"):
+        setattr(Group, name, _counted(getattr(Group, name), counts))
 
 
 def _counted(forward: Any, counts: Counts) -> Any:
     @functools.wraps(forward)
-    def counted(layer: Any, *args: Any) -> Any:
-        counts.forwards += 1
-        return forward(layer, *args)
+    def counted(*args: Any) -> Any:
+        y = forward(*args)
+        counts.forwards += y is not None
+        return y
 
     return counted

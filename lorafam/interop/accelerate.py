@@ -30,6 +30,7 @@ def accelerate(module: nn.Module) -> AccelerateReport:
     if not found:
         return AccelerateReport([], _why_nothing(module))
     from .fast_layers import FAST, FastLayer, prepare, swap
+    from .shared_inputs import form_groups
     from .tuners import swap_tuners
 
     rows = []
@@ -49,7 +50,9 @@ def accelerate(module: nn.Module) -> AccelerateReport:
             inside = f"{name}."
             rows.append(Row(name, PEFT, f"{kind} has no faster path"))
     swap_tuners(module)
-    return AccelerateReport(rows)
+    form_groups(module)
+    layers = dict(found)
+    return AccelerateReport([_with_group(row, layers[row.name]) for row in rows])
 
 
 def decelerate(module: nn.Module) -> None:
@@ -71,6 +74,16 @@ def accelerated(module: nn.Module) -> Iterator[AccelerateReport]:
         yield report
     finally:
         _undo([child for child in _fast_modules(module) if id(child) not in before])
+
+
+def _with_group(row: Row, layer: Any) -> Row:
+    """The row of a layer that has siblings with the same input, with what becomes of that."""
+    state = layer.__dict__.get("_lorafam")
+    if state is None or state.group is None or row.path == PEFT:
+        return row
+    others, apart = state.group.others(state.place), state.group.why_apart()
+    told = f"not with {others}: {apart}" if apart else f"with {others}, one x"
+    return row._replace(reason=f"{row.reason}; {told}")
 
 
 def _fast_modules(module: nn.Module) -> list[Any]:

@@ -17,17 +17,18 @@ from .scalings import Scalings
 from .way import Way
 
 Tensor = torch.Tensor
+Parts = tuple[Tensor, Tensor, Tensor | float, Tensor | None]
 
 
 def lora(layer: Any, way: Way, x: Tensor) -> Tensor:
     """LoRA and rsLoRA; several active adapters are one of the sum of their ranks."""
-    A, B, scale, bias = _factors(layer, way.adapters)
+    A, B, scale, bias = lora_parts(layer, way)
     p, drops = _dropout(layer, way.adapters[0])
     base = layer._modules["base_layer"]
     if way.path == FUSED:
-        total = _sum(getattr(base, "bias", None), bias)
+        total = added(getattr(base, "bias", None), bias)
         weight: Any = way.weight
-        return _in_base_dtype(
+        return in_base_dtype(
             base, weight, x, lambda x: F.lora_linear(x, weight, A, B, scale, total, dropout_p=p, training=drops)
         )
     y = base(x)
@@ -38,7 +39,7 @@ def lora(layer: Any, way: Way, x: Tensor) -> Tensor:
 def dora(layer: Any, way: Way, x: Tensor) -> Tensor:
     """DoRA, dropout on both paths as PEFT has it, no gradient through the norm."""
     name = way.adapters[0]
-    A, B, scale, _ = _factors(layer, way.adapters)
+    A, B, scale, _ = lora_parts(layer, way)
     p, drops = _dropout(layer, name)
     magnitude = layer._modules["lora_magnitude_vector"][name].weight
     base = layer._modules["base_layer"]
@@ -46,7 +47,7 @@ def dora(layer: Any, way: Way, x: Tensor) -> Tensor:
     norm = norm_of(layer, name, way.weight, A, B, scale)
     if way.path == FUSED:
         weight: Any = way.weight
-        return _in_base_dtype(
+        return in_base_dtype(
             base,
             weight,
             x,
@@ -72,28 +73,33 @@ def dora(layer: Any, way: Way, x: Tensor) -> Tensor:
 
 def adalora(layer: Any, way: Way, x: Tensor) -> Tensor:
     """AdaLoRA."""
-    name = way.adapters[0]
-    A, E, B = (layer._modules[part]._parameters[name] for part in ("lora_A", "lora_E", "lora_B"))
-    scale, rank_num = scale_of(layer, name, A.device), layer._modules["ranknum"]._parameters[name]
-    p, drops = _dropout(layer, name)
+    A, B, scale, _ = adalora_parts(layer, way)
+    p, drops = _dropout(layer, way.adapters[0])
     base = layer._modules["base_layer"]
     if way.path == FUSED:
         bias = getattr(base, "bias", None)
         weight: Any = way.weight
-        call = F.adalora_linear
-        return _in_base_dtype(
-            base, weight, x, lambda x: call(x, weight, A, E, B, scale, rank_num, bias, dropout_p=p, training=drops)
+        return in_base_dtype(
+            base, weight, x, lambda x: F.lora_linear(x, weight, A, B, scale, bias, dropout_p=p, training=drops)
         )
     y = base(x)
-    update = F.low_rank(x, A, B, F.adalora_scale(E, scale, rank_num), dropout_p=p, training=drops)
+    update = F.low_rank(x, A, B, scale, dropout_p=p, training=drops)
     return (y + update).to(y.dtype)
 
 
-def _factors(layer: Any, names: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor | float, Tensor | None]:
+def adalora_parts(layer: Any, way: Way) -> Parts:
+    """A [r, K], B [N, r] and a scale a rank; AdaLoRA's layers have no bias of their own."""
+    name = way.adapters[0]
+    A, E, B = (layer._modules[part]._parameters[name] for part in ("lora_A", "lora_E", "lora_B"))
+    rank_num = layer._modules["ranknum"]._parameters[name]
+    return A, B, F.adalora_scale(E, scale_of(layer, name, A.device), rank_num), None
+
+
+def lora_parts(layer: Any, way: Way) -> Parts:
     """A [r, K], B [N, r], the scaling (a value a rank where there are several adapters) and lora_B's scaled bias."""
     downs, ups = layer._modules["lora_A"], layer._modules["lora_B"]
     parts = []
-    for name in names:
+    for name in way.adapters:
         A, up = downs[name].weight, ups[name]
         scale = scale_of(layer, name, A.device)
         parts.append((A, up.weight, scale, None if up.bias is None else up.bias * scale))
@@ -101,7 +107,7 @@ def _factors(layer: Any, names: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor
         return parts[0]
     bias: Tensor | None = None
     for *_, own in parts:
-        bias = _sum(bias, own)
+        bias = added(bias, own)
     scales = [torch.as_tensor(scale, device=A.device).expand(A.shape[0]) for A, _, scale, _ in parts]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1), torch.cat(scales), bias
 
@@ -117,14 +123,16 @@ def _dropout(layer: Any, name: str) -> tuple[float, bool]:
     return (0.0, False) if type(dropout) is nn.Identity else (dropout.p, dropout.training)
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of what is there."""
     return b if a is None else a if b is None else a + b
 
 
-def _in_base_dtype(base: nn.Module, weight: Any, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+def in_base_dtype(base: nn.Module, weight: Any, x: Tensor, product: Callable[[Tensor], Any]) -> Any:
     """`product(x)` as bitsandbytes computes: in the layer's compute dtype, also under autocast, rounded to x's."""
     if not isinstance(weight, NF4Weight):
         return product(x)
     on = torch.is_autocast_enabled(x.device.type)
     with torch.autocast(x.device.type, enabled=False) if on else contextlib.nullcontext():
-        return product(x.to(getattr(base, "compute_dtype", None) or x.dtype)).to(x.dtype)
+        y = product(x.to(getattr(base, "compute_dtype", None) or x.dtype))
+        return tuple(one.to(x.dtype) for one in y) if isinstance(y, tuple) else y.to(x.dtype)

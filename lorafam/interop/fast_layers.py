@@ -17,6 +17,7 @@ from .embedding import embedding_forward, embedding_way
 from .norms import Norms
 from .report import PEFT
 from .scalings import Scalings
+from .shared_inputs import Group
 from .way import Way, way
 
 Tensor = torch.Tensor
@@ -28,13 +29,17 @@ class State:
     def __init__(self, original: type, repacks: bool | None) -> None:
         self.original, self.repacks = original, repacks
         self.norms = Norms()
+        self.group: Group | None = None
+        self.place = 0
 
     def __reduce__(self) -> Any:
-        return State, (self.original, self.repacks)
+        return State, (self.original, self.repacks), {"group": self.group, "place": self.place}
 
     def swap_back(self, layer: Any) -> None:
         """Makes the layer what it was."""
         del layer._lorafam
+        if self.group is not None:
+            self.group.apart = "a layer of them was decelerated"
         if self.repacks:
             layer.get_base_layer().support_avx512bf16_for_cpu = self.repacks
         layer.scaling = dict(layer.scaling)
@@ -46,6 +51,11 @@ class FastLayer:
 
     _lorafam: State
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if self._lorafam.group is not None:
+            self._lorafam.group.join(self._lorafam.place, self)
+
     def lorafam_way(self, x: Tensor | None = None) -> Way:
         """The path for tokens x, or for any, and why."""
         return way(self, x)
@@ -53,13 +63,22 @@ class FastLayer:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # arguments are for PEFT (`adapter_names`) or for the base
         if not args and not kwargs:
+            group = None if torch.compiler.is_compiling() else self._lorafam.group
+            y = None if group is None else group.kept_for(self, x)
+            if y is not None:
+                return y
             found = self.lorafam_way(x)
             if found.path != PEFT:
-                return self.lorafam_forward(x, found)
+                y = None if group is None else group.compute(self, found, x)
+                return self.lorafam_forward(x, found) if y is None else y
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
 
     def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
         return (fast_forward.dora if found.dora else fast_forward.lora)(self, found, x)
+
+    def lorafam_parts(self, found: Way) -> fast_forward.Parts:
+        """A, B, the scale and the adapter's bias."""
+        return fast_forward.lora_parts(self, found)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self._lorafam.norms.forget()
@@ -73,6 +92,9 @@ class FastLayer:
 class FastAdaLora(FastLayer):
     def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
         return fast_forward.adalora(self, found, x)
+
+    def lorafam_parts(self, found: Way) -> fast_forward.Parts:
+        return fast_forward.adalora_parts(self, found)
 
 
 class FastEmbedding(FastLayer):

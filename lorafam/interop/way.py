@@ -50,7 +50,7 @@ def way(layer: Any, x: Tensor | None = None) -> Way:
         problem = _factors(layer, name, dora)
         if problem:
             return Way(PEFT, problem)
-    dropped = [name for name in names if _drops(modules["lora_dropout"][name])]
+    dropped = [name for name in names if drops(modules["lora_dropout"][name])]
     if dropped and len(names) > 1:
         return Way(PEFT, "several active adapters with a dropout mask each")
     return _with_base(layer, names, dora, bool(dropped), x)
@@ -111,11 +111,12 @@ def _device(layer: Any, name: str) -> torch.device:
     return (down._parameters[name] if "lora_E" in layer._modules else down[name].weight).device
 
 
-def _drops(dropout: nn.Module) -> bool:
+def drops(dropout: nn.Module) -> bool:
+    """Whether a mask is drawn."""
     return type(dropout) is nn.Dropout and dropout.training and dropout.p > 0
 
 
-def _with_base(layer: Any, names: tuple[str, ...], dora: bool, drops: bool, x: Tensor | None) -> Way:
+def _with_base(layer: Any, names: tuple[str, ...], dora: bool, dropped: bool, x: Tensor | None) -> Way:
     base = layer._modules["base_layer"]
     if any(map(is_sharded, (x, *base._parameters.values()))):
         return Way(PEFT, "the base weight or the input is a DTensor")
@@ -145,7 +146,7 @@ def _with_base(layer: Any, names: tuple[str, ...], dora: bool, drops: bool, x: T
             weight, reason = None, f"the base multiplies in {base.compute_dtype}, the adapter in {x.dtype}"
     if weight is not None:
         return Way(FUSED, reason, names, weight, dora)
-    if dora and drops:
+    if dora and dropped:
         return Way(PEFT, f"DoRA with dropout needs two products with the weight; {reason}")
     return Way(LOW_RANK, reason, names, None, dora)
 

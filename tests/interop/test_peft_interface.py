@@ -16,7 +16,7 @@ from peft.helpers import DoraCaching, rescale_adapter_scale
 from torch import nn
 
 import lorafam
-from lorafam.interop import fast_forward
+from lorafam.interop import fast_forward, shared_inputs
 from tests.interop.tiny_lm import BASES, METHODS, TinyLM, config_of, losses, peft_model, tokens
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -28,6 +28,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     for name in ("lora", "dora", "adalora"):
         monkeypatch.setattr(fast_forward, name, _counting(name, getattr(fast_forward, name), made))
+    real = shared_inputs.together
+
+    def together(layers: list[Any], *args: Any) -> Any:
+        made.extend("adalora" if hasattr(layer, "lora_E") else "lora" for layer in layers)
+        return real(layers, *args)
+
+    monkeypatch.setattr(shared_inputs, "together", together)
     return made
 
 

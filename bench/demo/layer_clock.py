@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 class LayerClock:
@@ -17,17 +18,23 @@ class LayerClock:
     def __init__(self, model: nn.Module, kinds: tuple[type, ...]) -> None:
         self.seconds = 0.0
         self.layers = [module for module in model.modules() if isinstance(module, kinds)]
+        self._hooks: list[RemovableHandle] = []
         for layer in self.layers:
-            layer.register_forward_pre_hook(self._start)
-            layer.register_forward_hook(self._stop)
-            layer.register_full_backward_pre_hook(self._start)
-            layer.register_full_backward_hook(self._stop)
+            self._hooks.append(layer.register_forward_pre_hook(self._start))
+            self._hooks.append(layer.register_forward_hook(self._stop))
+            self._hooks.append(layer.register_full_backward_pre_hook(self._start))
+            self._hooks.append(layer.register_full_backward_hook(self._stop))
 
     def _start(self, *_: Any) -> None:
         self._since = time.perf_counter()
 
     def _stop(self, *_: Any) -> None:
         self.seconds += time.perf_counter() - self._since
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
 
     def taken(self) -> float:
         """The seconds since the last time this was asked."""

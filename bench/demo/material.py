@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from .quiet import silence
+
 LICENCE = "google/gemma-3-270m, under the Gemma Terms of Use (https://ai.google.dev/gemma/terms)"
 _GGUF = "gemma-3-270m-q4_k_m.gguf"
 
@@ -57,4 +59,5 @@ def prepare_text(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    silence()
     prepare_model(Path(sys.argv[1]))

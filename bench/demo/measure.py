@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import sys
 from pathlib import Path
 
 from .check import same_logits
 from .pace import measure
 from .plan import HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH
+from .quiet import silence
 
 
 def main(model: Path, text: Path, output: Path) -> None:
+    silence()
     from lorafam.train.base_model import load_tokenizer
     from lorafam.train.data import load_chunks
 
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     chunks = load_chunks(str(text), load_tokenizer(str(model)), SEQUENCE_LENGTH, HELD_OUT_TOKENS)
     paces = {}
     for ours, theirs in PAIRS:

@@ -6,12 +6,12 @@ Writes OUTPUT/summary.json: losses, seconds a step, memory, sizes.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from .plan import ALPHA, BY_KEY, HELD_OUT_TOKENS, RANK, SEED, SEQUENCE_LENGTH, Run
+from .quiet import silence
 
 
 def settings(run: Run, model: Path, text: Path, output: Path) -> Any:
@@ -49,6 +49,7 @@ def base_bits(model: Any) -> float | None:
 
 
 def main(key: str, model: Path, text: Path, output: Path) -> None:
+    silence()
     from rich.console import Console
 
     from lorafam.train import finetune
@@ -57,8 +58,6 @@ def main(key: str, model: Path, text: Path, output: Path) -> None:
     from .pace import build
 
     output.mkdir(parents=True, exist_ok=True)
-    # bitsandbytes looks for a kernel library that isn't used here, and finds our folder of that name
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     run = BY_KEY[key]
     built = build(run, model)
     result = finetune(settings(run, model, text, output), model=built, reporter=ConsoleReporter(Console(stderr=True)))

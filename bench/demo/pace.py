@@ -28,11 +28,14 @@ class Pace(NamedTuple):
 
 
 class Paces(NamedTuple):
-    """A training step, its part in the adapted layers, and `GENERATED` tokens one after the other."""
+    """A training step, its part in the adapted layers, and `GENERATED` tokens one after the other; then a step of the
+    peer's own model, accelerated in place ("ours") and not.
+    """
 
     step: Pace
     layers: Pace
     generation: Pace
+    accelerated: Pace
 
 
 def measure(key: str, other_key: str, model_folder: Path, chunks: torch.Tensor) -> Paces:
@@ -54,7 +57,25 @@ def measure(key: str, other_key: str, model_folder: Path, chunks: torch.Tensor) 
             if step >= WARMED_UP:
                 seconds[which].append(taken)
                 inside[which].append(spent)
-    return Paces(_pace(seconds), _pace(inside), _generation([model.eval() for model in models], chunks[:1, :PROMPT]))
+    for clock in clocks:
+        clock.remove()
+    accelerated = _accelerated(models[1], optimizers[1], chunks)
+    generation = _generation([model.eval() for model in models], chunks[:1, :PROMPT])
+    return Paces(_pace(seconds), _pace(inside), generation, accelerated)
+
+
+def _accelerated(model: nn.Module, optimizer: torch.optim.Optimizer, chunks: torch.Tensor) -> Pace:
+    """Steps of one PEFT model, with `lorafam.accelerate` and without, in turn."""
+    import lorafam
+
+    seconds: list[list[float]] = [[], []]
+    for step in range(TIMED):
+        lorafam.accelerate(model) if step % 2 else lorafam.decelerate(model)
+        start = time.perf_counter()
+        training_step(model, optimizer, chunks[step // 2 % len(chunks)][None])
+        seconds[0 if step % 2 else 1].append(time.perf_counter() - start)
+    lorafam.decelerate(model)
+    return _pace([times[1:] for times in seconds])
 
 
 def _generation(models: list[nn.Module], prompt: torch.Tensor) -> Pace:

@@ -18,6 +18,10 @@ from .registry import register
 Tensor = torch.Tensor
 
 
+# the dimension of the ranks
+FACTORS = {"A": 0, "E": 0, "B": 1}
+
+
 @register("adalora")
 class AdaLoraLinear(AdapterLayer):
     """Y = x Wᵀ + α/(rank_num + 1e-5) drop(x) (A ∘ E)ᵀ Bᵀ + bias, A [r, K], E [r, 1], B [N, r]."""
@@ -44,6 +48,21 @@ class AdaLoraLinear(AdapterLayer):
     @property
     def rank_num(self) -> int:
         return self.active.rank_num
+
+    @torch.no_grad()
+    def keep_ranks(self, kept: Tensor) -> list[tuple[nn.Parameter, nn.Parameter, int]]:
+        """Drops all ranks but those of `kept` (indices), gradients too: A, E and B are new parameters then.
+
+        Returns (old, new, dimension of the ranks) of each. `rank_num`, and so the scaling, stays.
+        """
+        replaced = []
+        for name, dim in FACTORS.items():
+            old: nn.Parameter = getattr(self.active, name)
+            new = nn.Parameter(old.index_select(dim, kept), requires_grad=old.requires_grad)
+            new.grad = None if old.grad is None else old.grad.index_select(dim, kept)
+            setattr(self.active, name, new)
+            replaced.append((old, new, dim))
+        return replaced
 
     def scale(self) -> Tensor:
         return F.adalora_scale(self.E, self.active.scale, self.rank_num)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -26,13 +27,17 @@ from .rank_allocator import RankAllocator
 class AdaLoraCallback(TrainerCallback):
     """Steps a `RankAllocator`, or, without one, that of the PEFT AdaLoRA model which is trained.
 
+    `compact`: a `RankAllocator`'s pruned ranks are removed once they are chosen for good (`RankAllocator.compact`);
+    False keeps them, and with them PEFT's penalty to the end.
     `penalty` is what the last optimiser step's loss had added by a `RankAllocator`, 0-dimensional, detached.
     """
 
-    def __init__(self, allocator: RankAllocator | None = None) -> None:
+    def __init__(self, allocator: RankAllocator | None = None, *, compact: bool = True) -> None:
         self.allocator: RankAllocator | PeftAllocator | None = allocator
         self.penalty = torch.zeros(())
         self._hooks: list[RemovableHandle] = []
+        self._compact = compact
+        self._ddp: DistributedDataParallel | None = None
         self._processes = 1
         self._due = True
         self._saved_step = -1
@@ -60,7 +65,10 @@ class AdaLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Trainer counts the step later; PEFT's allocator counts from 1
-        self._known.step(state.global_step + 1)
+        step = state.global_step + 1
+        self._known.step(step)
+        if self._compact and isinstance(self.allocator, RankAllocator) and step == self.allocator.last_pruning:
+            self.allocator.compact(kwargs["optimizer"], self._ddp)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._saved_step != state.global_step and args.should_save:
@@ -98,6 +106,8 @@ class AdaLoraCallback(TrainerCallback):
     def _add_penalty(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not model.training or not torch.is_grad_enabled():
             return output
+        # Trainer tells a callback nothing of the wrapper, which runs this forward
+        self._ddp = DistributedDataParallel._get_active_ddp_module()
         loss = output.get("loss") if isinstance(output, dict) else None
         if loss is None:
             raise RuntimeError("AdaLoraCallback: the model's output has no loss to add the penalty to")

@@ -28,6 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..methods.adalora import FACTORS, AdaLoraLinear
+from ..model.adapt import adapter_layers
 from .errors import InputError
 
 TRAINABLE = "trainable.safetensors"
@@ -135,12 +137,27 @@ def save_trainable(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, folder: Path) -> None:
-    """Copies the saved values in. Raises InputError, before any is changed, when the model has other parameters."""
-    saved, mine = load_file(folder / TRAINABLE), trainable_parameters(model)
-    for name in sorted(saved.keys() | mine.keys()):
-        if name not in saved or name not in mine or saved[name].shape != mine[name].shape:
+    """Copies the saved values in; AdaLoRA layers that were compacted are compacted first, before an optimiser is made.
+
+    Raises InputError, before anything is changed, when the model has other parameters.
+    """
+    saved = load_file(folder / TRAINABLE)
+    fewer: dict[AdaLoraLinear, int] = {}
+    shapes = {name: list(parameter.shape) for name, parameter in trainable_parameters(model).items()}
+    for path, layer in adapter_layers(model).items():
+        factors = {f"{path}.adapters.{layer.active_adapter}.{name}": dim for name, dim in FACTORS.items()}
+        if isinstance(layer, AdaLoraLinear) and factors.keys() <= saved.keys() & shapes.keys():
+            rank = saved[next(iter(factors))].shape[0]
+            if rank < layer.A.shape[0]:
+                fewer[layer] = rank
+                for name, dim in factors.items():
+                    shapes[name][dim] = rank
+    for name in sorted(saved.keys() | shapes.keys()):
+        if name not in saved or name not in shapes or list(saved[name].shape) != shapes[name]:
             raise InputError(f"resume: {folder / TRAINABLE} doesn't fit the model, they differ in {name}")
-    for name, parameter in mine.items():
+    for layer, rank in fewer.items():
+        layer.keep_ranks(torch.arange(rank, device=layer.A.device))
+    for name, parameter in trainable_parameters(model).items():
         parameter.copy_(saved[name])
 
 

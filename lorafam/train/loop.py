@@ -98,6 +98,8 @@ def _train(
     gc.collect()
     release_freed()
     loaded = resident()
+    # of AdaLoRA fewer are left at the end
+    trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     if before is None:
         reporter.note(f"held-out loss of the bare model, {chunks.predicted_tokens} tokens")
         # adapters start as the identity, so this is also right where training goes on from a checkpoint
@@ -123,7 +125,7 @@ def _train(
         before=before,
         after=after,
         step_seconds=tuple(record["seconds"] for record in log.records[done:] if "seconds" in record),
-        trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(model).values()),
+        trainable_parameters=trained,
         resident_after_loading=loaded,
         peak_resident=memory.peak,
         memory_source=memory.source,

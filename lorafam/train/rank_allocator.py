@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import functional as F
 from ..methods import AdaLoraLinear
 from ..model.adapt import adapter_layers
 from ..reference import budget, keep_mask
+from .compaction import compact_layers
 
 Tensor = torch.Tensor
 
@@ -62,7 +64,8 @@ class RankAllocator:
             "interval": interval,
         }
         budget(0, **self._schedule)  # raises for a schedule that can't be
-        self._last_pruning = total_steps - final_steps
+        # T − t_f: the step at which ranks are chosen for good
+        self.last_pruning = total_steps - final_steps
         self._betas = beta1, beta2
         self.orthogonality = orthogonality
         factors = [factor for layer in found.values() for factor in (layer.A, layer.E, layer.B)]
@@ -94,40 +97,69 @@ class RankAllocator:
 
         Raises RuntimeError when a factor has no gradient.
         """
-        if global_step < self._last_pruning:
+        if global_step < self.last_pruning:
             self._update_importance()
             ranks, prune = budget(global_step, **self._schedule)
             if prune:
                 self._prune(ranks)
-        elif global_step == self._last_pruning:
+        elif global_step == self.last_pruning:
             kept = self._prune(self._schedule["target_ranks"])
             for layer, mask in zip(self._layers.values(), kept, strict=True):
                 layer.active.kept_ranks = mask.tolist()
         else:
             for layer in self._layers.values():
                 kept_ranks = layer.active.kept_ranks
-                if kept_ranks is not None:
+                if kept_ranks is not None and len(kept_ranks) == layer.E.shape[0]:
                     layer.E[~torch.tensor(kept_ranks, device=layer.E.device)] = 0.0
+
+    def compact(
+        self, optimizer: torch.optim.Optimizer | None = None, ddp: DistributedDataParallel | None = None
+    ) -> int:
+        """Removes the pruned ranks for good, from A, E and B (new parameters), from their gradients and from the
+        optimiser's state and groups; returns how many. Outputs change by rounding at most, a step and its memory get
+        smaller. To be called once ranks are chosen for good, after step T − t_f.
+
+        `optimizer`: the one that trains the model, after its step. `ddp`: the wrapper around the model where several
+        processes train; it is set up anew. From here on `penalty` is of the ranks that are left, where PEFT's goes on
+        over all. Raises RuntimeError before ranks are chosen for good, or without `ddp` in several processes;
+        NotImplementedError for an optimiser whose state isn't of the factors' shapes.
+        """
+        if any(layer.active.kept_ranks is None for layer in self._layers.values()):
+            raise RuntimeError(f"compact: ranks are chosen for good at step {self.last_pruning}, expected a later call")
+        dropped = compact_layers(self._layers.values(), optimizer, ddp)
+        # nothing is pruned any more
+        self._sensitivity, self._uncertainty = [], []
+        return dropped
 
     def ranks(self) -> dict[str, int]:
         """Path → how many ranks of the layer are in use."""
         return {path: int((layer.E != 0).sum()) for path, layer in self._layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs: the importance so far, and the ranks kept for good once there are."""
+        """What resuming needs: the importance so far (nothing once compacted), and the ranks kept for good once there
+        are.
+        """
         kept = {path: layer.active.kept_ranks for path, layer in self._layers.items()}
         return {"sensitivity": self._sensitivity, "uncertainty": self._uncertainty, "kept_ranks": kept}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave. Raises ValueError when it is of another model."""
+        """Takes over what `state_dict` gave; that of a compacted model makes this one so, to be called before its
+        parameters are loaded and its optimiser is made. Raises ValueError when it is of another model.
+        """
         if state["kept_ranks"].keys() != self._layers.keys():
             raise ValueError("state: expected the allocator's state of this model, got that of other layers")
+        for path, kept in state["kept_ranks"].items():
+            self._layers[path].active.kept_ranks = kept
+        if not state["sensitivity"]:
+            if any(kept is None for kept in state["kept_ranks"].values()):
+                raise ValueError("state: it has no importance, and ranks that aren't chosen for good")
+            self._sensitivity, self._uncertainty = [], []
+            compact_layers(self._layers.values())
+            return
         for mine, theirs in ((self._sensitivity, state["sensitivity"]), (self._uncertainty, state["uncertainty"])):
             for tensor, saved in zip(mine, theirs, strict=True):
                 tensor.copy_(saved)
-        for path, kept in state["kept_ranks"].items():
-            self._layers[path].active.kept_ranks = kept
 
     def _update_importance(self) -> None:
         factors, gradients = [], []

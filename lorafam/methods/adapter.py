@@ -27,6 +27,9 @@ class Adapter(nn.Module):
     # AdaLoRA's: the rank at the start, and which of those ranks were kept for good
     rank_num: int
     kept_ranks: list[bool] | None
+    # where a part of the base weight was taken into them: A and B as they were then
+    start_A: Tensor | None
+    start_B: Tensor | None
 
     def __init__(
         self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float, device: torch.device
@@ -35,7 +38,16 @@ class Adapter(nn.Module):
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rank_num, self.kept_ranks = rank, None
         self.register_buffer("scale", torch.tensor(scaling, dtype=torch.float64, device=device), persistent=False)
+        self.register_buffer("start_A", None, persistent=False)
+        self.register_buffer("start_B", None, persistent=False)
         self.scaling = scaling
+
+    @torch.no_grad()
+    def start_from(self, A: Tensor, B: Tensor) -> None:
+        """Takes over factors that the base's weight has lost, and remembers them."""
+        self.A.copy_(A)
+        self.B.copy_(B)
+        self.start_A, self.start_B = self.A.detach().clone(), self.B.detach().clone()
 
     @property
     def scaling(self) -> float:
@@ -66,7 +78,7 @@ def check_settings(r: Any, alpha: Any, dropout: Any, init: Any) -> None:
     config.check_rank("r", r)
     config.check_alpha("alpha", alpha)
     config.check_dropout_probability("dropout", dropout)
-    config.check_choice("init", init, config.INITIALISERS)
+    config.check_init("init", init)
 
 
 def initial_a(rank: int, in_features: int, init: str, device: torch.device) -> nn.Parameter:

@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from .. import config
 from .. import functional as F
 from ..weights import NF4Weight, quantize_nf4
 from .adapter import Adapter, check_settings
 from .base_weight import base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
+from .initialisers import from_weight
 from .merge_report import MergeReport
 from .nf4_linear import NF4Linear
 
@@ -93,7 +95,29 @@ class AdapterLayer(nn.Module, ABC):
         if name in self.adapters:
             raise ValueError(f"adapter: expected a new name, {name!r} is there already")
         check_settings(r, alpha, dropout, init)
-        self.adapters[name] = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+        if any(adapter.start_A is not None for adapter in self.adapters.values()):
+            raise ValueError("adapter: expected no further one, the base's weight lost a part to the first")
+        if not config.starts_from_weight(init):
+            self.adapters[name] = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+            return
+        if self.adapters:
+            raise ValueError(f"init: {init!r} changes the base's weight, expected the layer's only adapter")
+        if init == "loftq":
+            raise ValueError("init: 'loftq' quantises the base too: lorafam.adapt with quantize='nf4' does it")
+        adapter = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+        self._take_from_base(adapter, init)
+        self.adapters[name] = adapter
+
+    @torch.no_grad()
+    def _take_from_base(self, adapter: Adapter, init: str) -> None:
+        """Gives A and B a part of the base's weight, which keeps the rest, stored as it is."""
+        weight = base_weight(self.base_layer).weight
+        if weight is None:
+            raise TypeError(f"init: the weight of a {type(self.base_layer).__name__} can't be replaced")
+        dense = dense_base_weight(self.base_layer)
+        A, B = from_weight(init, dense, adapter.rank, adapter.scaling)
+        _store(self.base_layer, _like(torch.addmm(dense, B, A, alpha=-adapter.scaling), weight))
+        adapter.start_from(A, B)
 
     def set_adapter(self, name: str) -> None:
         """Makes an adapter the active one; only its tensors are trainable then. Raises KeyError, RuntimeError if

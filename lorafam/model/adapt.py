@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..config import AdapterConfig
+from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, NF4Linear
+from ..methods.initialisers import loftq
+from ..weights import quantize_nf4
 from .targets import find_targets, output_head, pattern_value
 
 
@@ -21,10 +25,15 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         raise ValueError("model: expected one without adapters, it has some already")
     paths = list(find_targets(model, config.target_modules))
     model.requires_grad_(False)
-    if config.quantize is not None:
+    # what is taken from a weight is taken before it is quantised
+    first = starts_from_weight(config.init)
+    if config.quantize is not None and not first:
         quantize_linear_layers(model, config)
     for path in paths:
-        replace_module(model, path, _adapter_layer(model.get_submodule(path), path, config))
+        make = _loftq_layer if config.init == "loftq" else _adapter_layer
+        replace_module(model, path, make(model.get_submodule(path), path, config))
+    if config.quantize is not None and first:
+        quantize_linear_layers(model, config)
     model.lorafam_config = config  # type: ignore[assignment]
     return model
 
@@ -35,12 +44,7 @@ def quantize_linear_layers(model: nn.Module, config: AdapterConfig) -> None:
     dense = [path for path, module in model.named_modules() if type(module) is nn.Linear and module is not head]
     for path in dense:
         layer = model.get_submodule(path)
-        quantised = NF4Linear.from_linear(
-            layer,  # type: ignore[arg-type]
-            config.block_size,
-            config.double_quant,
-            quant_type=config.quantize or "nf4",
-        )
+        quantised = NF4Linear.from_linear(layer, **_quantisation(config))  # type: ignore[arg-type]
         replace_module(model, path, quantised)
 
 
@@ -61,6 +65,27 @@ def remove_adapters(model: nn.Module) -> None:
 def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     """Path → adapter layer, in the model's order."""
     return {path: module for path, module in model.named_modules() if isinstance(module, AdapterLayer)}
+
+
+def _quantisation(config: AdapterConfig) -> dict[str, Any]:
+    return {
+        "block_size": config.block_size,
+        "double_quant": config.double_quant,
+        "quant_type": config.quantize or "nf4",
+    }
+
+
+def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
+    """A layer whose 4-bit weight and factors were chosen together."""
+    if type(base) is not nn.Linear:
+        raise ValueError(f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(base).__name__}")
+    layer = _adapter_layer(base, path, replace(config, init="default"))
+    active, settings = layer.active, _quantisation(config)
+    dense = base.weight.to(torch.float32)
+    weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
+    layer.base_layer = NF4Linear(weight, base.bias).train(base.training)
+    active.start_from(*start)
+    return layer
 
 
 def _adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:

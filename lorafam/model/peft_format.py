@@ -9,17 +9,20 @@ A tensor's name is "base_model.model." + the module's path + one of
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..config import AdapterConfig
+from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
 
 PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+# an adapter for the base as it was before a part of it was taken: rank over the trained one's
+_RESTORED = 2
 # a trained AdaLoRA adapter without its schedule: PEFT asks for one that has room for a budgeting phase
 _DEFAULT_SCHEDULE = {"total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
 
@@ -37,7 +40,11 @@ def tensor_names(method: str) -> dict[str, str]:
 
 
 def adapter_tensors(layers: dict[str, AdapterLayer]) -> dict[str, torch.Tensor]:
-    """Every tensor of the active adapters under PEFT's name; pruned AdaLoRA ranks are left out."""
+    """Every tensor of the active adapters under PEFT's name; pruned AdaLoRA ranks are left out.
+
+    Where a part of the base weight was taken into A₀ and B₀, the adapter for the base as it was: s (B A − B₀ A₀), of
+    twice the rank.
+    """
     tensors = {}
     for path, layer in layers.items():
         adapter = layer.active
@@ -49,6 +56,10 @@ def adapter_tensors(layers: dict[str, AdapterLayer]) -> dict[str, torch.Tensor]:
             if kept is not None and len(kept) == adapter.A.shape[0]:
                 mask = torch.tensor(kept, device=tensor.device)
                 tensor = tensor[:, mask] if attribute == "B" else tensor[mask]
+            if attribute == "A" and adapter.start_A is not None:
+                tensor = torch.cat([tensor, adapter.start_A.to(tensor)])
+            if attribute == "B" and adapter.start_B is not None:
+                tensor = torch.cat([tensor, -adapter.start_B.to(tensor)], 1)
             tensors[f"{PREFIX}{path}.{ending}"] = tensor.detach().contiguous()
     return tensors
 
@@ -80,16 +91,20 @@ def peft_config(model: nn.Module, config: AdapterConfig, layers: dict[str, Adapt
             **schedule,
             "rank_pattern": patterns or None,
         }
+    more = _RESTORED if starts_from_weight(config.init) else 1
+    # α/r and α/√r as they were
+    alpha = math.sqrt(more) if config.rslora else more
     return {
         **common,
+        "lora_alpha": config.alpha * alpha,
         "peft_type": "LORA",
-        "r": config.r,
+        "r": config.r * more,
         "use_dora": config.method == "dora",
         "use_rslora": config.rslora,
         "lora_bias": config.bias,
-        "init_lora_weights": True if config.init == "default" else config.init,
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": dict(config.alpha_pattern),
+        "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+        "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
+        "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
     }
 
 

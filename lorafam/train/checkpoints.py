@@ -85,13 +85,18 @@ def damage(folder: Path, *, allocator: bool = False) -> str | None:
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:
     """A hidden folder in `output` to write into; it is gone afterwards, whatever happened."""
-    folder = output / f".saving-{os.getpid()}"
+    folder = _hidden(output)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(output: Path) -> None:
+    """Removes what this process was writing: an interrupt can come while `staging` cleans up."""
+    shutil.rmtree(_hidden(output), ignore_errors=True)
 
 
 def publish(folder: Path, target: Path) -> None:
@@ -159,6 +164,10 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
         layer.keep_ranks(torch.arange(rank, device=layer.A.device))
     for name, parameter in trainable_parameters(model).items():
         parameter.copy_(saved[name])
+
+
+def _hidden(output: Path) -> Path:
+    return output / f".saving-{os.getpid()}"
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from ..model import adapt, adapter_layers
 from .arguments import training_arguments
 from .base_model import check_length, check_model_path, load_base_model, load_tokenizer
 from .callbacks import AdaLoraCallback
-from .checkpoints import publish, staging, trainable_parameters
+from .checkpoints import publish, remove_unfinished, staging, trainable_parameters
 from .curves import plot_curves
 from .data import TextChunks, TrainingSamples, load_chunks, read_text
 from .errors import InputError, one_line
@@ -69,7 +69,11 @@ def finetune(
         model = model if model is not None else load_base_model(config.model, config.dtype)
         check_length(model, chunks.train.shape[1])
         model = _prepare(model, config)
-        return _train(model, chunks, before, folder, checkpoint, reporter)
+        try:
+            return _train(model, chunks, before, folder, checkpoint, reporter)
+        except KeyboardInterrupt:
+            remove_unfinished(folder.path)
+            raise
 
 
 def _train(

@@ -43,6 +43,9 @@ class FinetuneConfig:
         None, help="Endings of module names, comma-separated. [all linear layers but the head]", group="Adapter"
     )
     rslora: bool = setting(False, help="Scale by alpha / sqrt(rank).", group="Adapter")
+    init: str = setting(
+        "default", help="Start: default, gaussian, pissa, pissa_niter_[n], olora or loftq.", group="Adapter"
+    )
     dora_dropout: str = setting("adapter", help="What DoRA's dropout drops: adapter or input.", group="Adapter")
 
     quantize: str | None = setting(None, help="4-bit base weights: nf4, fp4 or none.", group="Quantisation")
@@ -103,6 +106,7 @@ class FinetuneConfig:
                 block_size=self.block_size,
                 double_quant=self.double_quant,
                 rslora=self.rslora,
+                init=self.init,
                 dora_dropout=self.dora_dropout,
             )
         except ValueError as error:

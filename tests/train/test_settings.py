@@ -14,7 +14,7 @@ NEEDED = {"model": "m", "text": "t", "output": "o"}
         ("model", ""),
         ("rank", 0),
         ("rank", -1),
-        ("alpha", 0.0),
+        ("alpha", -1.0),
         ("dropout", 1.0),
         ("dropout", -0.1),
         ("method", "lola"),

@@ -52,6 +52,7 @@ test: $(VENV)/installed
 simulated: $(VENV)/installed
 	$(PYTEST) -m simulated tests
 	LORAFAM_BACKEND=interpret $(PYTEST) -m simulated tests/backends/triton_gpu
+	LORAFAM_BACKEND=interpret $(PYTEST) tests/methods/test_contract.py tests/methods/test_extremes.py
 
 compiled: $(VENV)/installed
 	LORAFAM_KERNELS=build/kernels $(BIN)/python -m pytest -m compiled tests/compiled

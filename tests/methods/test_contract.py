@@ -18,17 +18,12 @@ from lorafam import MergeReport, NF4Linear, explain
 from lorafam.methods import METHODS, AdapterLayer
 from tests.conftest import BACKENDS, device
 
-# eager is what the others are compared with in tests/test_functional.py
 pytestmark = [
     pytest.mark.usefixtures("backend"),
     pytest.mark.parametrize(
         "backend",
         # on compiled code it takes minutes: make simulated
-        [
-            pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate"))
-            for name in BACKENDS
-            if name != "eager"
-        ],
+        [pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate")) for name in BACKENDS],
         indirect=True,
     ),
 ]

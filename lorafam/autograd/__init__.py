@@ -4,6 +4,7 @@ from .dora_input_dropout import DoraInputDropout
 from .dora_linear import DoraLinear
 from .frozen_linear import FrozenLinear
 from .grouped_lora_linear import Factors, GroupedLoraLinear, grouped_forward
+from .lora_by_row import LoraByRow
 from .lora_linear import LoraLinear, lora_forward
 from .low_rank import LowRank
 from .orthogonality import Orthogonality
@@ -15,6 +16,7 @@ __all__ = [
     "Factors",
     "FrozenLinear",
     "GroupedLoraLinear",
+    "LoraByRow",
     "LoraLinear",
     "LowRank",
     "Orthogonality",

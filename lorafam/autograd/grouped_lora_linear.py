@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from ..backends.direct import call
 from ..ops.by_storage import Storage, group_storages, joined
 from ..ops.library import in_dtype
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads, shared_scale
+from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
 
@@ -34,8 +34,8 @@ def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) ->
     As, Bs, scales, biases = factors
     P = call("lora_project", x, torch.cat([*As]), None, 0.0)
     parts = [part.contiguous() for part in P.split([A.shape[0] for A in As], 1)]
-    scaled_parts, ups = zip(*map(shared_scale, parts, Bs, scales), strict=True)
-    ys = call("lora_linear_group", x, *joined(storages), list(scaled_parts), list(ups), list(biases))
+    ups = [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
+    ys = call("lora_linear_group", x, *joined(storages), parts, ups, list(biases))
     return ys, parts
 
 

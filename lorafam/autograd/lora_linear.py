@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.library import in_dtype
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads, shared_scale
+from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
 
@@ -33,7 +33,7 @@ def lora_forward(
 ) -> tuple[Tensor, Tensor]:
     """Y and P, nothing recorded."""
     P = call("lora_project", x, A, seed, dropout_p)
-    return call("lora_linear", x, data, scales, layout, *shared_scale(P, B, scale), None, bias), P
+    return call("lora_linear", x, data, scales, layout, P, scaled(B, scale), None, bias), P
 
 
 class LoraLinear(torch.autograd.Function):

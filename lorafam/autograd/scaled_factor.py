@@ -19,13 +19,6 @@ def scaled(B: Tensor, scale: Scale) -> Tensor:
     return in_dtype(B, accumulate_dtype(B.dtype)) * scale
 
 
-def shared_scale(P: Tensor, B: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
-    """Two factors whose product is P B̂ᵀ: the scale multiplies the smaller one."""
-    if P.shape[0] >= B.shape[0]:
-        return P, scaled(B, scale)
-    return in_dtype(P * scale, P.dtype), in_dtype(B, accumulate_dtype(B.dtype))
-
-
 def as_saved(scale: Scale) -> tuple[float | None, Tensor | None]:
     """(the number, the tensor): one of them is None. The tensor goes into `save_for_backward`, the number onto ctx."""
     return (None, scale) if isinstance(scale, Tensor) else (scale, None)

@@ -197,7 +197,7 @@ def together(layers: list[Any], ways: list[Way], x: Tensor) -> tuple[Tensor, ...
     weights: Any = [way.weight for way in ways]
 
     def product(x: Tensor) -> tuple[Tensor, ...]:
-        return F.grouped_lora_linear(x, weights, As, Bs, scales, biases)
+        return tuple(F.grouped_lora_linear(x, weights, As, Bs, scales, biases))
 
     return fast_forward.in_base_dtype(layers[0]._modules["base_layer"], weights[0], x, product)
 

@@ -39,6 +39,7 @@ def covers(row: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.simulated
 def test_every_configuration_passes_the_check_of_a_new_gpu(kernels: str) -> None:
     if kernels == "cuda":
         assert self_check.run_checks(triton_gpu, eager, torch.device("cuda")) == {}

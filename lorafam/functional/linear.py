@@ -1,0 +1,164 @@
+"""One adapter: every method is a choice of B̂ and c."""
+
+from __future__ import annotations
+
+import torch
+
+from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, lora_forward
+from ..backends.direct import call
+from ..ops.by_storage import weight_shape
+from ..ops.checks import check_factor, check_vector
+from .arguments import Weight, check_factors, mask_seed, recorded, restored, storage_of, tokens_of
+from .norms import norm_of
+
+Tensor = torch.Tensor
+
+
+def nf4_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """Y = x Wᵀ + bias."""
+    storage = storage_of(x, weight)
+    flat = tokens_of(x, storage)
+    if recorded(flat, bias):
+        y = FrozenLinear.apply(flat, bias, storage.data, tuple(storage.layout), *storage.scales)
+    else:
+        y = call("lora_linear", flat, *storage, None, None, None, bias)
+    return restored(y, x)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Weight,
+    A: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
+    bias: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    seed: Tensor | int | None = None,
+) -> Tensor:
+    """Y = x Wᵀ + s drop(x) Aᵀ Bᵀ + bias (LoRA, arXiv 2106.09685; on an NF4Weight QLoRA, arXiv 2305.14314).
+
+    `scaling` is α/r, or α/√r for rsLoRA (arXiv 2312.03732). `seed` (int64) fixes the dropout mask; None draws one from
+    the device's generator when it is needed.
+    """
+    return _lora(x, weight, A, B, scaling, bias, dropout_p, training, seed)
+
+
+def adalora_linear(
+    x: Tensor,
+    weight: Weight,
+    A: Tensor,
+    E: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
+    rank_num: float | Tensor,
+    bias: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    seed: Tensor | int | None = None,
+) -> Tensor:
+    """Y = x Wᵀ + s/(rank_num + 1e-5) drop(x) (A ∘ E)ᵀ Bᵀ + bias with E [r, 1] (AdaLoRA, arXiv 2303.10512, scaled as in
+    PEFT).
+    """
+    check_factor("E", E, (A.shape[0], 1), A.device)
+    check_factor("B", B, (None, A.shape[0]), A.device)
+    return _lora(x, weight, A, B, adalora_scale(E, scaling, rank_num), bias, dropout_p, training, seed)
+
+
+def adalora_scale(E: Tensor, scaling: float | Tensor, rank_num: float | Tensor) -> Tensor:
+    """s/(rank_num + 1e-5) E [r], by which B is multiplied: AdaLoRA as a parametrisation of the one formula."""
+    return E.squeeze(1) * (scaling / (rank_num + 1e-5))
+
+
+def dora_linear(
+    x: Tensor,
+    weight: Weight,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor,
+    scaling: float | Tensor,
+    bias: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    dora_dropout: str = "adapter",
+    training: bool = False,
+    seed: Tensor | int | None = None,
+    norm: Tensor | None = None,
+) -> Tensor:
+    """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias, n = ‖W + s B A‖ per output feature (DoRA, arXiv 2402.09353).
+
+    No gradient flows through n. `dora_dropout="adapter"` drops the low-rank path only (the paper), `"input"` both, as
+    PEFT does. `norm` [N] is `row_norm`'s result when the caller has it; None computes it.
+    """
+    if dora_dropout not in ("adapter", "input"):
+        raise ValueError(f"dora_dropout: expected 'adapter' or 'input', got {dora_dropout!r}")
+    storage = storage_of(x, weight)
+    flat = tokens_of(x, storage)
+    out_features, in_features = weight_shape(storage.data, storage.layout)
+    check_factors(A, B, in_features, out_features, storage.data.device)
+    check_vector("magnitude", magnitude, out_features, storage.data.device)
+    check_vector("norm", norm, out_features, storage.data.device)
+    if norm is None:
+        norm = norm_of(weight, storage, A, B, scaling)
+    seed = mask_seed(flat, dropout_p, training, seed)
+    function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
+    y = function.apply(
+        flat,
+        A,
+        B,
+        scaling,
+        magnitude,
+        norm,
+        bias,
+        seed,
+        dropout_p,
+        storage.data,
+        tuple(storage.layout),
+        *storage.scales,
+    )
+    return restored(y, x)
+
+
+def low_rank(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
+    *,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    seed: Tensor | int | None = None,
+) -> Tensor:
+    """U = drop(x) Aᵀ (B ∘ scaling)ᵀ in fp32: the update alone, for a base that computes its own product. `scaling` is a
+    number, or a value a rank [r].
+    """
+    check_factors(A, B, x.shape[-1], B.shape[0], x.device)
+    flat = x.reshape(-1, x.shape[-1])
+    u = LowRank.apply(flat, A, B, scaling, mask_seed(flat, dropout_p, training, seed), dropout_p)
+    return u.view(*x.shape[:-1], B.shape[0])
+
+
+def _lora(
+    x: Tensor,
+    weight: Weight,
+    A: Tensor,
+    B: Tensor,
+    scale: float | Tensor,
+    bias: Tensor | None,
+    dropout_p: float,
+    training: bool,
+    seed: Tensor | int | None,
+) -> Tensor:
+    storage = storage_of(x, weight)
+    flat = tokens_of(x, storage)
+    out_features, in_features = weight_shape(storage.data, storage.layout)
+    check_factors(A, B, in_features, out_features, storage.data.device)
+    seed = mask_seed(flat, dropout_p, training, seed)
+    data, scales, layout = storage
+    if recorded(flat, A, B, scale, bias):
+        y = LoraLinear.apply(flat, A, B, scale, bias, seed, dropout_p, data, tuple(layout), *scales)
+    else:
+        y, _ = lora_forward(flat, A, B, scale, bias, seed, dropout_p, data, layout, scales)
+    return restored(y, x)

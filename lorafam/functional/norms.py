@@ -1,0 +1,51 @@
+"""DoRA's norm and AdaLoRA's penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..autograd import Orthogonality, scaled
+from ..backends.direct import call
+from ..ops.by_storage import Storage, dense_storage
+from ..weights import NF4Weight
+from .arguments import Weight
+
+Tensor = torch.Tensor
+
+
+def row_norm(
+    weight: Weight, A: Tensor, B: Tensor, scaling: float | Tensor, *, weight_squared: Tensor | None = None
+) -> Tensor:
+    """n_j = ‖w_j + s b_j A‖₂ per output feature (the paper's column norm of Wᵀ), fp32 [N], without gradient.
+
+    `weight_squared` [N] is ‖w_j‖² when the caller keeps it (an NF4Weight keeps its own).
+    """
+    storage = weight.storage() if isinstance(weight, NF4Weight) else dense_storage(weight)
+    return norm_of(weight, storage, A, B, scaling, weight_squared)
+
+
+def orthogonality_penalty(As: Sequence[Tensor], Bs: Sequence[Tensor]) -> Tensor:
+    """R [] = mean over all A [r, K] and B [N, r] of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F, in fp32 (AdaLoRA, arXiv 2303.10512,
+    equation 4, averaged and not squared as in PEFT).
+
+    Raises ValueError when there are none. On a GPU one launch serves the factors of a whole model.
+    """
+    if not As and not Bs:
+        raise ValueError("As, Bs: expected the factors of at least one layer, got none")
+    return Orthogonality.apply((0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
+
+
+@torch.no_grad()
+def norm_of(
+    weight: Weight,
+    storage: Storage,
+    A: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
+    weight_squared: Tensor | None = None,
+) -> Tensor:
+    if weight_squared is None and isinstance(weight, NF4Weight):
+        weight_squared = weight.squared_row_norm()
+    return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)

@@ -9,7 +9,18 @@ from . import functional, reference
 from .config import AdapterConfig
 from .interop import AccelerateReport, accelerate, accelerated, decelerate
 from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
-from .model import adapt, load_adapter, merge_and_unload, save_adapter
+from .model import (
+    adapt,
+    adapters_by_row,
+    add_adapter,
+    combine_adapters,
+    delete_adapter,
+    disabled,
+    load_adapter,
+    merge_and_unload,
+    save_adapter,
+    set_adapter,
+)
 from .train.rank_allocator import RankAllocator
 from .weights import NF4Weight, quantize_nf4
 
@@ -30,7 +41,12 @@ __all__ = [
     "accelerate",
     "accelerated",
     "adapt",
+    "adapters_by_row",
+    "add_adapter",
+    "combine_adapters",
     "decelerate",
+    "delete_adapter",
+    "disabled",
     "explain",
     "functional",
     "load_adapter",
@@ -38,6 +54,7 @@ __all__ = [
     "quantize_nf4",
     "reference",
     "save_adapter",
+    "set_adapter",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,19 @@ def lora(layer: Any, way: Way, x: Tensor) -> Tensor:
     y = base(x)
     update = F.low_rank(x, A, B, scale, dropout_p=p, training=drops)
     return (y + (update if bias is None else update + bias)).to(y.dtype)
+
+
+def lora_by_row(layer: Any, way: Way, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+    """LoRA and rsLoRA, each row of the batch with the adapter that it names, all in one product."""
+    downs, ups = layer._modules["lora_A"], layer._modules["lora_B"]
+    places = {name: place for place, name in enumerate(way.adapters)}
+    rows = torch.tensor([places.get(name, -1) for name in adapter_names], device=x.device)
+    As, Bs = [downs[name].weight for name in way.adapters], [ups[name].weight for name in way.adapters]
+    scales = [scale_of(layer, name, x.device) for name in way.adapters]
+    base = layer._modules["base_layer"]
+    weight: Any = way.weight
+    bias = getattr(base, "bias", None)
+    return in_base_dtype(base, weight, x, lambda x: F.grouped_lora_linear(x, weight, As, Bs, scales, bias, rows=rows))
 
 
 def dora(layer: Any, way: Way, x: Tensor) -> Tensor:

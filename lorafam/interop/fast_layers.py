@@ -18,7 +18,7 @@ from .norms import Norms
 from .report import PEFT
 from .scalings import Scalings
 from .shared_inputs import Group
-from .way import Way, way
+from .way import Way, rows_way, way
 
 Tensor = torch.Tensor
 
@@ -61,7 +61,7 @@ class FastLayer:
         return way(self, x)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # arguments are for PEFT (`adapter_names`) or for the base
+        # other arguments are for PEFT or for the base
         if not args and not kwargs:
             group = None if torch.compiler.is_compiling() else self._lorafam.group
             y = None if group is None else group.kept_for(self, x)
@@ -71,6 +71,10 @@ class FastLayer:
             if found.path != PEFT:
                 y = None if group is None else group.compute(self, found, x)
                 return self.lorafam_forward(x, found) if y is None else y
+        elif not args and kwargs.keys() == {"adapter_names"} and not torch.compiler.is_compiling():
+            found = rows_way(self, x, kwargs["adapter_names"])
+            if found.path != PEFT:
+                return fast_forward.lora_by_row(self, found, x, kwargs["adapter_names"])
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
 
     def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:

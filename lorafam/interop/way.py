@@ -6,6 +6,7 @@ gathered, and errors are PEFT's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,11 +31,13 @@ class Way(NamedTuple):
     dora: bool = False
 
 
-def way(layer: Any, x: Tensor | None = None) -> Way:
-    """The way of a LoRA or AdaLoRA linear layer of PEFT's; for tokens x, if they are given."""
+def way(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None) -> Way:
+    """The way of a LoRA or AdaLoRA linear layer of PEFT's; for tokens x, if they are given; of the adapters `named`, or
+    of the active ones.
+    """
     modules = layer._modules
     downs = modules["lora_A"]
-    names = tuple(name for name in layer.active_adapters if name in downs)
+    names = tuple(name for name in (layer.active_adapters if named is None else named) if name in downs)
     alone = without_adapter(layer, names)
     if alone is not None:
         return alone
@@ -54,6 +57,21 @@ def way(layer: Any, x: Tensor | None = None) -> Way:
     if dropped and len(names) > 1:
         return Way(PEFT, "several active adapters with a dropout mask each")
     return _with_base(layer, names, dora, bool(dropped), x)
+
+
+def rows_way(layer: Any, x: Tensor, adapter_names: Sequence[str]) -> Way:
+    """The way of a batch x whose rows name their adapter: fused in one product, or PEFT's."""
+    used = tuple(dict.fromkeys(name for name in adapter_names if name in layer._modules["lora_A"]))
+    if x.ndim < 2 or len(x) != len(adapter_names) or "lora_E" in layer._modules:
+        return Way(PEFT, "adapters a row: not for this layer or this batch")
+    found = way(layer, x, used)
+    if found.path != FUSED or found.dora:
+        return Way(PEFT, f"adapters a row: {found.reason}")
+    if any(drops(layer._modules["lora_dropout"][name]) for name in used):
+        return Way(PEFT, "adapters a row, with dropout")
+    if any(layer._modules["lora_B"][name].bias is not None for name in used):
+        return Way(PEFT, "adapters a row, with a bias each")
+    return found
 
 
 def _transformed() -> bool:

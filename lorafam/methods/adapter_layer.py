@@ -52,6 +52,8 @@ class AdapterLayer(nn.Module, ABC):
         self.base_layer = base.requires_grad_(False)
         self.adapters = nn.ModuleDict()
         self.enabled = True
+        # a name, or None for the base, for each row of a batch (`model.adapters_by_row`)
+        self.row_adapters: tuple[str | None, ...] | None = None
         self._kept: tuple[Any, Tensor | None] | None = None
         self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.active_adapter = adapter
@@ -98,7 +100,9 @@ class AdapterLayer(nn.Module, ABC):
         if any(adapter.start_A is not None for adapter in self.adapters.values()):
             raise ValueError("adapter: expected no further one, the base's weight lost a part to the first")
         if not config.starts_from_weight(init):
-            self.adapters[name] = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+            adapter = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+            # only the active one trains
+            self.adapters[name] = adapter.requires_grad_(not self.adapters)
             return
         if self.adapters:
             raise ValueError(f"init: {init!r} changes the base's weight, expected the layer's only adapter")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -38,10 +40,24 @@ class LoraLinear(AdapterLayer):
         weight = base_weight(self.base_layer).weight
         if weight is None:
             return self.around_base(x, self.base_layer(x))
+        if self.row_adapters is not None:
+            return self._by_row(x, weight, self.row_adapters)
         active, bias = self.active, self.merged_bias(self.base_bias())
         return F.lora_linear(
             x, weight, active.A, active.B, active.scale, bias, dropout_p=active.dropout, training=self.training
         )
+
+    def _by_row(self, x: Tensor, weight: Any, names: tuple[str | None, ...]) -> Tensor:
+        """Each row of the batch with the adapter it names, in one product."""
+        if x.ndim < 2 or x.shape[0] != len(names):
+            raise ValueError(f"x: expected a batch of {len(names)} rows, one for each name, got {list(x.shape)}")
+        used = list(dict.fromkeys(name for name in names if name is not None))
+        if not used:
+            return self.base_layer(x)
+        adapters: list[Any] = [self.adapters[name] for name in used]
+        rows = torch.tensor([-1 if name is None else used.index(name) for name in names], device=x.device)
+        As, Bs, scales = zip(*((adapter.A, adapter.B, adapter.scale) for adapter in adapters), strict=True)
+        return F.grouped_lora_linear(x, weight, As, Bs, scales, self.base_bias(), rows=rows)  # type: ignore[return-value]
 
     def around_base(self, x: Tensor, y: Tensor) -> Tensor:
         y = super().around_base(x, y)

@@ -1,7 +1,20 @@
 """What is done to a whole model: adapting it, merging it, saving and loading its adapters."""
 
 from .adapt import adapt, adapter_layers
+from .adapters import adapters_by_row, add_adapter, combine_adapters, delete_adapter, disabled, set_adapter
 from .checkpoint import load_adapter, save_adapter
 from .merge import merge_and_unload
 
-__all__ = ["adapt", "adapter_layers", "load_adapter", "merge_and_unload", "save_adapter"]
+__all__ = [
+    "adapt",
+    "adapter_layers",
+    "adapters_by_row",
+    "add_adapter",
+    "combine_adapters",
+    "delete_adapter",
+    "disabled",
+    "load_adapter",
+    "merge_and_unload",
+    "save_adapter",
+    "set_adapter",
+]

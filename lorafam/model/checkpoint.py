@@ -16,35 +16,51 @@ from torch import nn
 from ..config import AdapterConfig
 from ..methods import AdapterLayer
 from .adapt import adapt, adapter_layers, remove_adapters
-from .peft_format import CONFIG_FILE, PREFIX, TENSOR_FILE, adapter_config, adapter_tensors, peft_config, tensor_names
+from .adapters import add_adapter
+from .peft_format import (
+    CONFIG_FILE,
+    PREFIX,
+    TENSOR_FILE,
+    adapter_config,
+    adapter_tensors,
+    config_of,
+    peft_config,
+    tensor_names,
+)
 
 
-def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Writes the active adapters of `model`; plain `PeftModel.from_pretrained` reads them.
+def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: str | None = None) -> None:
+    """Writes the active adapters of `model`, or those called `adapter`; plain `PeftModel.from_pretrained` reads them.
 
+    Where PiSSA, OLoRA or LoftQ took a part of the base's weight, the adapter is written for the base as it was, with
+    twice the rank; of a 4-bit base that is the weight before it was quantised.
     Each file is written under a temporary name and renamed. Raises ValueError for a model that `adapt` or
-    `load_adapter` didn't make.
+    `load_adapter` didn't make, KeyError where a layer has no adapter of that name.
     """
     config = getattr(model, "lorafam_config", None)
     layers = adapter_layers(model)
     if not isinstance(config, AdapterConfig) or not layers:
         raise ValueError("model: expected one that lorafam.adapt or lorafam.load_adapter returned, it has no adapters")
+    if adapter is not None:
+        _check_names(layers, adapter)
+        config = config_of(layers, adapter, config)
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"directory: {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(layers).items()}
+    tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(layers, adapter).items()}
     _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(peft_config(model, config, layers), indent=2, sort_keys=True) + "\n"
     _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
+def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: str | None = None) -> nn.Module:
     """Reads an adapter that lorafam or PEFT saved into `model` and returns it.
 
     A bare model (dense, `NF4Linear` or bitsandbytes layers) gets the adapter layers the file describes; one that
-    `adapt` made must have the same. Raises FileNotFoundError for a missing file, ValueError for a damaged one or one
-    that doesn't fit, before the model is changed.
+    `adapt` made must have the same. `adapter` names another one, which such a model gets beside those it has, not
+    active; the file must be of the same method and modules. Raises FileNotFoundError for a missing file, ValueError for
+    a damaged one or one that doesn't fit, before the model is changed.
     """
     folder = Path(directory)
     values = _read_config(folder / CONFIG_FILE)
@@ -54,8 +70,13 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     layers = adapter_layers(model)
     if layers:
         _check_method(layers, config)
-        _load_tensors(layers, tensors, rank_pattern)
+        if adapter is None:
+            _load_tensors(layers, tensors, rank_pattern)
+        else:
+            _load_beside(model, layers, adapter, config, tensors, rank_pattern)
         return model
+    if adapter is not None:
+        raise ValueError("adapter: expected a model that has adapters, it has none yet")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adapt(model, config)
     try:
@@ -102,6 +123,38 @@ def _check_method(layers: dict[str, AdapterLayer], config: AdapterConfig) -> Non
     methods = {layer.method for layer in layers.values()}
     if methods != {config.method}:
         raise ValueError(f"{CONFIG_FILE}: an adapter of method {config.method!r}, the model has {sorted(methods)}")
+
+
+def _check_names(layers: dict[str, AdapterLayer], name: str) -> None:
+    for path, layer in layers.items():
+        if name not in layer.adapters:
+            raise KeyError(f"adapter: expected one of {list(layer.adapters)}, which {path!r} has, got {name!r}")
+
+
+def _load_beside(
+    model: nn.Module,
+    layers: dict[str, AdapterLayer],
+    name: str,
+    config: AdapterConfig,
+    tensors: dict[str, torch.Tensor],
+    rank_pattern: dict[str, list[bool]] | None,
+) -> None:
+    """Loads into adapters of another name, which are made for it."""
+    add_adapter(model, name, config)
+    active = {path: layer.active_adapter for path, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.active_adapter = name
+        _load_tensors(layers, tensors, rank_pattern)
+    except ValueError:
+        for layer in layers.values():
+            del layer.adapters[name]
+        raise
+    finally:
+        for path, layer in layers.items():
+            layer.active_adapter = active[path]
+            for other, adapter in layer.adapters.items():
+                adapter.requires_grad_(other == active[path])
 
 
 def _load_tensors(

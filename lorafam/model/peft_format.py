@@ -10,6 +10,8 @@ A tensor's name is "base_model.model." + the module's path + one of
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,15 +41,16 @@ def tensor_names(method: str) -> dict[str, str]:
     return names
 
 
-def adapter_tensors(layers: dict[str, AdapterLayer]) -> dict[str, torch.Tensor]:
-    """Every tensor of the active adapters under PEFT's name; pruned AdaLoRA ranks are left out.
+def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) -> dict[str, torch.Tensor]:
+    """Every tensor of the active adapters, or of those called `name`, under PEFT's name; pruned AdaLoRA ranks are left
+    out.
 
     Where a part of the base weight was taken into A₀ and B₀, the adapter for the base as it was: s (B A − B₀ A₀), of
     twice the rank.
     """
     tensors = {}
     for path, layer in layers.items():
-        adapter = layer.active
+        adapter: Any = layer.active if name is None else layer.adapters[name]
         for attribute, ending in tensor_names(layer.method).items():
             tensor = getattr(adapter, attribute, None)
             if tensor is None:
@@ -106,6 +109,24 @@ def peft_config(model: nn.Module, config: AdapterConfig, layers: dict[str, Adapt
         "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
         "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
     }
+
+
+def config_of(layers: dict[str, AdapterLayer], name: str, first: AdapterConfig) -> AdapterConfig:
+    """What the adapters called `name` were made with, as far as they know; the rest is the first ones'."""
+    adapters: dict[str, Any] = {path: layer.adapters[name] for path, layer in layers.items()}
+    common = Counter((adapter.rank, adapter.alpha) for adapter in adapters.values()).most_common(1)[0][0]
+    one = next(iter(adapters.values()))
+    return replace(
+        first,
+        r=common[0],
+        alpha=common[1],
+        dropout=one.dropout,
+        rslora=one.rslora,
+        bias=getattr(one, "bias", None) is not None,
+        init=first.init if one.start_A is not None else "default",
+        rank_pattern={path: adapter.rank for path, adapter in adapters.items() if adapter.rank != common[0]},
+        alpha_pattern={path: adapter.alpha for path, adapter in adapters.items() if adapter.alpha != common[1]},
+    )
 
 
 def target_names(model: nn.Module, layers: dict[str, AdapterLayer]) -> list[str]:

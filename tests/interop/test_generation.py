@@ -54,15 +54,21 @@ def test_the_same_tokens_one_at_a_time(settings: dict[str, Any], monkeypatch: py
     assert sorted(set(counts)) == [1, 6]
 
 
-def test_rows_choose_their_adapter() -> None:
+def test_rows_choose_their_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     model.add_adapter("other", LoraConfig(r=2, target_modules=TARGETS, task_type="CAUSAL_LM"))
     disturb(model, 5)
     names = ["other", "__base__"]
     expected = generated(model, adapter_names=names)
     lorafam.accelerate(model)
+    made: list[list[str]] = []
+    real = fast_forward.lora_by_row
+    monkeypatch.setattr(fast_forward, "lora_by_row", lambda *args: (made.append(args[3]), real(*args))[1])
     found = generated(model, adapter_names=names)
     assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    assert made
+    assert all(row == names for row in made)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["lora", "dora"])

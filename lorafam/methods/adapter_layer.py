@@ -17,6 +17,7 @@ from .. import functional as F
 from ..weights import NF4Weight, quantize_nf4
 from .adapter import Adapter, check_settings
 from .base_weight import base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
+from .conv1d import is_conv1d
 from .initialisers import from_weight
 from .merge_report import MergeReport
 from .nf4_linear import NF4Linear
@@ -239,7 +240,7 @@ def _like(target: Tensor, weight: Tensor | NF4Weight) -> Tensor | NF4Weight:
 
 def _store(base: nn.Module, weight: Tensor | NF4Weight) -> None:
     if isinstance(weight, Tensor):
-        base.weight.copy_(weight)  # type: ignore[operator]
+        base.weight.copy_(weight.T if is_conv1d(base) else weight)  # type: ignore[operator]
     elif isinstance(base, NF4Linear):
         base.weight = weight
     else:

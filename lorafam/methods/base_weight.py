@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..weights import NF4Weight
+from .conv1d import is_conv1d
 from .nf4_linear import NF4Linear
 
 Tensor = torch.Tensor
@@ -42,12 +43,6 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def is_conv1d(base: nn.Module) -> bool:
-    """Whether `base` is transformers' Conv1D, whose weight is [K, N]; never imports transformers."""
-    library = sys.modules.get("transformers.pytorch_utils")
-    return library is not None and type(base) is library.Conv1D
-
-
 def base_weight(base: nn.Module) -> BaseWeight:
     """The weight the fast path multiplies by."""
     if has_hooks(base):
@@ -65,6 +60,8 @@ def base_weight(base: nn.Module) -> BaseWeight:
 
 def base_sizes(base: nn.Module) -> tuple[int, int]:
     """(K, N) of a base module; raises ValueError where it doesn't tell."""
+    if is_conv1d(base):
+        return base.weight.shape[0], base.weight.shape[1]  # type: ignore[index,return-value]
     try:
         return int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
     except AttributeError:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import functional as F
 from ..weights import NF4Weight, quantize_nf4
+from .conv1d import is_conv1d
 
 Tensor = torch.Tensor
 
@@ -30,16 +31,18 @@ class NF4Linear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, block_size: int = 64, double_quant: bool = True, quant_type: str = "nf4"
+        cls, linear: nn.Module, block_size: int = 64, double_quant: bool = True, quant_type: str = "nf4"
     ) -> NF4Linear:
-        """Quantises a dense layer's weight; the bias is kept as it is.
+        """Quantises the weight of an nn.Linear or a Conv1D (transformers'); the bias is kept as it is.
 
-        Raises TypeError for anything but an nn.Linear, ValueError for a weight that isn't finite.
+        Raises TypeError for anything else, ValueError for a weight that isn't finite.
         """
-        if type(linear) is not nn.Linear:
+        if type(linear) is not nn.Linear and not is_conv1d(linear):
             raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
-        weight = quantize_nf4(linear.weight.detach(), block_size, double_quant, quant_type=quant_type)
-        layer = cls(weight, linear.bias)
+        dense: Any = linear.weight.detach()  # type: ignore[operator]
+        dense = dense.T.contiguous() if is_conv1d(linear) else dense
+        weight = quantize_nf4(dense, block_size, double_quant, quant_type=quant_type)
+        layer = cls(weight, linear.bias)  # type: ignore[arg-type]
         return layer.train(linear.training)
 
     @property

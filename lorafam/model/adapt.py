@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, NF4Linear
+from ..methods.base_weight import dense_base_weight
+from ..methods.conv1d import is_conv1d
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
 from .targets import find_targets, output_head, pattern_value
@@ -39,12 +40,16 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
 
 
 def quantize_linear_layers(model: nn.Module, config: AdapterConfig) -> None:
-    """Turns every nn.Linear but the output head into an `NF4Linear`, one at a time."""
+    """Turns every nn.Linear and Conv1D but the output head into an `NF4Linear`, one at a time."""
     head = output_head(model)
-    dense = [path for path, module in model.named_modules() if type(module) is nn.Linear and module is not head]
+    dense = [
+        path
+        for path, module in model.named_modules()
+        if (type(module) is nn.Linear or is_conv1d(module)) and module is not head
+    ]
     for path in dense:
         layer = model.get_submodule(path)
-        quantised = NF4Linear.from_linear(layer, **_quantisation(config))  # type: ignore[arg-type]
+        quantised = NF4Linear.from_linear(layer, **_quantisation(config))
         replace_module(model, path, quantised)
 
 
@@ -77,13 +82,13 @@ def _quantisation(config: AdapterConfig) -> dict[str, Any]:
 
 def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
     """A layer whose 4-bit weight and factors were chosen together."""
-    if type(base) is not nn.Linear:
+    if type(base) is not nn.Linear and not is_conv1d(base):
         raise ValueError(f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(base).__name__}")
     layer = _adapter_layer(base, path, replace(config, init="default"))
     active, settings = layer.active, _quantisation(config)
-    dense = base.weight.to(torch.float32)
+    dense = dense_base_weight(base)
     weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
-    layer.base_layer = NF4Linear(weight, base.bias).train(base.training)
+    layer.base_layer = NF4Linear(weight, layer.base_bias()).train(base.training)
     active.start_from(*start)
     return layer
 

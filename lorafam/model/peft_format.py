@@ -19,6 +19,7 @@ from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
+from ..methods.conv1d import is_conv1d
 
 PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
@@ -72,7 +73,7 @@ def peft_config(model: nn.Module, config: AdapterConfig, layers: dict[str, Adapt
     common: dict[str, Any] = {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": all(is_conv1d(layer.base_layer) for layer in layers.values()),
         "inference_mode": True,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
@@ -147,8 +148,6 @@ def adapter_config(values: dict[str, Any]) -> AdapterConfig:
     for key in ("modules_to_save", "layers_to_transform", "target_parameters", "alora_invocation_tokens"):
         if values.get(key):
             raise ValueError(f"{CONFIG_FILE}: {key} = {values[key]!r} is not supported")
-    if values.get("fan_in_fan_out"):
-        raise ValueError(f"{CONFIG_FILE}: fan_in_fan_out = True is not supported")
     if values.get("bias", "none") != "none":
         raise ValueError(f"{CONFIG_FILE}: bias = {values['bias']!r} is not supported, expected 'none'")
     common: dict[str, Any] = {

@@ -10,11 +10,12 @@ from torch import nn
 
 from ..methods import AdapterLayer, NF4Linear
 from ..methods.base_weight import base_sizes, is_bitsandbytes_4bit
+from ..methods.conv1d import is_conv1d
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer by class: dense, lorafam's 4-bit or bitsandbytes'."""
-    return isinstance(module, (nn.Linear, NF4Linear)) or is_bitsandbytes_4bit(module)
+    """Whether a module is a linear layer by class: dense, Conv1D, lorafam's 4-bit or bitsandbytes'."""
+    return isinstance(module, (nn.Linear, NF4Linear)) or is_conv1d(module) or is_bitsandbytes_4bit(module)
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

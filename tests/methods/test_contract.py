@@ -13,6 +13,7 @@ import bitsandbytes
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lorafam import MergeReport, NF4Linear, explain
 from lorafam.methods import METHODS, AdapterLayer
@@ -63,6 +64,7 @@ BASES = {
     "dense-no-bias": lambda: dense_base(bias=False),
     "nf4": lambda: NF4Linear.from_linear(dense_base()),
     "bitsandbytes": bitsandbytes_base,
+    "conv1d": lambda: Conv1D(N, K).to(device()),
     "unknown": lambda: Scaled().to(device()),
 }
 MERGEABLE = [name for name in BASES if name != "unknown"]
@@ -151,11 +153,12 @@ def test_merge_round_trip(method: str, base: str) -> None:
     assert isinstance(report, MergeReport)
     assert layer.merged
     merged = layer(x())
-    if base.startswith("dense"):
+    if base.startswith("dense") or base == "conv1d":
         assert report.relative_weight_error < 1e-6
         torch.testing.assert_close(merged, before, rtol=1e-4, atol=1e-4)
-        assert type(layer.base_layer) is nn.Linear
-        torch.testing.assert_close(layer.base_layer.weight, stored["weight"] + delta, rtol=1e-4, atol=1e-5)
+        assert type(layer.base_layer) is (Conv1D if base == "conv1d" else nn.Linear)
+        added = delta.T if base == "conv1d" else delta
+        torch.testing.assert_close(layer.base_layer.weight, stored["weight"] + added, rtol=1e-4, atol=1e-5)
     else:
         # 4-bit rounding has a relative error of about a tenth
         assert 0.01 < report.relative_weight_error < 0.2

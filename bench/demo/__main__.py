@@ -22,7 +22,7 @@ OUTPUT = Path("demo-output")
 
 
 def child(module: str, *arguments: str) -> None:
-    """Runs a part in a fresh process, so that its memory is its own; its failure ends the demo."""
+    """Runs a module of `bench` in a fresh process, so that its memory is its own; its failure ends the caller."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -30,7 +30,7 @@ def child(module: str, *arguments: str) -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, "-m", f"lorafam.bench.demo.{module}", *arguments]
+    command = [sys.executable, "-m", f"lorafam.bench.{module}", *arguments]
     subprocess.run(command, check=True, env={**os.environ, **quiet})
 
 
@@ -39,17 +39,17 @@ def main() -> int:
     print(f"Model: {LICENCE}")
     print("Text: the language reference that CPython carries (pydoc_data.topics, PSF licence)")
     OUTPUT.mkdir(exist_ok=True)
-    child("material", str(OUTPUT))
+    child("demo.material", str(OUTPUT))
     model, text = prepare_model(OUTPUT), prepare_text(OUTPUT)
     summaries = {}
     for run in RUNS:
         folder = OUTPUT / run.key
         shutil.rmtree(folder, ignore_errors=True)
         print(f"\n{run.title}: {run.steps} steps of {SEQUENCE_LENGTH} tokens", flush=True)
-        child("one_run", run.key, str(model), str(text), str(folder))
+        child("demo.one_run", run.key, str(model), str(text), str(folder))
         summaries[run.key] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     print("\nSteps of two live models in turn, and the adapters read by PEFT", flush=True)
-    child("measure", str(model), str(text), str(OUTPUT))
+    child("demo.measure", str(model), str(text), str(OUTPUT))
     measured = json.loads((OUTPUT / "measured.json").read_text(encoding="utf-8"))
     plot([(run.title, OUTPUT / run.key / "log.jsonl") for run in RUNS], OUTPUT / "loss.png")
     return report(summaries, measured, time.monotonic() - start)

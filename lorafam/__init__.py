@@ -9,7 +9,7 @@ from . import functional, reference
 from .config import AdapterConfig
 from .interop import AccelerateReport, accelerate, accelerated, decelerate
 from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
-from .model import ModelMergeReport, adapt, load_adapter, merge_and_unload, probe_inputs, save_adapter
+from .model import ModelMergeReport, adapt, load_adapter, merge_and_unload, merge_files, probe_inputs, save_adapter
 from .train.rank_allocator import RankAllocator
 from .weights import NF4Weight, quantize_nf4
 
@@ -36,6 +36,7 @@ __all__ = [
     "functional",
     "load_adapter",
     "merge_and_unload",
+    "merge_files",
     "probe_inputs",
     "quantize_nf4",
     "reference",

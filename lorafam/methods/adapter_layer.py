@@ -16,7 +16,7 @@ from .. import functional as F
 from .adapter import Adapter, check_settings
 from .base_weight import base_device, base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
 from .merge_report import THRESHOLD, MergeReport, check_threshold, measure, probe_rows, row_blocks
-from .stored_weight import decoded, in_format, merged_format, put_weight, same_format, with_weight
+from .stored_weight import decoded, in_format, merged_format, put_weight, rows_of, same_format, with_weight
 
 Tensor = torch.Tensor
 
@@ -173,7 +173,7 @@ class AdapterLayer(nn.Module, ABC):
             raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
         form = merged_format(into, weight)
         probe = probe_rows(probe, self.in_features, weight.device)
-        before = dense_base_weight(base)
+        before = rows_of(weight)
         target = torch.empty(before.shape, dtype=form.dtype, device=before.device)
         changed = False
         for rows in row_blocks(before):
@@ -200,9 +200,9 @@ class AdapterLayer(nn.Module, ABC):
         return measure(
             type(base).__name__,
             form.name,
-            before=self._unmerged_weight(),
+            before=rows_of(self._kept[1]),
             exact=self.merged_weight,
-            stored=decoded(stored),
+            stored=rows_of(stored),
             probe=probe,
             threshold=threshold,
         )

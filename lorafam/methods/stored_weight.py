@@ -62,6 +62,11 @@ def decoded(weight: Tensor | NF4Weight) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
+def rows_of(weight: Tensor | NF4Weight) -> Tensor:
+    """W [N, K] to be read a few rows at a time: a dense one as it is, without a copy."""
+    return weight if isinstance(weight, Tensor) else decoded(weight)
+
+
 def put_weight(base: nn.Module, weight: Tensor | NF4Weight) -> None:
     """Replaces the values of a base's weight by others of the same format."""
     if isinstance(weight, Tensor):

@@ -24,7 +24,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     if config.quantize is not None:
         quantize_linear_layers(model, config)
     for path in paths:
-        replace_module(model, path, _adapter_layer(model.get_submodule(path), path, config))
+        replace_module(model, path, new_adapter_layer(model.get_submodule(path), path, config))
     model.lorafam_config = config  # type: ignore[assignment]
     return model
 
@@ -63,7 +63,8 @@ def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     return {path: module for path, module in model.named_modules() if isinstance(module, AdapterLayer)}
 
 
-def _adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
+def new_adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
+    """The adapter layer that `config` means for the module at `path`."""
     own: dict[str, Any] = {"dora_dropout": config.dora_dropout} if config.method == "dora" else {}
     return METHODS[config.method](
         base,

@@ -8,10 +8,7 @@ from typing import Any
 
 from ..methods.merge_report import MergeReport, percent
 
-_HEAD = (
-    *("layers", "", "stored as", "update kept"),
-    *("error / weight", "error / output", "error / update's output", ""),
-)
+_HEAD = ("layers", "", "update kept", "error / weight", "error / output", "error / update's output", "")
 
 
 class ModelMergeReport(dict[str, MergeReport]):
@@ -38,21 +35,22 @@ class ModelMergeReport(dict[str, MergeReport]):
             key = pattern, report.stored, report.unmerged_is_better, path in self.kept
             groups.setdefault(key, []).append(report)
         lines: list[tuple[str, ...]] = [_HEAD]
-        for (pattern, stored, better, kept), reports in sorted(groups.items(), key=lambda item: -_worst(item[1])):
+        for (pattern, _, better, kept), reports in sorted(groups.items(), key=lambda item: -_worst(item[1])):
             figures = (
                 min(report.update_kept for report in reports),
                 max(report.relative_weight_error for report in reports),
                 max(report.output_error for report in reports),
                 max(report.update_output_error for report in reports),
             )
-            advice = "left unmerged" if kept else "better unmerged" if better else ""
+            advice = "not merged" if kept else "not advised" if better else ""
             count = f"x{len(reports)}" if len(reports) > 1 else ""
-            lines.append((pattern, count, stored, *map(percent, figures), advice))
+            lines.append((pattern, count, *map(percent, figures), advice))
         return lines
 
     def summary(self) -> str:
         """How many layers were merged, and which are better unmerged."""
-        merged = f"{len(self) - len(self.kept)} of {_layers(len(self))} merged"
+        formats = ", ".join(dict.fromkeys(report.stored for report in self.values()))
+        merged = f"{len(self) - len(self.kept)} of {_layers(len(self))} merged as {formats}"
         advised = [path for path in self.advised if path not in self.kept]
         if not advised:
             return merged
@@ -68,7 +66,7 @@ class ModelMergeReport(dict[str, MergeReport]):
     def __str__(self) -> str:
         lines = self.table()
         widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD) - 1)]
-        sides = [str.ljust] * 3 + [str.rjust] * 4
+        sides = [str.ljust] * 2 + [str.rjust] * 4
         table = [
             "  ".join([*(side(text, width) for side, text, width in zip(sides, line, widths, strict=False)), line[-1]])
             for line in lines

@@ -115,13 +115,13 @@ def test_the_table() -> None:
     report = lorafam.merge_and_unload(model, threshold=0.5)
     lines = str(report).splitlines()
     assert len(lines) == 5
-    head = ["layers", "stored as", "update kept", "error / weight", "error / output", "error / update's output"]
+    head = ["layers", "update kept", "error / weight", "error / output", "error / update's output"]
     assert [part.strip() for part in lines[0].split("  ") if part.strip()] == head
     assert lines[1].startswith("model.layers.*.mlp.up_proj ")
-    assert lines[1].endswith("better unmerged")
+    assert lines[1].endswith("not advised")
     assert "x2" in next(line for line in lines if "q_proj" in line)
     advised = "1 better unmerged (rounding over 50 % of the update's output): model.layers.1.mlp.up_proj"
-    assert lines[-1] == f"4 of 4 layers merged; {advised}"
+    assert lines[-1] == f"4 of 4 layers merged as nf4; {advised}"
     assert report.advised == ["model.layers.1.mlp.up_proj"]
     assert repr(report) == "ModelMergeReport(4 layers, 1 better unmerged, 0 kept)"
 

@@ -33,7 +33,9 @@ class Place(NamedTuple):
 
 
 class FileAdapter:
-    """An adapter as PEFT saves it, its layers by path, and the `places` of what they change in a model's files.
+    """An adapter as PEFT saves it, its layers by path, and the `places` of what they change in a model's files. `bases`
+    are weights of the base that the adapter's file has, as PEFT puts an adapted output head's into it: they are the
+    ones to merge into.
 
     Raises FileNotFoundError, ValueError: what `load_adapter` refuses; a layer that has no weight in the files, one of
     another shape, not of floats, or tied to the embeddings; adapters of embeddings; values that aren't finite.
@@ -48,12 +50,23 @@ class FileAdapter:
         fan_in_fan_out = bool(values.pop("fan_in_fan_out", False))
         self.config: AdapterConfig = adapter_config(values)
         self._rank_pattern = values.get("rank_pattern") if self.config.method == "adalora" else None
-        self._tensors = _by_path(read_tensors(folder / TENSOR_FILE), self.config.method)
+        tensors = read_tensors(folder / TENSOR_FILE)
+        ending = ".base_layer.weight"
+        bases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(ending)}
+        self.bases = {name[len(PREFIX) : -len(ending)]: tensor for name, tensor in bases.items()}
+        self._tensors = _by_path(tensors, self.config.method)
         names = _weight_names(list(self._tensors), entries)
         if tied:
             _check_not_tied(names, entries)
         self.places: dict[str, Place] = {}
         sideways: dict[str, bool | None] = {}
+        for path, tensor in self.bases.items():
+            shape = entries[names[path]].shape if path in names else None
+            if tensor.shape != shape:
+                expected = "none" if shape is None else list(shape)
+                raise ValueError(f"{TENSOR_FILE}: {path!r} has a weight {list(tensor.shape)}, expected {expected}")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{TENSOR_FILE}: the weight of {path!r} has NaN or inf")
         for path, tensors in self._tensors.items():
             entry, (out_features, in_features) = entries[names[path]], self._sizes(path)
             if entry.dtype not in FLOATS:

@@ -149,7 +149,8 @@ def _opened(folder: Path, resume: bool) -> dict[str, Any] | None:
         return state
     if unfinished:
         raise ValueError(f"output: {folder} has an unfinished merge; resume it (--resume) or choose another folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    # a run that was killed at its very first file leaves that file's temporary alone
+    if folder.is_dir() and any(path.name != f".{STATE}.tmp" for path in folder.iterdir()):
         raise ValueError(f"output: {folder} isn't empty; choose another folder")
     return None
 
@@ -236,6 +237,7 @@ def _write_shard(
 
 def _merged(path: str, tensor: Tensor, merging: FileAdapter, settings: Mapping[str, Any]) -> tuple[Tensor, MergeReport]:
     turned = merging.places[path].transposed
+    tensor = merging.bases.get(path, tensor).to(tensor.dtype)
     # a copy: merging in place would write into the mapped file's pages
     layer = merging.layer(path, (tensor.T if turned else tensor).clone())
     try:

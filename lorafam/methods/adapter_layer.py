@@ -183,6 +183,8 @@ class AdapterLayer(nn.Module, ABC):
         bias = self.base_bias()
         in_place = same_format(form, weight)
         new_bias = self.merged_bias(bias if in_place or bias is None or form.quant_type else bias.to(form.dtype))
+        if bias is None and new_bias is not None:
+            new_bias = new_bias.to(form.dtype)
         if safe and not (target.isfinite().all() and (new_bias is None or new_bias.isfinite().all())):
             raise ValueError(f"merge: the merged weight has NaN or inf in {form.name}")
         # codes that are decoded and quantised again needn't come back: a base that nothing is added to stays

@@ -85,5 +85,5 @@ def with_weight(base: nn.Module, weight: Tensor | NF4Weight, bias: Tensor | None
     layer = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return layer.train(base.training)

@@ -114,8 +114,6 @@ def merge_files(
     _check_room(folder, sum(sizes.values()) - written)
 
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
     _write_json(folder / STATE, state)
     progress = progress or _Silent()
     progress.begin(written, sum(sizes.values()))
@@ -238,8 +236,7 @@ def _write_shard(
 def _merged(path: str, tensor: Tensor, merging: FileAdapter, settings: Mapping[str, Any]) -> tuple[Tensor, MergeReport]:
     turned = merging.places[path].transposed
     tensor = merging.bases.get(path, tensor).to(tensor.dtype)
-    # a copy: merging in place would write into the mapped file's pages
-    layer = merging.layer(path, (tensor.T if turned else tensor).clone())
+    layer = merging.layer(path, tensor.T if turned else tensor)
     try:
         report = layer.merge(into=settings["dtype"], threshold=settings["threshold"])
     except ValueError as error:
@@ -264,6 +261,7 @@ def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _read(entry: Entry) -> Tensor:
+    """Mapped, and private to this process: what is written into it never reaches the file."""
     with safe_open(entry.file, framework="pt") as file:
         return file.get_tensor(entry.name)
 
@@ -310,7 +308,7 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """`file` is there whole or not at all, after a crash of the machine too."""
+    """`file` is there whole or not at all, after a crash of the machine too; what a killed run left is written over."""
     temporary = file.with_name(f".{file.name}.tmp")
     write(temporary)
     with temporary.open("rb") as stream:

@@ -85,7 +85,7 @@ def _check_config(folder: Path) -> None:
 
 
 def header(file: Path) -> dict[str, Entry]:
-    """Name → entry, in the order of the data. Raises ValueError for a damaged file."""
+    """Name → entry, in the header's order. Raises ValueError for a damaged file."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -99,7 +99,7 @@ def header(file: Path) -> dict[str, Entry]:
             raise ValueError("its size isn't what its header says")
         return {
             name: Entry(name, file, found[name]["dtype"], tuple(found[name]["shape"]), end - start)
-            for name, (start, end) in sorted(ends.items(), key=lambda item: item[1])
+            for name, (start, end) in ends.items()
         }
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"model: {file} is damaged, not a safetensors file ({error})") from None

@@ -104,6 +104,24 @@ def test_what_the_base_is_then_and_back(method: str, base: str, into: str) -> No
     assert torch.equal(layer(x), y)
 
 
+@pytest.mark.parametrize("into", ["same", "nf4", "bf16", "fp32"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_bias_of_the_adapter(into: str, bias: bool, four_bit: bool) -> None:
+    base: nn.Module = nn.Linear(K, N, bias=bias, dtype=torch.bfloat16)
+    layer = METHODS["lora"](NF4Linear.from_linear(base) if four_bit else base, bias=True).eval()
+    with torch.no_grad():
+        layer.active.bias.fill_(100)
+    x = torch.randn(5, K, dtype=torch.bfloat16)
+    y = layer(x).float()
+    layer.merge(into=into)
+    merged = layer(x.float() if into == "fp32" else x).float()
+    assert (merged - y).abs().max() < 2
+    layer.unmerge()
+    assert (layer.base_layer.bias is None) == (not bias)
+    assert torch.equal(layer(x).float(), y)
+
+
 @pytest.mark.parametrize(("block_size", "double_quant"), [(32, False), (128, True)])
 def test_a_4_bit_base_keeps_its_settings(block_size: int, double_quant: bool) -> None:
     base = NF4Linear.from_linear(nn.Linear(K, N), block_size, double_quant, quant_type="fp4")

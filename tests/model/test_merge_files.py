@@ -119,7 +119,7 @@ def test_the_report(narrow: Path, tmp_path: Path) -> None:
         assert torch.equal(tensors(tmp_path / "out")[f"{path}.weight"], tensor)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora"])
 def test_conv1d(method: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", model=gpt2())
     # attn.c_proj is square: only the other layers tell which way it lies
@@ -133,6 +133,12 @@ def test_conv1d(method: str, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, theirs.state_dict()[name], rtol=1e-5, atol=1e-6)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-5)
+    # the configuration's word counts only where all weights are square
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"]
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": False}))
+    merge_files(model, adapter, tmp_path / "out3")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in tensors(tmp_path / "out3").items())
     # files of the bare model lack the first part of every name
     bare = tmp_path / "bare"
     shutil.copytree(model, bare, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
@@ -141,6 +147,15 @@ def test_conv1d(method: str, tmp_path: Path) -> None:
     merge_files(bare, adapter, tmp_path / "out2")
     for name, tensor in tensors(tmp_path / "out2").items():
         assert torch.equal(tensor, found[f"transformer.{name}"])
+
+
+def test_square_conv1d_alone(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", model=gpt2())
+    adapter = write_adapter(model, tmp_path / "adapter", target_modules=["attn.c_proj"], fan_in_fan_out=True)
+    merge_files(model, adapter, tmp_path / "out")
+    wanted = by_peft(model, adapter).state_dict()
+    for name, tensor in tensors(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_square_layer_that_may_lie_either_way_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from .config import AdapterConfig
 from .interop import AccelerateReport, accelerate, accelerated, decelerate
 from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
 from .model import (
+    ModelMergeReport,
     adapt,
     adapters_by_row,
     add_adapter,
@@ -18,6 +19,8 @@ from .model import (
     disabled,
     load_adapter,
     merge_and_unload,
+    merge_files,
+    probe_inputs,
     save_adapter,
     set_adapter,
 )
@@ -35,6 +38,7 @@ __all__ = [
     "Explanation",
     "LoraLinear",
     "MergeReport",
+    "ModelMergeReport",
     "NF4Linear",
     "NF4Weight",
     "RankAllocator",
@@ -51,6 +55,8 @@ __all__ = [
     "functional",
     "load_adapter",
     "merge_and_unload",
+    "merge_files",
+    "probe_inputs",
     "quantize_nf4",
     "reference",
     "save_adapter",

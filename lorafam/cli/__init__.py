@@ -1,1 +1,1 @@
-"""The command line: `lorafam finetune`, `lorafam doctor`."""
+"""The command line: `lorafam finetune`, `merge`, `doctor`, `tune`."""

@@ -9,6 +9,7 @@ import typer
 from .doctor import doctor
 from .errors import OneLineErrors
 from .finetune import finetune
+from .merge import merge
 from .tune import tune
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(finetune)
+app.command()(merge)
 app.command()(doctor)
 app.command()(tune)
 

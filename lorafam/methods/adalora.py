@@ -64,8 +64,8 @@ class AdaLoraLinear(AdapterLayer):
             replaced.append((old, new, dim))
         return replaced
 
-    def scale(self) -> Tensor:
-        return F.adalora_scale(self.E, self.active.scale, self.rank_num)
+    def scale(self, dtype: torch.dtype | None = None) -> Tensor:
+        return F.adalora_scale(self.E if dtype is None else self.E.to(dtype), self.active.scale, self.rank_num)
 
     def adapted(self, x: Tensor) -> Tensor:
         weight = base_weight(self.base_layer).weight

@@ -14,13 +14,11 @@ from torch import nn
 
 from .. import config
 from .. import functional as F
-from ..weights import NF4Weight, quantize_nf4
 from .adapter import Adapter, check_settings
-from .base_weight import base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
-from .conv1d import is_conv1d
+from .base_weight import base_device, base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
 from .initialisers import from_weight
-from .merge_report import MergeReport
-from .nf4_linear import NF4Linear
+from .merge_report import THRESHOLD, MergeReport, check_threshold, measure, probe_rows, row_blocks
+from .stored_weight import decoded, in_format, merged_format, put_weight, rows_of, same_format, with_weight
 
 Tensor = torch.Tensor
 
@@ -55,7 +53,8 @@ class AdapterLayer(nn.Module, ABC):
         self.enabled = True
         # a name, or None for the base, for each row of a batch (`model.adapters_by_row`)
         self.row_adapters: tuple[str | None, ...] | None = None
-        self._kept: tuple[Any, Tensor | None] | None = None
+        # the base as it was: the module, its weight, and its bias where merging changes it
+        self._kept: tuple[nn.Module, Any, Tensor | None] | None = None
         self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.active_adapter = adapter
         self.train(base.training)
@@ -68,17 +67,18 @@ class AdapterLayer(nn.Module, ABC):
     def adapted(self, x: Tensor) -> Tensor:
         """The forward with the active adapter."""
 
-    def scale(self) -> Tensor:
-        """What multiplies B of the active adapter: one value, or one a rank [r]."""
+    def scale(self, dtype: torch.dtype | None = None) -> Tensor:
+        """What multiplies B of the active adapter: one value, or one a rank [r], then formed in `dtype`."""
         return self.active.scale
 
     def b_hat(self) -> Tensor:
         """B̂ [N, r] of the active adapter."""
         return self.B * self.scale()
 
-    def merged_weight(self, weight: Tensor) -> Tensor:
-        """c ∘ (W + B̂ A) for W [N, K] in fp32."""
-        return torch.addmm(weight, self.b_hat().to(weight.dtype), self.A.to(weight.dtype))
+    def merged_weight(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """c ∘ (W + B̂ A) for the `rows` of W [N, K], formed in their dtype: fp32 or fp64."""
+        dtype = weight.dtype
+        return torch.addmm(weight, self.B[rows].to(dtype) * self.scale(dtype).to(dtype), self.A.to(dtype))
 
     def merged_bias(self, bias: Tensor | None) -> Tensor | None:
         """The bias of the merged layer."""
@@ -121,7 +121,9 @@ class AdapterLayer(nn.Module, ABC):
             raise TypeError(f"init: the weight of a {type(self.base_layer).__name__} can't be replaced")
         dense = dense_base_weight(self.base_layer)
         A, B = from_weight(init, dense, adapter.rank, adapter.scaling)
-        _store(self.base_layer, _like(torch.addmm(dense, B, A, alpha=-adapter.scaling), weight))
+        form = merged_format("same", weight)
+        rest = torch.addmm(dense, B, A, alpha=-adapter.scaling)
+        put_weight(self.base_layer, in_format(rest.to(form.dtype), form))
         adapter.start_from(A, B)
 
     def set_adapter(self, name: str) -> None:
@@ -178,70 +180,86 @@ class AdapterLayer(nn.Module, ABC):
         return self.merged_weight(weight) - weight
 
     @torch.no_grad()
-    def merge(self, safe: bool = True) -> MergeReport:
+    def merge(
+        self, safe: bool = True, *, into: str = "same", probe: Tensor | None = None, threshold: float = THRESHOLD
+    ) -> MergeReport:
         """Folds the active adapter into the base, which then runs alone. What was there is kept, so that `unmerge` is
         exact.
 
-        A 4-bit base is quantised again, which costs accuracy: the report says how much. `safe` refuses a result that
-        isn't finite (ValueError). Raises RuntimeError when merged already, TypeError for a base whose weight can't be
-        replaced.
+        `into` is how the merged weight is stored: "same" as the base, "nf4" (with a 4-bit base's block size and double
+        quantisation), "bf16", "fp16" or "fp32": then a 4-bit base gives way to an nn.Linear, whose inputs must be of
+        that dtype. The exact weight is formed in fp64, then rounded. The report says what that cost, on `probe`
+        inputs [.., K] or standard-normal ones, with an advice by `threshold` (`MergeReport.unmerged_is_better`).
+
+        `safe` refuses a result that isn't finite (ValueError). Raises RuntimeError when merged already, TypeError for a
+        base whose weight can't be replaced, ValueError for a wrong `into`, `probe` or `threshold`.
         """
         if self.merged:
             raise RuntimeError("merge: the layer is merged already")
+        check_threshold(threshold)
         base = self.base_layer
         weight = base_weight(base).weight
         if weight is None:
             raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
-        target = self.merged_weight(dense_base_weight(base))
+        form = merged_format(into, weight)
+        probe = probe_rows(probe, self.in_features, weight.device)
+        before = rows_of(weight)
+        target = torch.empty(before.shape, dtype=form.dtype, device=before.device)
+        changed = False
+        for rows in row_blocks(before):
+            exact = self.merged_weight(before[rows].double(), rows)
+            changed = changed or not torch.equal(exact, before[rows].double())
+            target[rows] = exact
         bias = self.base_bias()
-        new_bias = self.merged_bias(bias)
+        in_place = same_format(form, weight)
+        new_bias = self.merged_bias(bias if in_place or bias is None or form.quant_type else bias.to(form.dtype))
+        if bias is None and new_bias is not None:
+            new_bias = new_bias.to(form.dtype)
         if safe and not (target.isfinite().all() and (new_bias is None or new_bias.isfinite().all())):
-            raise ValueError("merge: the merged weight has NaN or inf")
-        kept_bias = None if bias is None or new_bias is bias else bias.detach().clone()
-        self._kept = (weight if isinstance(weight, NF4Weight) else weight.clone(), kept_bias)
-        _store(base, _like(target, weight))
-        if new_bias is not bias:
-            base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
-        stored = dense_base_weight(base)
-        return MergeReport.measure(type(base).__name__, stored=stored, exact=target)
+            raise ValueError(f"merge: the merged weight has NaN or inf in {form.name}")
+        # codes that are decoded and quantised again needn't come back: a base that nothing is added to stays
+        stored = in_format(target, form) if changed or not in_place else weight
+        del before, target
+        if in_place:
+            kept_bias = None if bias is None or new_bias is bias else bias.detach().clone()
+            self._kept = base, (weight.clone() if isinstance(weight, Tensor) else weight), kept_bias
+            put_weight(base, stored)
+            if new_bias is not bias:
+                base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
+        else:
+            self._kept = base, weight, None
+            self.base_layer = with_weight(base, stored, new_bias)
+        return measure(
+            type(base).__name__,
+            form.name,
+            before=rows_of(self._kept[1]),
+            exact=self.merged_weight,
+            stored=rows_of(stored),
+            probe=probe,
+            threshold=threshold,
+        )
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Puts back the very base that `merge` kept. Raises RuntimeError when the layer isn't merged."""
         if self._kept is None:
             raise RuntimeError("unmerge: the layer isn't merged")
-        weight, bias = self._kept
-        _store(self.base_layer, weight)
-        if bias is not None:
-            self.base_layer.bias = nn.Parameter(bias, requires_grad=False)
-        elif self.merged_bias(None) is not None:
-            self.base_layer.bias = None  # type: ignore[assignment]
+        base, weight, bias = self._kept
+        if base is not self.base_layer:
+            self.base_layer = base.to(base_device(self.base_layer))
+        else:
+            put_weight(base, weight)
+            if bias is not None:
+                base.bias = nn.Parameter(bias, requires_grad=False)
+            elif self.merged_bias(None) is not None:
+                base.bias = None  # type: ignore[assignment]
         self._kept = None
 
     def _unmerged_weight(self) -> Tensor:
         if self._kept is None:
             return dense_base_weight(self.base_layer)
-        weight = self._kept[0]
-        if isinstance(weight, NF4Weight):
-            return weight.dequantize(torch.float32)
-        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return decoded(self._kept[1])
 
     def extra_repr(self) -> str:
         state = ", merged" if self.merged else "" if self.enabled else ", disabled"
         return f"active_adapter={self.active_adapter!r}{state}"
-
-
-def _like(target: Tensor, weight: Tensor | NF4Weight) -> Tensor | NF4Weight:
-    """`target` stored as `weight` is: in its dtype, or quantised with its settings."""
-    if not isinstance(weight, NF4Weight):
-        return target.to(weight.dtype)
-    return quantize_nf4(target.to(weight.dtype), weight.block_size, weight.double_quant, quant_type=weight.quant_type)
-
-
-def _store(base: nn.Module, weight: Tensor | NF4Weight) -> None:
-    if isinstance(weight, Tensor):
-        base.weight.copy_(weight.T if is_conv1d(base) else weight)  # type: ignore[operator]
-    elif isinstance(base, NF4Linear):
-        base.weight = weight
-    else:
-        base.weight = weight.to_bitsandbytes()

@@ -19,6 +19,7 @@ from ..weights import NF4Weight
 from .adapter import Adapter, initial_a, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight, dense_base_weight
+from .merge_report import MergeReport
 from .registry import register
 
 Tensor = torch.Tensor
@@ -70,10 +71,10 @@ class DoraLinear(AdapterLayer):
         self._norm = norm if keep else None
         return norm
 
-    def merged_weight(self, weight: Tensor) -> Tensor:
-        adapted = super().merged_weight(weight)
+    def merged_weight(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        adapted = super().merged_weight(weight, rows)
         norm = torch.linalg.vector_norm(adapted, dim=1).clamp_min(NORM_FLOOR)
-        return adapted * (self.magnitude.to(adapted.dtype) / norm).unsqueeze(1)
+        return adapted * (self.magnitude[rows].to(adapted.dtype) / norm).unsqueeze(1)
 
     def adapted(self, x: Tensor) -> Tensor:
         weight = base_weight(self.base_layer).weight
@@ -133,9 +134,9 @@ class DoraLinear(AdapterLayer):
         self._norm = None
         super().set_adapter(name)
 
-    def merge(self, safe: bool = True) -> Any:
+    def merge(self, safe: bool = True, **options: Any) -> MergeReport:
         self._forget()
-        return super().merge(safe)
+        return super().merge(safe, **options)
 
     def unmerge(self) -> None:
         self._forget()

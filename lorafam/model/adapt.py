@@ -31,7 +31,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     if config.quantize is not None and not first:
         quantize_linear_layers(model, config)
     for path in paths:
-        make = _loftq_layer if config.init == "loftq" else _adapter_layer
+        make = _loftq_layer if config.init == "loftq" else new_adapter_layer
         replace_module(model, path, make(model.get_submodule(path), path, config))
     if config.quantize is not None and first:
         quantize_linear_layers(model, config)
@@ -84,7 +84,7 @@ def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLa
     """A layer whose 4-bit weight and factors were chosen together."""
     if type(base) is not nn.Linear and not is_conv1d(base):
         raise ValueError(f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(base).__name__}")
-    layer = _adapter_layer(base, path, replace(config, init="default"))
+    layer = new_adapter_layer(base, path, replace(config, init="default"))
     active, settings = layer.active, _quantisation(config)
     dense = dense_base_weight(base)
     weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
@@ -93,7 +93,8 @@ def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLa
     return layer
 
 
-def _adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
+def new_adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
+    """The adapter layer that `config` means for the module at `path`."""
     own: dict[str, Any] = {"dora_dropout": config.dora_dropout} if config.method == "dora" else {}
     return METHODS[config.method](
         base,

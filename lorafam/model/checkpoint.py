@@ -63,15 +63,15 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     a damaged one or one that doesn't fit, before the model is changed.
     """
     folder = Path(directory)
-    values = _read_config(folder / CONFIG_FILE)
+    values = read_config(folder / CONFIG_FILE)
     config = adapter_config(values)
-    tensors = _read_tensors(folder / TENSOR_FILE)
+    tensors = read_tensors(folder / TENSOR_FILE)
     rank_pattern = values.get("rank_pattern") if config.method == "adalora" else None
     layers = adapter_layers(model)
     if layers:
         _check_method(layers, config)
         if adapter is None:
-            _load_tensors(layers, tensors, rank_pattern)
+            load_tensors(layers, tensors, rank_pattern)
         else:
             _load_beside(model, layers, adapter, config, tensors, rank_pattern)
         return model
@@ -80,7 +80,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adapt(model, config)
     try:
-        _load_tensors(adapter_layers(model), tensors, rank_pattern)
+        load_tensors(adapter_layers(model), tensors, rank_pattern)
     except ValueError:
         remove_adapters(model)
         for parameter in trainable:
@@ -98,7 +98,8 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises FileNotFoundError, ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
     try:
@@ -110,7 +111,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """adapter_model.safetensors. Raises FileNotFoundError, ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
     try:
@@ -145,7 +147,7 @@ def _load_beside(
     try:
         for layer in layers.values():
             layer.active_adapter = name
-        _load_tensors(layers, tensors, rank_pattern)
+        load_tensors(layers, tensors, rank_pattern)
     except ValueError:
         for layer in layers.values():
             del layer.adapters[name]
@@ -157,10 +159,14 @@ def _load_beside(
                 adapter.requires_grad_(other == active[path])
 
 
-def _load_tensors(
-    layers: dict[str, AdapterLayer], tensors: dict[str, torch.Tensor], rank_pattern: dict[str, list[bool]] | None
+def load_tensors(
+    layers: dict[str, AdapterLayer],
+    tensors: dict[str, torch.Tensor],
+    rank_pattern: dict[str, list[bool]] | None,
+    *,
+    dry: bool = False,
 ) -> None:
-    """Checks every tensor first, then copies them in."""
+    """Checks every tensor first, then copies them in, unless `dry`. Raises ValueError for one that doesn't fit."""
     wanted: dict[str, tuple[AdapterLayer, str]] = {}
     for path, layer in layers.items():
         for attribute, ending in tensor_names(layer.method).items():
@@ -174,6 +180,8 @@ def _load_tensors(
     for path, layer in layers.items():
         for name, (owner, attribute) in ((n, w) for n, w in wanted.items() if w[0] is layer):
             _check_shape(name, tensors[name], getattr(owner.active, attribute), attribute, kept[path])
+    if dry:
+        return
     with torch.no_grad():
         for path, layer in layers.items():
             if kept[path] is not None:

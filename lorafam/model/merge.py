@@ -1,21 +1,106 @@
-"""Merging a whole model: every adapter folded into its base, and the bare base put back in its place."""
+"""Merging a whole model: adapters folded into their bases, and the bare bases put back in their place."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from torch import nn
 
-from ..methods import MergeReport
-from .adapt import adapter_layers, remove_adapters
+from ..config import check_choice
+from ..methods import AdapterLayer
+from ..methods.merge_report import THRESHOLD
+from ..methods.stored_weight import DENSE, FORMATS
+from .adapt import adapter_layers, replace_module
+from .model_merge_report import ModelMergeReport
+
+Tensor = torch.Tensor
+
+ADVISED = "advised"
 
 
-def merge_and_unload(model: nn.Module, safe: bool = True) -> dict[str, MergeReport]:
-    """Merges all adapters and removes the adapter layers: dense layers are plain nn.Linear again. Path → what it cost.
+def merge_and_unload(
+    model: nn.Module,
+    safe: bool = True,
+    *,
+    into: str = "same",
+    keep_unmerged: str | Sequence[str] = (),
+    probe: Mapping[str, Tensor] | None = None,
+    threshold: float = THRESHOLD,
+) -> ModelMergeReport:
+    """Merges adapters and removes their layers: dense layers are plain nn.Linear again. Says what it cost, by path.
 
-    Raises ValueError for a model without adapters, TypeError for a base whose weight can't be replaced.
+    `into` as in a layer's `merge`; a dense format is also that of the model's other parameters then. `keep_unmerged`
+    leaves layers as adapters: names that end their paths, or "advised" for those whose report advises it. `probe` has
+    inputs [.., K] by path, as `probe_inputs` collects them; standard-normal ones where it has none.
+
+    Raises ValueError for a model without adapters, for a name no adapter layer has, for a weight that is tied to
+    another module's and, with `safe`, for a result that isn't finite; TypeError for a base whose weight can't be
+    replaced. The model is then as it was. Until it returns, it holds what it replaces.
     """
     layers = adapter_layers(model)
     if not layers:
         raise ValueError("model: expected one with adapters, it has none")
-    reports = {path: layer.merge(safe) for path, layer in layers.items()}
-    remove_adapters(model)
-    return reports
+    check_choice("into", into, FORMATS)
+    kept = _named(layers, [] if keep_unmerged == ADVISED else keep_unmerged)
+    unknown = sorted((probe or {}).keys() - layers.keys())
+    if unknown:
+        raise ValueError(f"probe: expected paths of adapter layers, got {unknown[0]!r}")
+    _check_tied(model, [path for path in layers if path not in kept])
+    reports, merged_before = {}, {path for path, layer in layers.items() if layer.merged}
+    try:
+        for path, layer in layers.items():
+            try:
+                reports[path] = layer.merge(
+                    safe, into=into, probe=None if probe is None else probe.get(path), threshold=threshold
+                )
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise type(error)(f"{path}: {error}") from error
+            if path in kept or (keep_unmerged == ADVISED and reports[path].unmerged_is_better):
+                kept.add(path)
+                layer.unmerge()
+    except BaseException:
+        for path, layer in layers.items():
+            if layer.merged and path not in merged_before:
+                layer.unmerge()
+        raise
+    for path, layer in layers.items():
+        if path not in kept:
+            replace_module(model, path, layer.base_layer)
+    if into in DENSE:
+        _convert_rest(model, DENSE[into])
+    if not kept and hasattr(model, "lorafam_config"):
+        del model.lorafam_config
+    return ModelMergeReport(reports, [path for path in layers if path in kept])
+
+
+def _named(layers: Mapping[str, AdapterLayer], names: str | Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for name in [names] if isinstance(names, str) else names:
+        hits = {path for path in layers if path == name or path.endswith(f".{name}")}
+        if not hits:
+            known = sorted({path.rsplit(".", 1)[-1] for path in layers})
+            raise ValueError(f"keep_unmerged: no adapter layer is called {name!r}; there are {', '.join(known[:8])}")
+        found |= hits
+    return found
+
+
+def _check_tied(model: nn.Module, paths: Sequence[str]) -> None:
+    """Merging into a shared weight would change the other module as well: an output head tied to the embeddings."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for path in paths:
+        weight = getattr(model.get_submodule(path).base_layer, "weight", None)
+        own = f"{path}.base_layer.weight"
+        others = [name for name in owners.get(id(weight), []) if name != own]
+        if others:
+            raise ValueError(f"{path}: its weight is tied to {others[0]}, which merging would change; untie it first")
+
+
+def _convert_rest(model: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters that belong to no adapter, in place; 4-bit codes and buffers (rotary frequencies) stay as they are."""
+    adapters = {id(p) for layer in adapter_layers(model).values() for p in layer.adapters.parameters()}
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in adapters:
+            parameter.data = parameter.data.to(dtype)

@@ -10,6 +10,8 @@ from .config import AdapterConfig
 from .interop import AccelerateReport, accelerate, accelerated, decelerate
 from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
 from .model import adapt, load_adapter, merge_and_unload, save_adapter
+from .train.lora_plus import lora_plus_groups
+from .train.paged_adamw import PagedAdamW
 from .train.rank_allocator import RankAllocator
 from .weights import NF4Weight, quantize_nf4
 
@@ -26,6 +28,7 @@ __all__ = [
     "MergeReport",
     "NF4Linear",
     "NF4Weight",
+    "PagedAdamW",
     "RankAllocator",
     "accelerate",
     "accelerated",
@@ -34,6 +37,7 @@ __all__ = [
     "explain",
     "functional",
     "load_adapter",
+    "lora_plus_groups",
     "merge_and_unload",
     "quantize_nf4",
     "reference",

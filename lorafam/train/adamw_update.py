@@ -31,8 +31,9 @@ class Piece(NamedTuple):
     memory: PagedFile | UnifiedMemory
 
 
-def pieces(parameter: Tensor, gradient: Tensor, place: Place, step: int) -> Iterator[Piece]:
+def pieces(parameter: Tensor, gradient: Tensor | None, place: Place, step: int) -> Iterator[Piece]:
     """Cuts what is contiguous and large; the rest is one piece."""
+    assert gradient is not None
     states = place.tensors
     size, chunk = parameter.numel(), CHUNK[parameter.device.type]
     if size <= chunk or not (parameter.is_contiguous() and gradient.is_contiguous()):
@@ -51,31 +52,60 @@ def pieces(parameter: Tensor, gradient: Tensor, place: Place, step: int) -> Iter
 
 def update(found: Iterable[Piece], group: Mapping[str, Any]) -> None:
     """The step of a parameter group, in place."""
+    scratch = Scratch()
     batch: list[Piece] = []
     elements = 0
     for piece in found:
         if "exp_avg_absmax" in piece.states:
-            _update_8bit(piece, group)
+            _update_8bit(piece, group, scratch)
             continue
         device = piece.parameter.device
         elements += piece.parameter.numel()
         if batch and (device != batch[0].parameter.device or elements > CHUNK[device.type]):
-            _update_32bit(batch, group)
+            _update_32bit(batch, group, scratch)
             batch, elements = [], piece.parameter.numel()
         batch.append(piece)
     if batch:
-        _update_32bit(batch, group)
+        _update_32bit(batch, group, scratch)
 
 
-def _update_32bit(batch: list[Piece], group: Mapping[str, Any]) -> None:
-    parameters = [_wide(piece.parameter) for piece in batch]
+class Scratch:
+    """Room for widened copies, taken once for a group: copies with memory of their own, between other objects, would
+    leave holes in the heap.
+    """
+
+    def __init__(self) -> None:
+        self._room: Tensor | None = None
+        self._used = 0
+
+    def free(self) -> None:
+        """The copies made so far are no longer needed."""
+        self._used = 0
+
+    def wide(self, tensor: Tensor) -> Tensor:
+        """Contiguous fp32: the tensor itself where it is that."""
+        if tensor.dtype == torch.float32 and tensor.is_contiguous():
+            return tensor
+        start, stop = self._used, self._used + tensor.numel()
+        if self._room is None or self._room.device != tensor.device:
+            self._room = torch.empty(2 * CHUNK[tensor.device.type], dtype=torch.float32, device=tensor.device)
+        if stop > self._room.numel():
+            # not contiguous and larger than a piece
+            return tensor.to(torch.float32).contiguous()
+        self._used = stop
+        return self._room[start:stop].view(tensor.shape).copy_(tensor)
+
+
+def _update_32bit(batch: list[Piece], group: Mapping[str, Any], scratch: Scratch) -> None:
+    scratch.free()
+    parameters = [scratch.wide(piece.parameter) for piece in batch]
     device = parameters[0].device
     for memory in {id(piece.memory): piece.memory for piece in batch}.values():
         memory.prefetch(state for piece in batch if piece.memory is memory for state in piece.states.values())
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
         parameters,
-        [_wide(piece.gradient) for piece in batch],
+        [scratch.wide(piece.gradient) for piece in batch],
         [piece.states["exp_avg"] for piece in batch],
         [piece.states["exp_avg_sq"] for piece in batch],
         [],
@@ -92,7 +122,7 @@ def _update_32bit(batch: list[Piece], group: Mapping[str, Any]) -> None:
         _write_back(piece.parameter, result)
 
 
-def _update_8bit(piece: Piece, group: Mapping[str, Any]) -> None:
+def _update_8bit(piece: Piece, group: Mapping[str, Any], scratch: Scratch) -> None:
     states = piece.states
     m, v = (states["exp_avg"], states["exp_avg_absmax"]), (states["exp_avg_sq"], states["exp_avg_sq_absmax"])
     device = piece.parameter.device
@@ -105,10 +135,11 @@ def _update_8bit(piece: Piece, group: Mapping[str, Any]) -> None:
         return
     from ..backends.numba_cpu.adamw_8bit import adamw_8bit
 
-    parameter = _wide(piece.parameter)
+    scratch.free()
+    parameter = scratch.wide(piece.parameter)
     adamw_8bit(
         parameter,
-        _wide(piece.gradient),
+        scratch.wide(piece.gradient),
         (*m, *v),
         levels,
         lr=lr,
@@ -147,11 +178,6 @@ def update_by_bitsandbytes(
         weight_decay,
     )
     _write_back(piece.parameter, parameter)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Itself where it is contiguous fp32."""
-    return tensor.to(torch.float32).contiguous()
 
 
 def _write_back(parameter: Tensor, result: Tensor) -> None:

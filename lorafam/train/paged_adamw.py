@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .adamw_update import pieces, update
+from .adamw_update import Piece, pieces, update
 from .paged_memory import bitsandbytes_functional, page_folder
 from .paged_state import Place, layout, place_all
 
@@ -91,6 +91,9 @@ class PagedAdamW(Optimizer):
             for parameter in parameters:
                 self._check_gradient(parameter)
         self._place_new()
+        for _, parameters in groups:
+            for parameter in parameters:
+                self._begin(parameter)
         for group, parameters in groups:
             update((piece for parameter in parameters for piece in self._pieces(parameter)), group)
         return loss
@@ -151,16 +154,18 @@ class PagedAdamW(Optimizer):
         folder = page_folder(self.page_file) if on_cpu else None
         self._places |= place_all(((parameter, self._bits(parameter)) for parameter in new), folder)
 
-    def _pieces(self, parameter: Tensor) -> Iterable[Any]:
-        state = self.state[parameter]
-        place = self._places[parameter]
-        if not state:
-            for tensor in place.tensors.values():
+    def _begin(self, parameter: Tensor) -> None:
+        """The state of a parameter whose first gradient this is."""
+        if not self.state[parameter]:
+            tensors = self._places[parameter].tensors
+            for tensor in tensors.values():
                 tensor.zero_()
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state.update(place.tensors)
-        state["step"] += 1
-        return pieces(parameter, parameter.grad, place, int(state["step"]))  # type: ignore[arg-type]
+            self.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **tensors}
+
+    def _pieces(self, parameter: Tensor) -> Iterable[Piece]:
+        step = self.state[parameter]["step"]
+        step += 1
+        return pieces(parameter, parameter.grad, self._places[parameter], int(step))
 
     @torch.no_grad()
     def _take_over(self, parameter: Tensor, saved: dict[str, Any]) -> None:

@@ -103,36 +103,50 @@ def _update(
     last: int,
 ) -> None:
     m, v = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    m_words, v_words, largest = m.view(np.uint32), v.view(np.uint32), np.empty(1, np.uint32)
     for block in range(first, last):
-        start = block * BLOCK
-        stop = min(start + BLOCK, parameter.size)
+        # slices, indexed from 0: LLVM makes vectors of these loops
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, parameter.size)
+        p, g, m_code, v_code = parameter[start:stop], gradient[start:stop], m_codes[start:stop], v_codes[start:stop]
         m_scale, v_scale = m_absmax[block], v_absmax[block]
-        for i in range(stop - start):
-            slope = gradient[start + i]
-            m[i] = m_levels[m_codes[start + i]] * m_scale * beta1 + slope * rest1
-            v[i] = v_levels[v_codes[start + i]] * v_scale * beta2 + slope * slope * rest2
-        for i in range(stop - start):
-            update = m[i] / (np.sqrt(v[i]) / correction + eps)
-            parameter[start + i] = parameter[start + i] * decay - rate * update
-        m_absmax[block] = _encode(m[: stop - start], m_codes[start:stop], m_bounds, m_below)
-        v_absmax[block] = _encode(v[: stop - start], v_codes[start:stop], v_bounds, v_below)
+        for i in range(m_code.size):
+            m[i] = m_levels[m_code[i]] * m_scale
+        for i in range(v_code.size):
+            v[i] = v_levels[v_code[i]] * v_scale
+        for i in range(p.size):
+            m[i] = m[i] * beta1 + g[i] * rest1
+        for i in range(p.size):
+            v[i] = v[i] * beta2 + g[i] * g[i] * rest2
+        for i in range(p.size):
+            p[i] = p[i] * decay - rate * (m[i] / (np.sqrt(v[i]) / correction + eps))
+        m_absmax[block] = _encode(m, m_words, largest, m_code, m_bounds, m_below)
+        v_absmax[block] = _encode(v, v_words, largest, v_code, v_bounds, v_below)
 
 
 @kernel
-def _encode(values: np.ndarray, codes: np.ndarray, bounds: np.ndarray, below: np.ndarray) -> np.float32:
-    """Codes of a block's values, which it divides by their absmax; returns that. A NaN makes absmax NaN, so the block
-    stays NaN.
+def _encode(
+    values: np.ndarray,
+    words: np.ndarray,
+    largest: np.ndarray,
+    codes: np.ndarray,
+    bounds: np.ndarray,
+    below: np.ndarray,
+) -> np.float32:
+    """Codes of a block's values (`words`: their bits), which it divides by their absmax; returns that. A NaN makes
+    absmax NaN, so the block stays NaN.
     """
-    words = values.view(np.uint32)
-    largest = np.zeros(1, np.uint32)
-    for i in range(values.size):
+    most = np.uint32(0)
+    for i in range(codes.size):
         # the bits of |x| are ordered as |x| is, NaN above infinity
-        largest[0] = max(largest[0], words[i] & _MAGNITUDE)
+        magnitude = words[i] & _MAGNITUDE
+        if magnitude > most:
+            most = magnitude
+    largest[0] = most
     absmax = largest.view(np.float32)[0]
     scale = absmax if absmax > 0 else _ONE
-    for i in range(values.size):
-        values[i] /= scale
-    for i in range(values.size):
+    for i in range(codes.size):
+        values[i] = values[i] / scale
+    for i in range(codes.size):
         found = below[words[i] >> _UPPER]
         codes[i] = found + (values[i] > bounds[found])
     return absmax

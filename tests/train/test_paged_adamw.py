@@ -638,7 +638,7 @@ def test_leaves_the_gpu_under_pressure_and_comes_back(bits: int) -> None:
 @ON_GPU
 def test_on_a_gpu_as_on_the_cpu() -> None:
     pytest.importorskip("bitsandbytes")
-    for bits, tolerance in ((32, 1e-6), (8, 0.02)):
+    for bits, tolerance in ((32, 1e-5), (8, 0.02)):
         on_cpu, on_gpu = parameters(), [nn.Parameter(p.detach().cuda()) for p in parameters()]
         optimizers = [PagedAdamW(groups(found), bits=bits, min_8bit_size=64) for found in (on_cpu, on_gpu)]
         for step in range(60):

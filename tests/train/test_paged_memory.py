@@ -181,3 +181,45 @@ def test_unified_memory_is_the_gpu_s() -> None:
     torch.cuda.synchronize()
     assert memory.tensor(512, torch.Size([15]), torch.float32).sum().item() == 30
     assert memory.tensor(0, torch.Size([0]), torch.uint8).device == device
+
+
+PAGE_OUT = 21  # MADV_PAGEOUT of Linux
+
+
+def mapped_and_resident(folder: Path) -> int:
+    """Bytes of files of `folder` that are in memory as this process has them mapped."""
+    resident, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            here = str(folder) in line
+        elif here and line.startswith("Rss:"):
+            resident += int(line.split()[1]) * 1024
+    return resident
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="the system doesn't tell what is mapped")
+@pytest.mark.parametrize("bits", [32, 8])
+def test_states_leave_memory_and_come_back(bits: int, tmp_path: Path) -> None:
+    """The system is asked to take the pages, as it does where memory is short; training goes on as if nothing was."""
+    if is_in_memory(tmp_path):
+        pytest.skip("the folder of temporary files is memory")
+    results = []
+    for pressed in (False, True):
+        torch.manual_seed(0)
+        found = [nn.Parameter(torch.randn(size)) for size in (1 << 20, 100)]
+        optimizer = PagedAdamW(found, bits=bits, page_file=tmp_path)
+        for step in range(4):
+            for parameter in found:
+                parameter.grad = torch.randn_like(parameter)
+            if pressed and step == 2:
+                before = mapped_and_resident(tmp_path)
+                pages: Any = optimizer._places[found[0]].memory._bytes.base  # type: ignore[union-attr]
+                pages.obj.flush()
+                pages.obj.madvise(PAGE_OUT)
+                assert mapped_and_resident(tmp_path) < before / 10
+            optimizer.step()
+        results.append(found)
+        del optimizer
+        gc.collect()
+    assert before > (8e6 if bits == 32 else 2e6)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*results, strict=True))

@@ -24,6 +24,8 @@ from .model import (
     save_adapter,
     set_adapter,
 )
+from .train.lora_plus import lora_plus_groups
+from .train.paged_adamw import PagedAdamW
 from .train.rank_allocator import RankAllocator
 from .weights import NF4Weight, quantize_nf4
 
@@ -41,6 +43,7 @@ __all__ = [
     "ModelMergeReport",
     "NF4Linear",
     "NF4Weight",
+    "PagedAdamW",
     "RankAllocator",
     "accelerate",
     "accelerated",
@@ -54,6 +57,7 @@ __all__ = [
     "explain",
     "functional",
     "load_adapter",
+    "lora_plus_groups",
     "merge_and_unload",
     "merge_files",
     "probe_inputs",

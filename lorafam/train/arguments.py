@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from .paged_adamw import PagedAdamW
 from .settings import FinetuneConfig
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -45,3 +47,20 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
         # several GPUs in one process would mean nn.DataParallel, which copies the layers at every step
         arguments._n_gpu = 1
     return arguments
+
+
+def paged_optimizer(
+    config: FinetuneConfig, arguments: TrainingArguments
+) -> tuple[type[PagedAdamW], dict[str, Any]] | None:
+    """`PagedAdamW` and its arguments as Trainer takes them, or None for Trainer's own AdamW. On the CPU its states lie
+    on the output folder's disk.
+    """
+    if config.optimizer == "adamw":
+        return None
+    return PagedAdamW, {
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+        "bits": 8 if config.optimizer == "paged_adamw_8bit" else 32,
+        "page_file": arguments.output_dir if arguments.device.type == "cpu" else None,
+    }

@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..model import adapt, adapter_layers
-from .arguments import training_arguments
+from .arguments import paged_optimizer, training_arguments
 from .base_model import check_length, check_model_path, load_base_model, load_tokenizer
 from .callbacks import AdaLoraCallback
 from .checkpoints import publish, remove_unfinished, staging, trainable_parameters
@@ -91,13 +91,15 @@ def _train(
     callbacks: list[TrainerCallback] = [Timetable(config.evaluate_every, config.save_every)]
     callbacks += [adalora] if adalora else []
     callbacks += [Recorder(log, reporter, tokens, adalora)]
+    arguments = training_arguments(config)
     samples = config.steps * config.batch_size * config.gradient_accumulation
     trainer = AdapterTrainer(
         model,
-        training_arguments(config),
+        arguments,
         TrainingSamples(chunks.train, samples, config.seed),
         chunks.held_out,
         callbacks,
+        paged_optimizer(config, arguments),
     )
     gc.collect()
     release_freed()

@@ -14,6 +14,7 @@ from .errors import InputError
 
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "paged_adamw", "paged_adamw_8bit")
 # what may differ between the run that was interrupted and the one that goes on with it: the result is the same
 FREE_ON_RESUME = ("output", "save_every", "evaluate_every", "resume")
 
@@ -63,6 +64,9 @@ class FinetuneConfig:
     gradient_accumulation: int = setting(1, help="Forward passes in a step.", group="Training")
     learning_rate: float = setting(2e-4, help="Highest learning rate.", group="Training")
     schedule: str = setting("linear", help="Learning rate after warm-up: linear, cosine or constant.", group="Training")
+    optimizer: str = setting(
+        "adamw", help="adamw; paged_adamw, its states in a file or unified memory; paged_adamw_8bit.", group="Training"
+    )
     warmup_steps: int = setting(0, help="Steps of linear learning rate warm-up.", group="Training")
     gradient_checkpointing: bool = setting(False, help="Less memory, one more forward pass.", group="Training")
     dtype: str = setting("float32", help="The base model's dtype: float32 or bfloat16.", group="Training")
@@ -88,6 +92,7 @@ class FinetuneConfig:
             raise InputError("learning_rate: expected a positive number, got 0")
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.warmup_steps > self.steps:
             raise InputError(f"warmup_steps: expected at most {self.steps} (steps), got {self.warmup_steps}")
         self.adapter_config()

@@ -20,7 +20,9 @@ from .evaluate import HeldOut, evaluate
 
 
 class AdapterTrainer(Trainer):
-    """Trains `samples` in their own order and evaluates `held_out` [k, length]; `evaluations` keeps the results."""
+    """Trains `samples` in their own order and evaluates `held_out` [k, length]; `evaluations` keeps the results.
+    `optimizer`: its class and arguments, None for the one in `args`.
+    """
 
     control: TrainerControl
 
@@ -31,8 +33,11 @@ class AdapterTrainer(Trainer):
         samples: TrainingSamples,
         held_out: torch.Tensor,
         callbacks: list[TrainerCallback],
+        optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=samples, callbacks=callbacks)
+        super().__init__(
+            model=model, args=args, train_dataset=samples, callbacks=callbacks, optimizer_cls_and_kwargs=optimizer
+        )
         self.remove_callback(PrinterCallback)
         self.held_out = held_out
         self.evaluations: dict[int, HeldOut] = {}

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorafam.train.arguments import training_arguments
+from lorafam.train.arguments import paged_optimizer, training_arguments
 from tests.train.tiny_run import settings
 
 
@@ -27,6 +27,21 @@ def test_settings_reach_the_trainer(tmp_path: Path) -> None:
 )
 def test_schedules(schedule: str, name: str, tmp_path: Path) -> None:
     assert arguments(tmp_path, schedule=schedule).lr_scheduler_type == name
+
+
+def test_optimizers(tmp_path: Path) -> None:
+    """The settings that Trainer gives its own."""
+    for name, bits in (("adamw", None), ("paged_adamw", 32), ("paged_adamw_8bit", 8)):
+        config = settings(Path("m"), Path("t"), tmp_path, optimizer=name, learning_rate=0.125)
+        found = paged_optimizer(config, training_arguments(config))
+        if bits is None:
+            assert found is None
+            continue
+        assert found is not None
+        optimizer = found[0]([torch.nn.Parameter(torch.ones(2))], **{**found[1], "page_file": None})
+        assert optimizer.bits == bits
+        assert optimizer.defaults == {"lr": 0.125, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+        assert found[1]["page_file"] == (None if torch.cuda.is_available() else str(tmp_path))
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -32,6 +32,7 @@ NEEDED = {"model": "m", "text": "t", "output": "o"}
         ("schedule", "step"),
         ("warmup_steps", 101),
         ("dtype", "float16"),
+        ("optimizer", "sgd"),
         ("seed", -1),
         ("save_every", -1),
         ("evaluate_every", -1),

@@ -8,10 +8,11 @@ from lorafam.weights.dynamic_levels import dynamic_levels
 CPU = torch.device("cpu")
 
 
-def test_equal_to_bitsandbytes() -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_equal_to_bitsandbytes(signed: bool) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
-    expected = functional.create_dynamic_map()
-    assert torch.equal(dynamic_levels(CPU).view(torch.int32), expected.view(torch.int32))
+    expected = functional.create_dynamic_map(signed=signed)
+    assert torch.equal(dynamic_levels(CPU, signed).view(torch.int32), expected.view(torch.int32))
 
 
 def test_shape_and_range() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -124,7 +125,13 @@ class PagedAdamW(Optimizer):
         for parameter, saved in found.items():
             self._take_over(parameter, saved)
         for group, saved_group in zip(self.param_groups, saved_groups, strict=True):
-            group.update({name: value for name, value in saved_group.items() if name not in ("params", "param_names")})
+            group.update(
+                {
+                    name: copy.deepcopy(value)
+                    for name, value in saved_group.items()
+                    if name not in ("params", "param_names")
+                }
+            )
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

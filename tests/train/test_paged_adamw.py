@@ -158,8 +158,9 @@ def test_eight_bits_near_bitsandbytes_and_32() -> None:
     moved, losses = {}, {}
     for name, make in kinds.items():
         moved[name], losses[name] = quadratic(make, 150)
-    assert difference([moved["mine"]], [moved["theirs"]]) < 0.02
-    assert difference([moved["mine"]], [moved["exact"]]) < 0.02
+    assert difference([moved["mine"]], [moved["theirs"]]) < 0.01
+    # what 8 bits come to
+    assert difference([moved["mine"]], [moved["exact"]]) < 1.2 * difference([moved["theirs"]], [moved["exact"]]) < 0.03
     assert losses["mine"] < 1.05 * losses["exact"]
 
 

@@ -10,6 +10,7 @@ checkpoints and comes back from them. A PEFT model adds the penalty itself.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..backends.selection import SlowPathWarning
 from .checkpoints import ALLOCATOR
 from .peft_allocator import PeftAllocator
 from .rank_allocator import RankAllocator
@@ -27,8 +29,9 @@ from .rank_allocator import RankAllocator
 class AdaLoraCallback(TrainerCallback):
     """Steps a `RankAllocator`, or, without one, that of the PEFT AdaLoRA model which is trained.
 
-    `compact`: a `RankAllocator`'s pruned ranks are removed once they are chosen for good (`RankAllocator.compact`);
-    False keeps them, and with them PEFT's penalty to the end.
+    `compact`: a `RankAllocator`'s pruned ranks are removed once they are chosen for good (`RankAllocator.compact`), but
+    for an optimiser with 8-bit states of blocks, which a warning says; False keeps them, and with them PEFT's penalty
+    to the end.
     `penalty` is what the last optimiser step's loss had added by a `RankAllocator`, 0-dimensional, detached.
     """
 
@@ -68,7 +71,12 @@ class AdaLoraCallback(TrainerCallback):
         step = state.global_step + 1
         self._known.step(step)
         if self._compact and isinstance(self.allocator, RankAllocator) and step == self.allocator.last_pruning:
-            self.allocator.compact(kwargs["optimizer"], self._ddp)
+            try:
+                self.allocator.compact(kwargs["optimizer"], self._ddp)
+            except NotImplementedError as error:
+                warnings.warn(
+                    f"AdaLoraCallback: pruned ranks stay where they are: {error}", SlowPathWarning, stacklevel=2
+                )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._saved_step != state.global_step and args.should_save:

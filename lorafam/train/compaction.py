@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..methods import AdaLoraLinear
+from .paged_adamw import PagedAdamW
 
 Tensor = torch.Tensor
 
@@ -50,6 +51,10 @@ def compact_layers(
                 state[new] = {name: _kept(value, old, kept, dim) for name, value in state.pop(old).items()}
     for group in [] if optimizer is None else optimizer.param_groups:
         group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+    # accelerate puts a wrapper around an optimiser
+    paged = getattr(optimizer, "optimizer", optimizer)
+    if isinstance(paged, PagedAdamW):
+        paged.adopt()
     if ddp is not None:
         _set_up_anew(ddp)
     return dropped

@@ -99,6 +99,15 @@ class PagedAdamW(Optimizer):
             update((piece for parameter in parameters for piece in self._pieces(parameter)), group)
         return loss
 
+    def adopt(self) -> None:
+        """Takes states into the buffer that somebody else put into `state` (`RankAllocator.compact`)."""
+        self._places = {p: self._places[p] for group in self.param_groups for p in group["params"] if p in self._places}
+        given = {parameter: states for parameter, states in self.state.items() if parameter not in self._places}
+        if given:
+            self._place_new()
+        for parameter, states in given.items():
+            self._take_over(parameter, states)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copies the states in; see the class. Raises ValueError, before anything is changed, when they are of other
         parameters or bits, or of a variant (amsgrad, maximize) that isn't this.

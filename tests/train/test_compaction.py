@@ -62,6 +62,8 @@ OPTIMIZERS = {
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, amsgrad=True),
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     "groups": _in_groups,
+    "paged": lambda parameters: lorafam.PagedAdamW(parameters, lr=0.01),
+    "paged, 8 bits": lambda parameters: lorafam.PagedAdamW(parameters, lr=0.01, bits=8),
 }
 
 

@@ -20,9 +20,9 @@ SCHEDULE = {"init_rank": 4, "target_rank": 2, "total_steps": 6, "warmup_steps": 
 
 def test_states_that_cannot_be_cut_are_told_and_left() -> None:
     """Eight-bit blocks run across ranks: training goes on with the ranks that are there."""
-    model = lorafam.adapt(tiny_model(), lorafam.AdapterConfig(method="adalora", r=4, target_modules=["q_proj"]))
+    model = lorafam.adapt(tiny_model(), lorafam.AdapterConfig(method="adalora", r=12, target_modules=["q_proj"]))
     schedule = {"total_steps": 4, "warmup_steps": 0, "final_steps": 2, "interval": 1}
-    allocator = lorafam.RankAllocator(model, init_rank=4, target_rank=2, **schedule)
+    allocator = lorafam.RankAllocator(model, init_rank=12, target_rank=2, **schedule)
     optimizer = lorafam.PagedAdamW([p for p in model.parameters() if p.requires_grad], bits=8, min_8bit_size=0)
     callback = AdaLoraCallback(allocator)
     for step in range(2):
@@ -34,7 +34,7 @@ def test_states_that_cannot_be_cut_are_told_and_left() -> None:
                 callback.on_optimizer_step(None, state, None, optimizer=optimizer)
         else:
             callback.on_optimizer_step(None, state, None, optimizer=optimizer)
-    assert {layer.A.shape[0] for layer in adapter_layers(model).values()} == {4}
+    assert {layer.A.shape[0] for layer in adapter_layers(model).values()} == {12}
 
 
 def adapted(orthogonality: float = 0.5) -> tuple[Any, lorafam.RankAllocator]:

@@ -41,7 +41,7 @@ def merge(
         typer.Option(
             "--threshold",
             metavar="SHARE",
-            help=r"Rounding's share of the update's output from which a layer is better unmerged \[0.1].",
+            help=r"Share of the update that rounding may lose before a layer is better unmerged \[0.1].",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the merge that was interrupted here.")] = False,

@@ -21,7 +21,7 @@ import torch
 
 Tensor = torch.Tensor
 
-# the error's share of the update's output from which merging is advised against
+# the share of the update that may be lost before merging is advised against
 THRESHOLD = 0.1
 PROBES = 64
 _SEED = 0
@@ -43,22 +43,32 @@ class MergeReport(NamedTuple):
     threshold: float = THRESHOLD
 
     @property
+    def lost(self) -> float:
+        """The share of the update that rounding takes back."""
+        return 1 - self.update_kept
+
+    @property
     def unmerged_is_better(self) -> bool:
-        """Whether storing the merged weight changes the output by more than `threshold` of what the adapter changes it
-        by. Accuracy alone is weighed: an unmerged adapter costs time in every forward.
+        """Whether more than `threshold` of the update is lost, or storing changes the output by more than the adapter
+        does. Rounding that is merely random beside the update does little harm below that, and isn't advised against.
+
+        Accuracy alone is weighed: an unmerged adapter costs time in every forward.
         """
-        return not self.update_output_error <= self.threshold
+        return not (self.lost <= self.threshold and self.update_output_error <= 1)
 
     @property
     def reason(self) -> str:
         """Why `unmerged_is_better` is what it is."""
+        error, lost = percent(self.update_output_error), percent(max(0.0, self.lost))
         if math.isnan(self.update_output_error):
             return "the merged weight isn't finite"
         if math.isinf(self.update_output_error):
             return f"the adapter changes nothing, storing as {self.stored} does"
-        error, limit = percent(self.update_output_error), percent(self.threshold)
-        word = "over" if self.unmerged_is_better else "within"
-        return f"rounding to {self.stored} is {error} of the update's output, {word} {limit}"
+        if self.lost > self.threshold:
+            return f"rounding to {self.stored} loses {lost} of the update, more than {percent(self.threshold)}"
+        if self.update_output_error > 1:
+            return f"rounding to {self.stored} changes the output more than the update does: {error} of it"
+        return f"rounding to {self.stored} loses {lost} of the update and is {error} of its output"
 
     def __str__(self) -> str:
         advice = "better unmerged" if self.unmerged_is_better else "fine merged"
@@ -150,7 +160,7 @@ def probe_rows(probe: Tensor | None, in_features: int, device: torch.device) -> 
 
 def check_threshold(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"threshold: expected a share of the update's output, 0.1 say, got {value!r}")
+        raise ValueError(f"threshold: expected a share of the update, 0.1 say, got {value!r}")
 
 
 def percent(share: float) -> str:

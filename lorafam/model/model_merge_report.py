@@ -24,7 +24,7 @@ class ModelMergeReport(dict[str, MergeReport]):
     @property
     def advised(self) -> list[str]:
         """Layers that are better left unmerged, the worst first."""
-        worst = sorted(self.items(), key=lambda item: -_badness(item[1]))
+        worst = sorted(self.items(), key=lambda item: -_error(item[1]))
         return [path for path, report in worst if report.unmerged_is_better]
 
     def table(self) -> list[tuple[str, ...]]:
@@ -35,7 +35,8 @@ class ModelMergeReport(dict[str, MergeReport]):
             key = pattern, report.stored, report.unmerged_is_better, path in self.kept
             groups.setdefault(key, []).append(report)
         lines: list[tuple[str, ...]] = [_HEAD]
-        for (pattern, _, better, kept), reports in sorted(groups.items(), key=lambda item: -_worst(item[1])):
+        worst = sorted(groups.items(), key=lambda item: (not item[0][2], -max(map(_error, item[1]))))
+        for (pattern, _, better, kept), reports in worst:
             figures = (
                 min(report.update_kept for report in reports),
                 max(report.relative_weight_error for report in reports),
@@ -56,7 +57,8 @@ class ModelMergeReport(dict[str, MergeReport]):
             return merged
         limit = percent(min(self[path].threshold for path in advised))
         some = ", ".join(advised[:4]) + (f" and {len(advised) - 4} more" if len(advised) > 4 else "")
-        return f"{merged}; {len(advised)} better unmerged (rounding over {limit} of the update's output): {some}"
+        rule = f"over {limit} of the update lost, or rounding greater than it"
+        return f"{merged}; {len(advised)} better unmerged ({rule}): {some}"
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,13 +79,9 @@ class ModelMergeReport(dict[str, MergeReport]):
         return f"ModelMergeReport({len(self)} layers, {len(self.advised)} better unmerged, {len(self.kept)} kept)"
 
 
-def _badness(report: MergeReport) -> float:
+def _error(report: MergeReport) -> float:
     error = report.update_output_error
     return float("inf") if error != error else error
-
-
-def _worst(reports: list[MergeReport]) -> float:
-    return max(map(_badness, reports))
 
 
 def _layers(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -133,27 +134,46 @@ def test_a_4_bit_base_keeps_its_settings(block_size: int, double_quant: bool) ->
     assert (weight.quant_type, weight.block_size, weight.double_quant) == ("nf4", block_size, double_quant)
 
 
-def test_rounding_that_loses_the_update_is_advised_against() -> None:
-    small = make("lora", "bfloat16", size=0)
+def with_b(base: str, value: float) -> AdapterLayer:
+    layer = make("lora", base, size=0)
     with torch.no_grad():
-        small.B.fill_(1e-6)
-    report = small.merge()
-    # 2⁻⁸ of a weight is far more than the update, and the weights round back to what they were
+        layer.B.fill_(value)
+    return layer
+
+
+def test_rounding_that_loses_the_update_is_advised_against() -> None:
+    # 2⁻⁸ of a weight is far more than the update: the weights round back to what they were
+    report = with_b("bfloat16", 1e-6).merge()
     assert report.update_kept < 0.05
     assert report.update_error == pytest.approx(1, abs=0.05)
     assert report.unmerged_is_better
-    assert "of the update's output, over 10 %" in report.reason
+    assert re.fullmatch(r"rounding to bf16 loses \d+ % of the update, more than 10 %", report.reason)
     assert str(report).endswith("better unmerged")
-    fine = make("lora", "float32").merge()
-    assert not fine.unmerged_is_better
-    assert "within 10 %" in fine.reason
-    assert str(fine).endswith("fine merged")
+
+
+def test_rounding_greater_than_the_update_is_advised_against() -> None:
+    # nothing lies on the grid here, so that none of the update is lost on the average, yet it drowns
+    report = with_b("float32", 1e-4).merge(into="nf4", threshold=1)
+    assert report.lost < 1
+    assert report.update_output_error > 1
+    assert report.unmerged_is_better
+    assert re.fullmatch(r"rounding to nf4 changes the output more than the update does: \d+ % of it", report.reason)
+
+
+def test_random_rounding_beside_the_update_is_not() -> None:
+    report = with_b("float32", 1e-3).merge(into="bf16")
+    assert 0.1 < report.update_output_error < 1
+    assert report.lost < 0.1
+    assert not report.unmerged_is_better
+    assert re.fullmatch(r"rounding to bf16 loses [\d.]+ % of the update and is \d+ % of its output", report.reason)
+    assert str(report).endswith("fine merged")
 
 
 def test_the_threshold_decides() -> None:
-    error = make("lora", "nf4").merge().update_output_error
-    assert make("lora", "nf4").merge(threshold=error * 0.99).unmerged_is_better
-    assert not make("lora", "nf4").merge(threshold=error * 1.01).unmerged_is_better
+    lost = with_b("bfloat16", 1e-4).merge().lost
+    assert 0.01 < lost < 0.9
+    assert with_b("bfloat16", 1e-4).merge(threshold=lost * 0.99).unmerged_is_better
+    assert not with_b("bfloat16", 1e-4).merge(threshold=lost * 1.01).unmerged_is_better
 
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16", "nf4"])
@@ -214,7 +234,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"probe": torch.ones(0, K)}, ValueError, r"probe: expected shape"),
         ({"probe": torch.full((K,), math.nan)}, ValueError, "probe: expected finite values"),
         ({"probe": torch.ones(K).int()}, TypeError, "probe: expected a tensor of floats, got torch.int32"),
-        ({"threshold": -1}, ValueError, "threshold: expected a share of the update's output, 0.1 say, got -1"),
+        ({"threshold": -1}, ValueError, "threshold: expected a share of the update, 0.1 say, got -1"),
     ],
 )
 def test_bad_options_change_nothing(options: dict[str, Any], error: type[Exception], message: str) -> None:

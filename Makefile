@@ -7,6 +7,7 @@
 #                  takes what make compiled left
 # make peft-suite  PEFT's own tests, plain and with every layer accelerated: none may fail that passes plain. PEFT_SUITE=quick
 #                  takes a few files
+# make real-task   fine-tunes a real model with the four methods at equal budgets, three seeds each; half an hour
 # make bugs        puts bugs into the GPU kernels, one at a time, and asks the tests to find them
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py \
 	tests/test_grouped_lora_linear.py
 
-.PHONY: demo test lint bench gpu simulated compiled kernel-table peft-suite bugs clean
+.PHONY: demo test lint bench gpu simulated compiled kernel-table peft-suite real-task bugs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +64,9 @@ kernel-table: $(VENV)/installed
 peft-suite: $(VENV)/peft-suite-installed
 	$(BIN)/python -m lorafam.bench.peft_suite
 
+real-task: $(VENV)/demo-installed
+	$(BIN)/python -m lorafam.bench.real_task
+
 bugs: $(VENV)/installed
 	$(BIN)/python -m tests.compiled.seeded_bugs
 
@@ -86,4 +90,4 @@ gpu: $(GPU_VENV)/installed
 	$(GPU_VENV)/bin/python -m lorafam.bench.gpu
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo-output
+	rm -rf $(VENV) build *.egg-info demo-output real-task-output

@@ -5,6 +5,7 @@ from .adapter_layer import AdapterLayer
 from .dora import DoraLinear
 from .explain import Explanation, explain
 from .lora import LoraLinear
+from .lora_embedding import LoraEmbedding
 from .merge_report import MergeReport
 from .nf4_linear import NF4Linear
 from .registry import METHODS
@@ -15,6 +16,7 @@ __all__ = [
     "AdapterLayer",
     "DoraLinear",
     "Explanation",
+    "LoraEmbedding",
     "LoraLinear",
     "MergeReport",
     "NF4Linear",

@@ -44,7 +44,7 @@ class AdapterLayer(nn.Module, ABC):
             raise TypeError(f"base: expected a module, got {type(base).__name__}")
         if isinstance(base, AdapterLayer):
             raise TypeError(f"base: expected a layer without an adapter, got a {type(base).__name__}")
-        self.in_features, self.out_features = base_sizes(base)
+        self.in_features, self.out_features = self.sizes(base)
         if is_bitsandbytes_4bit(base):
             # its evaluation forward would repack the weight in place, for its own kernel only
             base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -58,6 +58,10 @@ class AdapterLayer(nn.Module, ABC):
         self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.active_adapter = adapter
         self.train(base.training)
+
+    def sizes(self, base: nn.Module) -> tuple[int, int]:
+        """(K, N); raises ValueError for a base that isn't for this layer."""
+        return base_sizes(base)
 
     @abstractmethod
     def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:

@@ -55,6 +55,8 @@ def base_weight(base: nn.Module) -> BaseWeight:
         return BaseWeight(base.weight, "dense weight")
     if is_conv1d(base):
         return BaseWeight(base.weight.T, "dense weight, transposed")  # type: ignore[arg-type]
+    if isinstance(base, nn.Embedding):
+        return BaseWeight(base.weight.T, "a look-up and a small product: nothing to fuse")
     return BaseWeight(None, f"{type(base).__name__} is not a layer whose weight is known: its own forward runs")
 
 

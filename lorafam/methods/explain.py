@@ -54,6 +54,8 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
             state = "merged into" if layer_or_weight.merged else "disabled; only"
             return Explanation("base module", "torch", f"the adapter is {state} the base layer", M)
         weight, why = base_weight(layer_or_weight.base_layer)
+        if isinstance(layer_or_weight.base_layer, nn.Embedding):
+            return Explanation("base module + low rank", "torch", why, M)
         if weight is None:
             choice = selection.choose(layer_or_weight.A.device.type)
             return Explanation("base module + low rank", choice.backend, why, M)

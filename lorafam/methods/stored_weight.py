@@ -70,7 +70,10 @@ def rows_of(weight: Tensor | NF4Weight) -> Tensor:
 
 def put_weight(base: nn.Module, weight: Tensor | NF4Weight) -> None:
     """Replaces the values of a base's weight by others of the same format."""
-    if isinstance(weight, Tensor):
+    if isinstance(base, nn.Embedding) and isinstance(weight, Tensor):
+        # an output head may share the old one
+        base.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+    elif isinstance(weight, Tensor):
         base.weight.copy_(weight.T if is_conv1d(base) else weight)  # type: ignore[operator]
     elif isinstance(base, NF4Linear):
         base.weight = weight

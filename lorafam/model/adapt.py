@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import METHODS, AdapterLayer, NF4Linear
+from ..methods import METHODS, AdapterLayer, LoraEmbedding, NF4Linear
 from ..methods.base_weight import dense_base_weight
 from ..methods.conv1d import is_conv1d
 from ..methods.initialisers import loftq
@@ -25,9 +25,15 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     if any(isinstance(module, AdapterLayer) for module in model.modules()):
         raise ValueError("model: expected one without adapters, it has some already")
     paths = list(find_targets(model, config.target_modules))
-    model.requires_grad_(False)
     # what is taken from a weight is taken before it is quantised
     first = starts_from_weight(config.init)
+    for path in paths:
+        plain = config.method == "lora" and not config.bias and not first
+        if isinstance(model.get_submodule(path), nn.Embedding) and not plain:
+            raise ValueError(
+                f"target_modules: {path!r} is an embedding: expected method 'lora', no bias, init 'default'"
+            )
+    model.requires_grad_(False)
     if config.quantize is not None and not first:
         quantize_linear_layers(model, config)
     for path in paths:
@@ -95,8 +101,9 @@ def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLa
 
 def new_adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
     """The adapter layer that `config` means for the module at `path`."""
+    kind: type[AdapterLayer] = LoraEmbedding if isinstance(base, nn.Embedding) else METHODS[config.method]
     own: dict[str, Any] = {"dora_dropout": config.dora_dropout} if config.method == "dora" else {}
-    return METHODS[config.method](
+    return kind(
         base,
         r=int(pattern_value(config.rank_pattern, path, config.r)),
         alpha=pattern_value(config.alpha_pattern, path, config.alpha),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..config import AdapterConfig
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, LoraEmbedding
 from .adapt import adapt, adapter_layers, remove_adapters
 from .adapters import add_adapter
 from .peft_format import (
@@ -24,8 +24,8 @@ from .peft_format import (
     adapter_config,
     adapter_tensors,
     config_of,
+    names_of,
     peft_config,
-    tensor_names,
 )
 
 
@@ -169,9 +169,13 @@ def load_tensors(
     """Checks every tensor first, then copies them in, unless `dry`. Raises ValueError for one that doesn't fit."""
     wanted: dict[str, tuple[AdapterLayer, str]] = {}
     for path, layer in layers.items():
-        for attribute, ending in tensor_names(layer.method).items():
+        for attribute, ending in names_of(layer).items():
             if getattr(layer.active, attribute, None) is not None:
                 wanted[f"{PREFIX}{path}.{ending}"] = layer, attribute
+    for path, layer in layers.items():
+        if isinstance(layer, LoraEmbedding):
+            # PEFT writes the table too
+            tensors = _without_table(tensors, f"{PREFIX}{path}.base_layer.weight", layer)
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
         problem = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the model has no place for"
@@ -196,6 +200,14 @@ def load_tensors(
     for layer in layers.values():
         # anything a layer keeps about its adapter is stale now
         layer.train(layer.training)
+
+
+def _without_table(tensors: dict[str, torch.Tensor], name: str, layer: AdapterLayer) -> dict[str, torch.Tensor]:
+    table: Any = layer.base_layer.weight
+    given = tensors.get(name)
+    if given is not None and not (given.shape == table.shape and torch.equal(given.to(table), table)):
+        raise ValueError(f"{TENSOR_FILE}: {name!r} is another table than the model's, which stays as it is")
+    return {other: tensor for other, tensor in tensors.items() if other != name}
 
 
 def _check_shape(

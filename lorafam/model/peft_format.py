@@ -3,6 +3,7 @@
 A tensor's name is "base_model.model." + the module's path + one of
 
     LoRA      .lora_A.weight [r, K]   .lora_B.weight [N, r]   .lora_B.bias [N]
+              of an embedding [V, D]: .lora_embedding_A [r, V]   .lora_embedding_B [D, r]
     DoRA      the same and .lora_magnitude_vector [N]
     AdaLoRA   .lora_A [r, K]   .lora_E [r, 1]   .lora_B [N, r], pruned ranks left out and listed in rank_pattern
 """
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, LoraEmbedding
 from ..methods.conv1d import is_conv1d
 
 PREFIX = "base_model.model."
@@ -42,6 +43,13 @@ def tensor_names(method: str) -> dict[str, str]:
     return names
 
 
+def names_of(layer: AdapterLayer) -> dict[str, str]:
+    """Attribute of a layer's adapter → ending of the tensor's name."""
+    if isinstance(layer, LoraEmbedding):
+        return {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+    return tensor_names(layer.method)
+
+
 def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) -> dict[str, torch.Tensor]:
     """Every tensor of the active adapters, or of those called `name`, under PEFT's name; pruned AdaLoRA ranks are left
     out.
@@ -52,7 +60,7 @@ def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) ->
     tensors = {}
     for path, layer in layers.items():
         adapter: Any = layer.active if name is None else layer.adapters[name]
-        for attribute, ending in tensor_names(layer.method).items():
+        for attribute, ending in names_of(layer).items():
             tensor = getattr(adapter, attribute, None)
             if tensor is None:
                 continue

@@ -72,7 +72,7 @@ def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool)
 
 def _check_sizes(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
     for path, module in found.items():
-        if isinstance(module, AdapterLayer):
+        if isinstance(module, (AdapterLayer, nn.Embedding)):
             continue
         try:
             base_sizes(module)

@@ -74,6 +74,43 @@ def test_same_masks_penalty_and_weights_as_peft(backend: str) -> None:
     assert sum(allocator.ranks().values()) == 2 * len(layers)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_same_masks_on_random_gradients(seed: int) -> None:
+    """A whole schedule without training: every step's masks, but where scores at the threshold are equal to 1e-5."""
+    model, allocator = ours()
+    peft_model = theirs()
+    modules = dict(peft_model.base_model.model.named_modules())
+    layers = adapter_layers(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, layer in layers.items():
+            for name in ("A", "E", "B"):
+                factor = getattr(layer, name)
+                factor.copy_(torch.randn(factor.shape, generator=generator))
+                getattr(modules[path], f"lora_{name}")["default"].copy_(factor)
+    pruned = 0
+    for step in range(1, SCHEDULE["total_steps"] + 1):
+        for path, layer in layers.items():
+            for name in ("A", "E", "B"):
+                grad = torch.randn(getattr(layer, name).shape, generator=generator)
+                getattr(layer, name).grad = grad.clone()
+                getattr(modules[path], f"lora_{name}")["default"].grad = grad
+        allocator.step(step)
+        peft_model.base_model.update_and_allocate(step)
+        for path, layer in layers.items():
+            expected = modules[path].lora_E["default"]
+            assert torch.equal(layer.E != 0, expected != 0), (step, path)
+            pruned += int((expected == 0).sum())
+            with torch.no_grad():
+                # what was pruned may come back, as it may when it is trained
+                value = torch.randn(layer.E.shape, generator=generator)
+                if step < SCHEDULE["total_steps"] - SCHEDULE["final_steps"]:
+                    layer.E.copy_(value)
+                    expected.copy_(value)
+    assert pruned > 0
+    assert allocator.ranks() == {path: int((modules[path].lora_E["default"] != 0).sum()) for path in layers}
+
+
 def test_state_round_trip() -> None:
     model, allocator = ours()
     for step in range(1, 16):

@@ -1,0 +1,61 @@
+"""LoRA of an embedding, as PEFT has it: row i of the table E [V, D] becomes e_i + s B a_i, a_i the column i of A.
+
+In the family's terms W = Eᵀ [D, V] and x is one-hot: A [r, V], B [D, r]. A look-up has nothing to fuse.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+
+from .adapter import Adapter, lora_scaling
+from .adapter_layer import AdapterLayer
+from .base_weight import base_device
+from .merge_report import MergeReport
+
+Tensor = torch.Tensor
+
+
+class LoraEmbedding(AdapterLayer):
+    """ids [...] → [..., D]; `dropout` drops nothing here, as in PEFT. Merged, the base has a table of its own, no more
+    an output head's where the two were tied.
+    """
+
+    method = "lora"
+
+    def sizes(self, base: nn.Module) -> tuple[int, int]:
+        if not isinstance(base, nn.Embedding):
+            raise ValueError(f"base: expected an nn.Embedding, got {type(base).__name__}")
+        return base.num_embeddings, base.embedding_dim
+
+    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
+        if bias:
+            raise ValueError("bias: an embedding's adapter has none, expected False")
+        if init not in ("default", "gaussian"):
+            raise ValueError(f"init: expected 'default' for an embedding, got {init!r}")
+        device = base_device(self.base_layer)
+        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), device)
+        # as in PEFT; the layer equals its base
+        adapter.A = nn.Parameter(torch.zeros(r, self.in_features, device=device))
+        adapter.B = nn.Parameter(torch.randn(self.out_features, r, device=device))
+        return adapter
+
+    def adapted(self, x: Tensor) -> Tensor:
+        return self.around_base(x, self.base_layer(x))
+
+    def update(self, x: Tensor) -> Tensor:
+        base: Any = self.base_layer
+        looked_up = nnf.embedding(x, self.A.T, base.padding_idx, None, base.norm_type, base.scale_grad_by_freq)
+        update = looked_up @ self.b_hat().to(looked_up.dtype).T
+        # some models multiply what they look up
+        scale = getattr(base, "embed_scale", None)
+        return update if scale is None else update * scale
+
+    def merge(self, safe: bool = True, *, into: str = "same", **more: Any) -> MergeReport:
+        """As a linear layer's; into the dtype that the table has."""
+        if into != "same":
+            raise ValueError(f"into: an embedding keeps its dtype, expected 'same', got {into!r}")
+        return super().merge(safe, **more)

@@ -129,22 +129,40 @@ def _by_expert(
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x: expected [..., {in_features}], got {list(x.shape)}")
     flat = x.reshape(-1, in_features)
-    for name, size in (("K", in_features), ("N", out_features)):
-        if size * x.element_size() % _ALIGNED:
-            raise ValueError(f"weights: expected {name} a multiple of {_ALIGNED // x.element_size()}, got {size}")
+    if not aligned(weight):
+        raise ValueError(f"weights: expected rows of a multiple of {_ALIGNED} bytes, got {list(weight.shape)}")
     chosen = _rows_of(x, rows, flat.shape[0])
     scale = torch.stack([_per_rank(s, A.shape[1], x.device) for s in scalings])
+    order, ends = sorted_by_expert(chosen, experts)
+    y = expert_product(flat[order], weight.to(x.dtype), (A, B * scale.unsqueeze(1)), ends)
+    return y[order.argsort()].view(*x.shape[:-1], out_features)
+
+
+def aligned(weight: Tensor) -> bool:
+    """Whether a grouped product takes [E, N, K], and its transpose."""
+    return all(size * weight.element_size() % _ALIGNED == 0 for size in weight.shape[1:])
+
+
+def sorted_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """The order [T] in which tokens of one expert follow each other, and where each expert's end (int32 [experts])."""
+    ends = (chosen.unsqueeze(1) == torch.arange(experts, device=chosen.device)).sum(0).cumsum(0)
+    return chosen.argsort(stable=True), ends.to(torch.int32)
+
+
+def expert_product(x: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor] | None, ends: Tensor) -> Tensor:
+    """x W_eᵀ + x A_eᵀ B̂_eᵀ of sorted tokens x [T, K]: W [E, N, K] of any strides, A [E, r, K], B̂ [E, N, r]; in x's
+    dtype, the low-rank part in that of sums.
+    """
+    y = grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    if factors is None:
+        return y
     dtype = accumulate_dtype(x.dtype)
-    order = chosen.argsort(stable=True)
-    ends = (chosen.unsqueeze(1) == torch.arange(experts, device=x.device)).sum(0).cumsum(0).to(torch.int32)
-    sorted_x = flat[order]
+    A, B_hat = (factor.to(dtype).contiguous() for factor in factors)
     # ranks of zeros up to what a grouped product takes
     more = -A.shape[1] % (_ALIGNED // 4)
-    A, B_hat = pad(A.to(dtype), (0, 0, 0, more)), pad((B * scale.unsqueeze(1)).to(dtype), (0, more))
-    P = grouped_mm(sorted_x.to(dtype), A.transpose(1, 2), offs=ends)
-    update = grouped_mm(P, B_hat.transpose(1, 2), offs=ends)
-    y = grouped_mm(sorted_x, weight.to(x.dtype).transpose(1, 2), offs=ends) + update
-    return y.to(x.dtype)[order.argsort()].view(*x.shape[:-1], out_features)
+    A, B_hat = pad(A, (0, 0, 0, more)), pad(B_hat, (0, more))
+    P = grouped_mm(x.to(dtype), A.transpose(1, 2), offs=ends)
+    return (y + grouped_mm(P, B_hat.transpose(1, 2), offs=ends)).to(x.dtype)
 
 
 def _check_counts(several: dict[str, Sequence[object]]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from . import fast_forward
 from .embedding import embedding_forward, embedding_way
+from .experts import experts_forward, experts_way
 from .norms import Norms
 from .report import PEFT
 from .scalings import Scalings
@@ -109,10 +110,21 @@ class FastEmbedding(FastLayer):
         return embedding_forward(self, found, x)
 
 
+class FastExperts(FastLayer):
+    def lorafam_way(self, x: Tensor | None = None) -> Way:
+        return experts_way(self, x)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) == 2 and not kwargs and not torch.compiler.is_compiling() and self.lorafam_way(x).path != PEFT:
+            return experts_forward(self, x, *args)
+        return super().forward(x, *args, **kwargs)
+
+
 # where PEFT has a layer class, its name, and what goes before it; those of absent libraries aren't there
 _CLASSES: tuple[tuple[str, str, type[FastLayer]], ...] = (
     ("peft.tuners.lora.layer", "Linear", FastLayer),
     ("peft.tuners.lora.layer", "Embedding", FastEmbedding),
+    ("peft.tuners.lora.layer", "ParamWrapper", FastExperts),
     ("peft.tuners.lora.bnb", "Linear4bit", FastLayer),
     ("peft.tuners.lora.bnb", "Linear8bitLt", FastLayer),
     ("peft.tuners.lora.gptq", "GPTQLoraLinear", FastLayer),

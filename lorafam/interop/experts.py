@@ -1,0 +1,120 @@
+"""PEFT's `target_parameters` on the experts of a mixture: low-rank updates of [E, N, K] weights, grouped over experts.
+
+PEFT adds s B_e A_e to all experts' weights in every forward, and autograd forms a gradient of that size. Here tokens
+are sorted by expert once, and each projection is three grouped products: x W_eᵀ + s (x A_eᵀ) B_eᵀ, W as it is.
+
+For transformers' experts modules that say how they compute (`use_experts_implementation`): routed tokens, gate, weights
+[E, N, K] or transposed, biases or none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..functional.grouped import aligned, expert_product, sorted_by_expert
+from ..methods.base_weight import has_hooks
+from ..ops.by_storage import FLOAT_DTYPES
+from .fast_forward import scale_of
+from .report import FUSED, PEFT
+from .way import Way, without_adapter
+
+Tensor = torch.Tensor
+
+# what an experts module tells of itself
+_TOLD = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "num_experts", "_is_expert_parallel")
+
+
+def experts_way(layer: Any, x: Tensor | None = None) -> Way:
+    """The way of the outermost `ParamWrapper` of an experts module."""
+    wrappers, experts = _chain(layer)
+    if not all(hasattr(experts, name) for name in _TOLD):
+        return Way(PEFT, f"{type(experts).__name__} doesn't say how its experts compute")
+    if experts._is_expert_parallel or has_hooks(experts):
+        return Way(PEFT, "hooks on the experts, or experts on other devices")
+    if torch.is_autocast_enabled(_first(experts).device.type):
+        return Way(PEFT, "autocast")
+    for wrapper in wrappers:
+        name = wrapper.parameter_name
+        adapters = tuple(one for one in wrapper.active_adapters if one in wrapper.lora_A)
+        problem = _problem(wrapper, adapters, experts)
+        if problem is not None:
+            return problem._replace(reason=f"{name}: {problem.reason}")
+    weights = [getattr(experts, name) for name in _projections(experts)]
+    if any(type(weight) is not nn.Parameter or weight.ndim != 3 or weight.requires_grad for weight in weights):
+        return Way(PEFT, "the experts' weights are trained, parametrised or not [E, N, K]")
+    if any(weight.dtype not in FLOAT_DTYPES or not aligned(weight) for weight in weights):
+        return Way(PEFT, "the experts' weights have a dtype or sizes that grouped products don't take")
+    if x is not None and (x.dtype != weights[0].dtype or x.ndim != 2):
+        return Way(PEFT, f"the input is {x.dtype} {list(x.shape)}, the weights {weights[0].dtype}")
+    names = tuple(wrapper.parameter_name for wrapper in wrappers)
+    return Way(FUSED, f"experts' {', '.join(names)}: updates grouped over experts", names)
+
+
+def experts_forward(layer: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """x [T, H], experts and weights [T, k] of each token → Σ over its experts [T, H]."""
+    wrappers, experts = _chain(layer)
+    by_name = {wrapper.parameter_name: wrapper for wrapper in wrappers}
+    chosen = top_k_index.reshape(-1)
+    order, ends = sorted_by_expert(chosen, experts.num_experts)
+    first, last = _projections(experts)
+    hidden = _project(experts, by_name, first, x[order // top_k_index.shape[-1]], chosen[order], ends)
+    hidden = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
+    y = _project(experts, by_name, last, hidden, chosen[order], ends)
+    if experts.has_post_expert_norm:
+        y = experts.post_expert_norm(y)
+    y = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+    return y[order.argsort()].view(*top_k_index.shape, -1).sum(1).to(x.dtype)
+
+
+def _project(experts: Any, wrappers: dict[str, Any], name: str, x: Tensor, chosen: Tensor, ends: Tensor) -> Tensor:
+    weight = getattr(experts, name)
+    weight = weight.transpose(1, 2) if experts.is_transposed else weight
+    factors = None if name not in wrappers else _factors(wrappers[name], experts.num_experts)
+    y = expert_product(x, weight, factors, ends)
+    return y + getattr(experts, f"{name}_bias")[chosen] if experts.has_bias else y
+
+
+def _factors(wrapper: Any, experts: int) -> tuple[Tensor, Tensor]:
+    """A [E, r, K] and s B [E, N, r] of PEFT's A [E r, K], whose experts come first, and B [N, r E], whose ranks do."""
+    (name,) = (one for one in wrapper.active_adapters if one in wrapper.lora_A)
+    A, B = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
+    scaled = B.view(B.shape[0], -1, experts).permute(2, 0, 1) * scale_of(wrapper, name, B.device)
+    return A.view(experts, -1, A.shape[1]), scaled.to(B.dtype)
+
+
+def _problem(wrapper: Any, adapters: tuple[str, ...], experts: Any) -> Way | None:
+    alone = without_adapter(wrapper, adapters)
+    if alone is not None:
+        return alone
+    if wrapper.parameter_name not in _projections(experts):
+        return Way(PEFT, "no projection of the experts")
+    if len(adapters) > 1:
+        return Way(PEFT, f"{len(adapters)} active adapters")
+    if wrapper.num_experts != experts.num_experts or wrapper.num_experts < 2:
+        return Way(PEFT, "one expert")
+    linears = [wrapper.lora_A[adapters[0]], wrapper.lora_B[adapters[0]]]
+    if any(type(linear) is not nn.Linear or has_hooks(linear) for linear in linears):
+        return Way(PEFT, "hooks on the adapter's modules, or modules of a class of their own")
+    if any(type(linear.weight) is not nn.Parameter or linear.weight.ndim != 2 for linear in linears):
+        return Way(PEFT, "sharded factors")
+    return None
+
+
+def _projections(experts: Any) -> tuple[str, str]:
+    return ("gate_up_proj" if experts.has_gate else "up_proj"), "down_proj"
+
+
+def _chain(layer: Any) -> tuple[list[Any], Any]:
+    """The wrappers around an experts module, outermost first, and the module."""
+    wrappers = []
+    while hasattr(layer, "parameter_name"):
+        wrappers.append(layer)
+        layer = layer.base_layer
+    return wrappers, layer
+
+
+def _first(module: nn.Module) -> Tensor:
+    return next(module.parameters())

@@ -59,7 +59,8 @@ class AdapterConfig:
     `target_modules`: names that end a module's path ("q_proj"), one regular expression that matches it whole, or None
     for every linear layer but the output head. `rank_pattern`, `alpha_pattern`: path endings (regular expressions, as
     in PEFT) to values. `init`: where A and B start; "pissa", "olora" and "loftq" take a part of the weight into them
-    (`methods.initialisers`). `quantize`: first turn the model's linear layers, output head excepted, into 4-bit ones.
+    (`methods.initialisers`). `dora_norm_gradient`: DoRA with the gradient through its norm, which the paper drops.
+    `quantize`: first turn the model's linear layers, output head excepted, into 4-bit ones.
     """
 
     method: str = "lora"
@@ -74,6 +75,7 @@ class AdapterConfig:
     init: str = "default"
     bias: bool = False
     dora_dropout: str = "adapter"
+    dora_norm_gradient: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 

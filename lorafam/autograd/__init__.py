@@ -8,6 +8,7 @@ from .lora_by_row import LoraByRow
 from .lora_linear import LoraLinear, lora_forward
 from .low_rank import LowRank
 from .orthogonality import Orthogonality
+from .row_norm import RowNorm
 from .scaled_factor import scaled
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LoraLinear",
     "LowRank",
     "Orthogonality",
+    "RowNorm",
     "grouped_forward",
     "lora_forward",
     "scaled",

@@ -62,7 +62,8 @@ class DoraInputDropout(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, P, U, A, B, scale, magnitude, norm, seed, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
-        needs_x, needs_a, needs_b, needs_scale, needs_m, _, needs_bias = ctx.needs_input_grad[:7]
+        needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
+        sums = needs_m or needs_n
         c = magnitude / norm
         Q, dA, dB_hat, dm, dbias = call(
             "lora_factors_grad",
@@ -71,9 +72,9 @@ class DoraInputDropout(torch.autograd.Function):
             P,
             scaled(B, scale),
             c,
-            U if needs_m else None,
+            U if sums else None,
             None,
-            norm if needs_m else None,
+            norm if sums else None,
             seed,
             ctx.dropout_p,
             needs_bias,
@@ -92,7 +93,7 @@ class DoraInputDropout(torch.autograd.Function):
             dA.to(A.dtype) if needs_a else None,
             *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             dm.to(magnitude.dtype) if needs_m else None,
-            None,
+            (-dm * c).to(norm.dtype) if needs_n else None,
             dbias.to(ctx.bias_dtype) if needs_bias else None,
             None,
             None,

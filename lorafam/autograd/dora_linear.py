@@ -1,5 +1,5 @@
-"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias, c = m / n, n constant (DoRA, arXiv 2402.09353, section 4.3); gradients for x, A, B,
-m, bias, where B̂ = B ∘ scale.
+"""Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias, c = m / n (DoRA, arXiv 2402.09353); gradients for x, A, B, m, bias, where B̂ = B ∘
+scale, and for n, dn = −dm m / n, where it isn't a constant (section 4.3: it is).
 
 Saved beyond parameters and codes: x, P, the seed and Y itself, the very tensor returned, so that an in-place change of
 it raises in the backward instead of corrupting dm = Σ G ∘ (Y − bias) / m. A compiled graph has no such guard; there the
@@ -64,15 +64,16 @@ class DoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
-        needs_x, needs_a, needs_b, needs_scale, needs_m, _, needs_bias = ctx.needs_input_grad[:7]
+        needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
+        sums = needs_m or needs_n
         c, B_hat = magnitude / norm, scaled(B, scale)
         y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
-        if not needs_m:
+        if not sums:
             y = m = offset = None
         Q, dA, dB_hat, dm, dbias = call(
             "lora_factors_grad", grad_y, x, P, B_hat, c, y, offset, m, seed, ctx.dropout_p, needs_bias
         )
-        if needs_m and not ctx.saves_product:
+        if sums and not ctx.saves_product:
             weak = magnitude == 0 if bias is None else c.abs() < WEAK_SCALE
             if weak.any():
                 product = call("lora_linear", x, data, scales, ctx.layout, P, B_hat, None, None)
@@ -85,7 +86,7 @@ class DoraLinear(torch.autograd.Function):
             in_dtype(dA, A.dtype) if needs_a else None,
             *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             in_dtype(dm, magnitude.dtype) if needs_m else None,
-            None,
+            in_dtype(-dm * c, norm.dtype) if needs_n else None,
             dbias.to(bias.dtype) if needs_bias else None,
             None,
             None,

@@ -9,7 +9,7 @@ from ..backends.direct import call
 from ..ops.by_storage import weight_shape
 from ..ops.checks import check_factor, check_vector
 from .arguments import Weight, check_factors, mask_seed, recorded, restored, storage_of, tokens_of
-from .norms import norm_of
+from .norms import norm_of, row_norm
 
 Tensor = torch.Tensor
 
@@ -86,11 +86,13 @@ def dora_linear(
     training: bool = False,
     seed: Tensor | int | None = None,
     norm: Tensor | None = None,
+    norm_gradient: bool = False,
 ) -> Tensor:
     """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias, n = ‖W + s B A‖ per output feature (DoRA, arXiv 2402.09353).
 
-    No gradient flows through n. `dora_dropout="adapter"` drops the low-rank path only (the paper), `"input"` both, as
-    PEFT does. `norm` [N] is `row_norm`'s result when the caller has it; None computes it.
+    No gradient flows through n, as in the paper's section 4.3, unless `norm_gradient`, or a `norm` that has one.
+    `dora_dropout="adapter"` drops the low-rank path only (the paper), `"input"` both, as PEFT does. `norm` [N] is
+    `row_norm`'s result when the caller has it; None computes it.
     """
     if dora_dropout not in ("adapter", "input"):
         raise ValueError(f"dora_dropout: expected 'adapter' or 'input', got {dora_dropout!r}")
@@ -100,7 +102,9 @@ def dora_linear(
     check_factors(A, B, in_features, out_features, storage.data.device)
     check_vector("magnitude", magnitude, out_features, storage.data.device)
     check_vector("norm", norm, out_features, storage.data.device)
-    if norm is None:
+    if norm is None and norm_gradient:
+        norm = row_norm(weight, A, B, scaling, differentiable=True)
+    elif norm is None:
         norm = norm_of(weight, storage, A, B, scaling)
     seed = mask_seed(flat, dropout_p, training, seed)
     function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear

@@ -6,23 +6,33 @@ from collections.abc import Sequence
 
 import torch
 
-from ..autograd import Orthogonality, scaled
+from ..autograd import Orthogonality, RowNorm, scaled
 from ..backends.direct import call
 from ..ops.by_storage import Storage, dense_storage
 from ..weights import NF4Weight
-from .arguments import Weight
+from .arguments import Weight, recorded
 
 Tensor = torch.Tensor
 
 
 def row_norm(
-    weight: Weight, A: Tensor, B: Tensor, scaling: float | Tensor, *, weight_squared: Tensor | None = None
+    weight: Weight,
+    A: Tensor,
+    B: Tensor,
+    scaling: float | Tensor,
+    *,
+    weight_squared: Tensor | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
-    """n_j = ‖w_j + s b_j A‖₂ per output feature (the paper's column norm of Wᵀ), fp32 [N], without gradient.
+    """n_j = ‖w_j + s b_j A‖₂ per output feature (the paper's column norm of Wᵀ), fp32 [N]; without gradient, unless
+    `differentiable`: two more products with W of r tokens in the backward then.
 
     `weight_squared` [N] is ‖w_j‖² when the caller keeps it (an NF4Weight keeps its own).
     """
     storage = weight.storage() if isinstance(weight, NF4Weight) else dense_storage(weight)
+    if differentiable and recorded(A, B, scaling):
+        squared = _squared(weight, weight_squared)
+        return RowNorm.apply(A, B, scaling, squared, storage.data, tuple(storage.layout), *storage.scales)
     return norm_of(weight, storage, A, B, scaling, weight_squared)
 
 
@@ -46,6 +56,8 @@ def norm_of(
     scaling: float | Tensor,
     weight_squared: Tensor | None = None,
 ) -> Tensor:
-    if weight_squared is None and isinstance(weight, NF4Weight):
-        weight_squared = weight.squared_row_norm()
-    return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)
+    return call("row_norm", *storage, A, scaled(B, scaling), _squared(weight, weight_squared))
+
+
+def _squared(weight: Weight, given: Tensor | None) -> Tensor | None:
+    return weight.squared_row_norm() if given is None and isinstance(weight, NF4Weight) else given

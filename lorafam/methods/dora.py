@@ -27,7 +27,9 @@ Tensor = torch.Tensor
 
 @register("dora")
 class DoraLinear(AdapterLayer):
-    """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias. `dora_dropout="input"` drops both paths, as PEFT does."""
+    """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias. `dora_dropout="input"` drops both paths, as PEFT does;
+    `norm_gradient` lets the gradient through n.
+    """
 
     def __init__(
         self,
@@ -40,8 +42,10 @@ class DoraLinear(AdapterLayer):
         bias: bool = False,
         adapter: str = "default",
         dora_dropout: str = "adapter",
+        norm_gradient: bool = False,
     ) -> None:
         config.check_choice("dora_dropout", dora_dropout, config.DORA_DROPOUTS)
+        self.norm_gradient = norm_gradient
         self._norm: Tensor | None = None
         self._weight_squared: tuple[int, Tensor] | None = None
         super().__init__(base, r, alpha, dropout, rslora, init, bias, adapter)
@@ -114,7 +118,7 @@ class DoraLinear(AdapterLayer):
             squared = None
         else:
             squared = self._dense_squared(weight)
-        return F.row_norm(weight, A, B, scaling, weight_squared=squared)
+        return F.row_norm(weight, A, B, scaling, weight_squared=squared, differentiable=self.norm_gradient)
 
     def _dense_squared(self, weight: Tensor) -> Tensor:
         """‖w_j‖² of a dense base, kept until the weight changes."""

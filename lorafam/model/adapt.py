@@ -102,7 +102,9 @@ def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLa
 def new_adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
     """The adapter layer that `config` means for the module at `path`."""
     kind: type[AdapterLayer] = LoraEmbedding if isinstance(base, nn.Embedding) else METHODS[config.method]
-    own: dict[str, Any] = {"dora_dropout": config.dora_dropout} if config.method == "dora" else {}
+    own: dict[str, Any] = {}
+    if config.method == "dora":
+        own = {"dora_dropout": config.dora_dropout, "norm_gradient": config.dora_norm_gradient}
     return kind(
         base,
         r=int(pattern_value(config.rank_pattern, path, config.r)),

@@ -47,6 +47,7 @@ class FinetuneConfig:
     init: str = setting(
         "default", help="Start: default, gaussian, pissa, pissa_niter_[n], olora or loftq.", group="Adapter"
     )
+    dora_norm_gradient: bool = setting(False, help="DoRA's gradient through its norm too.", group="Adapter")
     dora_dropout: str = setting("adapter", help="What DoRA's dropout drops: adapter or input.", group="Adapter")
 
     quantize: str | None = setting(None, help="4-bit base weights: nf4, fp4 or none.", group="Quantisation")
@@ -113,6 +114,7 @@ class FinetuneConfig:
                 rslora=self.rslora,
                 init=self.init,
                 dora_dropout=self.dora_dropout,
+                dora_norm_gradient=self.dora_norm_gradient,
             )
         except ValueError as error:
             message = str(error)

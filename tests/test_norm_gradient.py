@@ -71,8 +71,10 @@ def test_every_gradient(dtype: torch.dtype, storage: str, backend: str) -> None:
     exact = gradients(plain, {**given, "weight": dense.double()}, torch.float64)
     for name in ("y", "dx", "dA", "dB"):
         assert_as_good_as_eager(ours[name], eager[name], exact[name], name=name)
+    # few elements; held to the ratio rule in tests/test_functional.py
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.2}
     for name in ("dmagnitude", "dbias"):
-        torch.testing.assert_close(ours[name].double(), exact[name], rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(ours[name].double(), exact[name], **near)
     without = gradients(F.dora_linear, given)
     assert (without["dB"] - ours["dB"]).norm() > 0.1 * ours["dB"].norm()
 
@@ -86,7 +88,7 @@ def test_dropout_on_both_paths(backend: str) -> None:
     ours = gradients(F.dora_linear, given, norm_gradient=True, **drop)
 
     def formula(
-        x: Tensor, weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor, scaling: float, bias: Tensor
+        x: Tensor, weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor, scaling: float, bias: Any
     ) -> Tensor:
         norm = torch.linalg.vector_norm(weight + scaling * B @ A, dim=1)
         x_d = x * mask.to(x.dtype)

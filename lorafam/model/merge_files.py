@@ -114,6 +114,9 @@ def merge_files(
     _check_room(folder, sum(sizes.values()) - written)
 
     folder.mkdir(parents=True, exist_ok=True)
+    # ours, and .tmpXXXXXX of safetensors, which writes under a name of its own and renames
+    for leftover in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
+        leftover.unlink()
     _write_json(folder / STATE, state)
     progress = progress or _Silent()
     progress.begin(written, sum(sizes.values()))
@@ -308,7 +311,7 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """`file` is there whole or not at all, after a crash of the machine too; what a killed run left is written over."""
+    """`file` is there whole or not at all, after a crash of the machine too"""
     temporary = file.with_name(f".{file.name}.tmp")
     write(temporary)
     with temporary.open("rb") as stream:

@@ -17,4 +17,7 @@ KNOWN = {
     "tests/test_initialization.py::TestAdaLoraInitialization::test_adalora_default_init_identity": (
         "takes 1e-8 for the same: 156 of 10,000 cancelling sums differ by rounding, nearer to fp64 (RMS 5.6e-8, 8.5e-8)"
     ),
+    "tests/test_target_parameters.py::TestTargetParameters::test_target_parameter_result_caching_works": (
+        "counts calls of PEFT's proxy, which forms W + s B A: an accelerated layer forms none, so there is nothing to keep"
+    ),
 }

@@ -18,6 +18,6 @@ KNOWN = {
         "takes 1e-8 for the same: 156 of 10,000 cancelling sums differ by rounding, nearer to fp64 (RMS 5.6e-8, 8.5e-8)"
     ),
     "tests/test_target_parameters.py::TestTargetParameters::test_target_parameter_result_caching_works": (
-        "counts calls of PEFT's proxy, which forms W + s B A: an accelerated layer forms none, so there is nothing to keep"
+        "counts calls of PEFT's proxy, which forms W + s B A: an accelerated layer forms none, there is nothing to keep"
     ),
 }

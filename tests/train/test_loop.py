@@ -25,6 +25,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "dora": {"method": "dora"},
     "qdora, input dropout": {"method": "dora", "quantize": "fp4", "dora_dropout": "input"},
     "adalora": {"method": "adalora", "adalora_interval": 1},
+    "loftq": {"quantize": "nf4", "init": "loftq"},
+    "qdora from the weight": {"method": "dora", "quantize": "nf4", "init": "pissa", "dora_norm_gradient": True},
     "paged": {"optimizer": "paged_adamw"},
     "paged, 8 bits": {"optimizer": "paged_adamw_8bit", "rank": 128},
     "checkpointed": {"quantize": "nf4", "gradient_checkpointing": True},

@@ -1,5 +1,5 @@
-"""`python -m lorafam.bench.real_task [--steps N] [--output FOLDER]`: every method at every rate with the first seed,
-then with the other seeds at the rate that was chosen; about half an hour. What is there already isn't run again.
+"""`python -m lorafam.bench.real_task [--steps N] [--output FOLDER]`: rates with the first seed, then
+the other seeds at the rate that was chosen; about half an hour. What is there already isn't run again.
 
 Leaves report.md, ranks.png and a folder for each run.
 """
@@ -40,9 +40,12 @@ def main() -> None:
     model, text = prepare_model(given.output), prepare_text(given.output)
     task = (given.steps, model, text, given.output)
     results: dict[str, Any] = {}
+    chosen = 0.0
     for method in METHODS:
-        tried = {one: run(method.key, one, SEEDS[0], *task) for one in LEARNING_RATES}
+        rates = LEARNING_RATES.get(method.key, (chosen,))
+        tried = {one: run(method.key, one, SEEDS[0], *task) for one in rates}
         rate = min(tried, key=lambda one: tried[one]["training_loss"])
+        chosen = rate if method.key == "lora" else chosen
         others = [run(method.key, rate, seed, *task) for seed in SEEDS[1:]]
         results[method.key] = {"rate": rate, "tried": tried, "runs": [tried[rate], *others]}
     draw_ranks([one["ranks"] for one in results["adalora"]["runs"]], given.output / "ranks.png")

@@ -65,6 +65,7 @@ class GroupedLoraLinear(torch.autograd.Function):
         parts, As, Bs, scales, data = (saved[i * count : (i + 1) * count] for i in range(5))
         storages = group_storages(data, saved[5 * count :], ctx.layout)
         needs = [ctx.needs_input_grad[3 + i * count : 3 + (i + 1) * count] for i in range(4)]
+        no_dora = (None, None, None, None)
         dx: Tensor | None = None
         dAs: list[Tensor | None] = [None] * count
         dBs, dscales, dbiases = dAs.copy(), dAs.copy(), dAs.copy()
@@ -74,7 +75,6 @@ class GroupedLoraLinear(torch.autograd.Function):
             A, B = As[i], Bs[i]
             scale = ctx.numbers[i] if scales[i] is None else scales[i]
             needs_a, needs_b, needs_scale, needs_bias = (need[i] for need in needs)
-            no_dora = (None, None, None, None)
             Q, dA, dB_hat, _, dbias = call(
                 "lora_factors_grad", grad_y, x, parts[i], scaled(B, scale), *no_dora, None, 0.0, needs_bias
             )

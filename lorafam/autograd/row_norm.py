@@ -49,7 +49,7 @@ class RowNorm(torch.autograd.Function):
         wide, B_hat = in_dtype(A, norm.dtype), scaled(B, scale)
         t = torch.where(norm > NORM_FLOOR, grad_norm / norm, 0.0)
         scaled_rows = t.unsqueeze(1) * B_hat
-        dA = dB_hat = None
+        dA = None
         if needs_a:
             rows = scaled_rows.T.contiguous()
             dA = call("lora_linear_grad", rows, data, scales, ctx.layout, None, None, None, None, 0.0)

@@ -9,7 +9,7 @@ from ..backends.direct import call
 from ..ops.by_storage import weight_shape
 from ..ops.checks import check_factor, check_vector
 from .arguments import Weight, check_factors, mask_seed, recorded, restored, storage_of, tokens_of
-from .norms import norm_of, row_norm
+from .norms import norm_of
 
 Tensor = torch.Tensor
 
@@ -102,10 +102,8 @@ def dora_linear(
     check_factors(A, B, in_features, out_features, storage.data.device)
     check_vector("magnitude", magnitude, out_features, storage.data.device)
     check_vector("norm", norm, out_features, storage.data.device)
-    if norm is None and norm_gradient:
-        norm = row_norm(weight, A, B, scaling, differentiable=True)
-    elif norm is None:
-        norm = norm_of(weight, storage, A, B, scaling)
+    if norm is None:
+        norm = norm_of(weight, storage, A, B, scaling, differentiable=norm_gradient)
     seed = mask_seed(flat, dropout_p, training, seed)
     function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
     y = function.apply(

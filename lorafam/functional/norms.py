@@ -30,10 +30,7 @@ def row_norm(
     `weight_squared` [N] is ‖w_j‖² when the caller keeps it (an NF4Weight keeps its own).
     """
     storage = weight.storage() if isinstance(weight, NF4Weight) else dense_storage(weight)
-    if differentiable and recorded(A, B, scaling):
-        squared = _squared(weight, weight_squared)
-        return RowNorm.apply(A, B, scaling, squared, storage.data, tuple(storage.layout), *storage.scales)
-    return norm_of(weight, storage, A, B, scaling, weight_squared)
+    return norm_of(weight, storage, A, B, scaling, weight_squared, differentiable)
 
 
 def orthogonality_penalty(As: Sequence[Tensor], Bs: Sequence[Tensor]) -> Tensor:
@@ -47,7 +44,6 @@ def orthogonality_penalty(As: Sequence[Tensor], Bs: Sequence[Tensor]) -> Tensor:
     return Orthogonality.apply((0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
 
 
-@torch.no_grad()
 def norm_of(
     weight: Weight,
     storage: Storage,
@@ -55,9 +51,12 @@ def norm_of(
     B: Tensor,
     scaling: float | Tensor,
     weight_squared: Tensor | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
-    return call("row_norm", *storage, A, scaled(B, scaling), _squared(weight, weight_squared))
-
-
-def _squared(weight: Weight, given: Tensor | None) -> Tensor | None:
-    return weight.squared_row_norm() if given is None and isinstance(weight, NF4Weight) else given
+    """`row_norm` of a weight that is op arguments already."""
+    if weight_squared is None and isinstance(weight, NF4Weight):
+        weight_squared = weight.squared_row_norm()
+    if differentiable and recorded(A, B, scaling):
+        return RowNorm.apply(A, B, scaling, weight_squared, storage.data, tuple(storage.layout), *storage.scales)
+    with torch.no_grad():
+        return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)

@@ -34,12 +34,11 @@ def experts_way(layer: Any, x: Tensor | None = None) -> Way:
         return Way(PEFT, f"{type(experts).__name__} doesn't say how its experts compute")
     if experts._is_expert_parallel or has_hooks(experts):
         return Way(PEFT, "hooks on the experts, or experts on other devices")
-    if torch.is_autocast_enabled(_first(experts).device.type):
+    if torch.is_autocast_enabled(next(experts.parameters()).device.type):
         return Way(PEFT, "autocast")
     for wrapper in wrappers:
         name = wrapper.parameter_name
-        adapters = tuple(one for one in wrapper.active_adapters if one in wrapper.lora_A)
-        problem = _problem(wrapper, adapters, experts)
+        problem = _problem(wrapper, _active(wrapper), experts)
         if problem is not None:
             return problem._replace(reason=f"{name}: {problem.reason}")
     weights = [getattr(experts, name) for name in _projections(experts)]
@@ -49,8 +48,8 @@ def experts_way(layer: Any, x: Tensor | None = None) -> Way:
         return Way(PEFT, "the experts' weights have a dtype or sizes that grouped products don't take")
     if x is not None and (x.dtype != weights[0].dtype or x.ndim != 2):
         return Way(PEFT, f"the input is {x.dtype} {list(x.shape)}, the weights {weights[0].dtype}")
-    names = tuple(wrapper.parameter_name for wrapper in wrappers)
-    return Way(FUSED, f"experts' {', '.join(names)}: updates grouped over experts", names)
+    names = ", ".join(wrapper.parameter_name for wrapper in wrappers)
+    return Way(FUSED, f"experts' {names}: updates grouped over experts", _active(wrappers[0]))
 
 
 def experts_forward(layer: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -79,10 +78,14 @@ def _project(experts: Any, wrappers: dict[str, Any], name: str, x: Tensor, chose
 
 def _factors(wrapper: Any, experts: int) -> tuple[Tensor, Tensor]:
     """A [E, r, K] and s B [E, N, r] of PEFT's A [E r, K], whose experts come first, and B [N, r E], whose ranks do."""
-    (name,) = (one for one in wrapper.active_adapters if one in wrapper.lora_A)
+    (name,) = _active(wrapper)
     A, B = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
     scaled = B.view(B.shape[0], -1, experts).permute(2, 0, 1) * scale_of(wrapper, name, B.device)
     return A.view(experts, -1, A.shape[1]), scaled.to(B.dtype)
+
+
+def _active(wrapper: Any) -> tuple[str, ...]:
+    return tuple(name for name in wrapper.active_adapters if name in wrapper.lora_A)
 
 
 def _problem(wrapper: Any, adapters: tuple[str, ...], experts: Any) -> Way | None:
@@ -114,7 +117,3 @@ def _chain(layer: Any) -> tuple[list[Any], Any]:
         wrappers.append(layer)
         layer = layer.base_layer
     return wrappers, layer
-
-
-def _first(module: nn.Module) -> Tensor:
-    return next(module.parameters())

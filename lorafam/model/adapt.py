@@ -45,6 +45,14 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     return model
 
 
+def expected_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    """`adapter_layers`; raises ValueError for a model without any."""
+    layers = adapter_layers(model)
+    if not layers:
+        raise ValueError("model: expected one with adapters, it has none")
+    return layers
+
+
 def quantize_linear_layers(model: nn.Module, config: AdapterConfig) -> None:
     """Turns every nn.Linear and Conv1D but the output head into an `NF4Linear`, one at a time."""
     head = output_head(model)

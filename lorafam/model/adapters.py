@@ -13,7 +13,7 @@ from torch import nn
 from ..config import AdapterConfig, check_choice
 from ..methods import AdapterLayer, LoraLinear
 from ..methods.adapter import Adapter
-from .adapt import adapter_layers
+from .adapt import expected_layers
 from .targets import pattern_value
 
 COMBINATIONS = ("linear", "cat", "svd")
@@ -25,7 +25,7 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
     `config`: its rank, alpha, dropout, init and patterns; None: those the model was adapted with. Raises ValueError,
     before anything is changed, for a name that is there already, another method or a model without adapters.
     """
-    layers = _layers(model)
+    layers = expected_layers(model)
     config = config or getattr(model, "lorafam_config", None)
     if not isinstance(config, AdapterConfig):
         raise ValueError("config: expected one, the model doesn't know what it was adapted with")
@@ -48,18 +48,18 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
 
 def set_adapter(model: nn.Module, name: str) -> None:
     """Makes an adapter the active one in every layer. Raises KeyError where one doesn't have it."""
-    layers = _layers(model)
+    layers = expected_layers(model)
     for path, layer in layers.items():
-        _check_name(path, layer, name)
+        check_name(path, layer, name)
     for layer in layers.values():
         layer.set_adapter(name)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Removes an adapter. Raises KeyError where a layer doesn't have it, ValueError where it is the active one."""
-    layers = _layers(model)
+    layers = expected_layers(model)
     for path, layer in layers.items():
-        _check_name(path, layer, name)
+        check_name(path, layer, name)
         if layer.active_adapter == name:
             raise ValueError(f"name: {name!r} is the active adapter of {path!r}; set another one first")
     for layer in layers.values():
@@ -69,7 +69,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, every layer is its base."""
-    layers = list(_layers(model).values())
+    layers = list(expected_layers(model).values())
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -87,12 +87,12 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
 
     Raises KeyError for an unknown name, ValueError for another method, an adapter that drops in training or has a bias.
     """
-    layers = _layers(model)
+    layers = expected_layers(model)
     for path, layer in layers.items():
         if not isinstance(layer, LoraLinear):
             raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
         for name in {name for name in names if name is not None}:
-            _check_name(path, layer, name)
+            check_name(path, layer, name)
             adapter: Adapter = layer.adapters[name]  # type: ignore[assignment]
             if (adapter.dropout and layer.training) or getattr(adapter, "bias", None) is not None:
                 raise ValueError(f"names: {name!r} of {path!r} has dropout in training, or a bias of its own")
@@ -127,14 +127,14 @@ def combine_adapters(
     check_choice("how", how, COMBINATIONS)
     if len(adapters) != len(weights) or not adapters:
         raise ValueError(f"adapters, weights: expected as many of each, got {len(adapters)} and {len(weights)}")
-    layers = _layers(model)
+    layers = expected_layers(model)
     for path, layer in layers.items():
         if not isinstance(layer, LoraLinear):
             raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
         if name in layer.adapters:
             raise ValueError(f"name: expected a new one, {path!r} has an adapter {name!r} already")
         for one in adapters:
-            _check_name(path, layer, one)
+            check_name(path, layer, one)
             if getattr(layer.adapters[one], "bias", None) is not None:
                 raise ValueError(f"adapters: {one!r} of {path!r} has a bias of its own")
         ranks: set[Any] = {layer.adapters[one].rank for one in adapters}
@@ -172,13 +172,7 @@ def _combined(
     return (Q_a @ Vh[:rank].T).T.contiguous(), (Q_b @ U[:, :rank]) * S[:rank]
 
 
-def _layers(model: nn.Module) -> dict[str, AdapterLayer]:
-    layers = adapter_layers(model)
-    if not layers:
-        raise ValueError("model: expected one with adapters, it has none")
-    return layers
-
-
-def _check_name(path: str, layer: AdapterLayer, name: str) -> None:
+def check_name(path: str, layer: AdapterLayer, name: str, argument: str = "name") -> None:
+    """Raises KeyError, beginning with the `argument`, where a layer has no adapter of that name."""
     if name not in layer.adapters:
-        raise KeyError(f"name: expected one of {list(layer.adapters)}, which {path!r} has, got {name!r}")
+        raise KeyError(f"{argument}: expected one of {list(layer.adapters)}, which {path!r} has, got {name!r}")

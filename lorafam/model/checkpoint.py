@@ -16,7 +16,7 @@ from torch import nn
 from ..config import AdapterConfig
 from ..methods import AdapterLayer, LoraEmbedding
 from .adapt import adapt, adapter_layers, remove_adapters
-from .adapters import add_adapter
+from .adapters import add_adapter, check_name
 from .peft_format import (
     CONFIG_FILE,
     PREFIX,
@@ -42,7 +42,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     if not isinstance(config, AdapterConfig) or not layers:
         raise ValueError("model: expected one that lorafam.adapt or lorafam.load_adapter returned, it has no adapters")
     if adapter is not None:
-        _check_names(layers, adapter)
+        for path, layer in layers.items():
+            check_name(path, layer, adapter, "adapter")
         config = config_of(layers, adapter, config)
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
@@ -127,12 +128,6 @@ def _check_method(layers: dict[str, AdapterLayer], config: AdapterConfig) -> Non
         raise ValueError(f"{CONFIG_FILE}: an adapter of method {config.method!r}, the model has {sorted(methods)}")
 
 
-def _check_names(layers: dict[str, AdapterLayer], name: str) -> None:
-    for path, layer in layers.items():
-        if name not in layer.adapters:
-            raise KeyError(f"adapter: expected one of {list(layer.adapters)}, which {path!r} has, got {name!r}")
-
-
 def _load_beside(
     model: nn.Module,
     layers: dict[str, AdapterLayer],
@@ -155,8 +150,6 @@ def _load_beside(
     finally:
         for path, layer in layers.items():
             layer.active_adapter = active[path]
-            for other, adapter in layer.adapters.items():
-                adapter.requires_grad_(other == active[path])
 
 
 def load_tensors(

@@ -11,7 +11,7 @@ from ..config import check_choice
 from ..methods import AdapterLayer
 from ..methods.merge_report import THRESHOLD
 from ..methods.stored_weight import DENSE, FORMATS
-from .adapt import adapter_layers, replace_module
+from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
 
 Tensor = torch.Tensor
@@ -38,9 +38,7 @@ def merge_and_unload(
     another module's and, with `safe`, for a result that isn't finite; TypeError for a base whose weight can't be
     replaced. The model is then as it was. Until it returns, it holds what it replaces.
     """
-    layers = adapter_layers(model)
-    if not layers:
-        raise ValueError("model: expected one with adapters, it has none")
+    layers = expected_layers(model)
     check_choice("into", into, FORMATS)
     kept = _named(layers, [] if keep_unmerged == ADVISED else keep_unmerged)
     unknown = sorted((probe or {}).keys() - layers.keys())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapt import adapter_layers
+from .adapt import expected_layers
 
 Tensor = torch.Tensor
 
@@ -19,9 +19,7 @@ def probe_inputs(model: nn.Module, *args: Any, rows: int = 64, **kwargs: Any) ->
     They are spread evenly over the tokens; a layer that doesn't run has none. For `merge_and_unload(probe=...)`.
     Raises ValueError for a model without adapters.
     """
-    layers = adapter_layers(model)
-    if not layers:
-        raise ValueError("model: expected one with adapters, it has none")
+    layers = expected_layers(model)
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows: expected a positive integer, got {rows!r}")
     found: dict[str, Tensor] = {}

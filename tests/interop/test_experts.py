@@ -94,6 +94,7 @@ def test_as_peft_has_it(name: str, targets: list[str] | None, settings: dict[str
     rows = [row for row in report.rows if "experts" in row.name]
     assert {row.path for row in rows} == {"fused"}
     assert "updates grouped over experts" in rows[0].reason
+    assert lorafam.explain(_wrapper(model), 3).reason == rows[0].reason
     lorafam.decelerate(model)
     again = results(model)
     assert all(torch.equal(again[key], value) for key, value in expected.items())

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from .launch_config import LaunchConfig
+from .tiles.scale_table import span_of
 from .tiles.split_sum import is_last, sum_of_parts
 from .tiles.tile_order import tile_order
 from .tiles.weight_product import low_rank_start, weight_product
@@ -60,6 +61,8 @@ def lora_linear_kernel(
     BLOCK_SIZE: tl.constexpr,
     PACKED: tl.constexpr,
     INVERSE_GAIN: tl.constexpr,
+    SPAN: tl.constexpr,
+    ALIGNED: tl.constexpr,
     TARGET: tl.constexpr,
     WARPS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -102,6 +105,8 @@ def lora_linear_kernel(
         BLOCK_SIZE,
         PACKED,
         INVERSE_GAIN,
+        SPAN,
+        ALIGNED,
         TARGET,
         WARPS,
         BLOCK_N,
@@ -151,6 +156,7 @@ def lora_linear(
         K=K,
         R=R,
         share=share,
+        **span_of(weight, K, share, config),
         WARPS=config.num_warps,
         **config.constexprs(),
         **config.options(),

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lorafam.backends.triton_gpu.split import programs_of, share_of
+from lorafam.backends.triton_gpu.lora_linear import HALF_A_SECTOR
+from lorafam.backends.triton_gpu.split import share_of
 
 from .cards import Card
 from .code import half_rate
 
 ISSUED, HALF_RATE = 128, 64
 # NF4 with blocks of 64 and double quantisation: codes, a byte of absmax a block, fp32 for 256 blocks
-BYTES_A_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
+BLOCK_SIZE = 64
+BYTES_A_WEIGHT = 0.5 + 1 / BLOCK_SIZE + 4 / (BLOCK_SIZE * 256)
 BF16 = 2
 
 
@@ -49,8 +51,14 @@ def of_product(card: Card, config: Mapping[str, Any], M: int, N: int, K: int) ->
     block_m, block_n = config["BLOCK_M"], config["BLOCK_N"]
     tiles_m, tiles_n = -(-M // block_m), -(-N // block_n)
     tiles = tiles_m * tiles_n
-    programs = programs_of(card.multiprocessors, block_m * block_n)
-    share = share_of(programs, range_=K, turn=config["BLOCK_K"], tiles=tiles, size=block_m * block_n)
+    share = share_of(
+        card.multiprocessors,
+        range_=K,
+        turn=config["BLOCK_K"],
+        tiles=tiles,
+        size=block_m * block_n,
+        span=HALF_A_SECTOR * BLOCK_SIZE,
+    )
     split = -(-K // share)
     padded = tiles_n * block_n * K
     return Work(

@@ -92,7 +92,34 @@ def loops(program: Program, holding: str | None = None) -> list[Loop]:
     """Every loop, the longest first; or those with an instruction whose opcode starts with `holding`, the innermost of
     nested ones that have one.
     """
+    return [nest.loop for nest in nests(program, holding)]
+
+
+class Nest(NamedTuple):
+    """A loop, and what the next loop around it has beside it; empty where there is none."""
+
+    loop: Loop
+    around: Loop
+
+
+def nests(program: Program, holding: str | None = None) -> list[Nest]:
+    """`loops`, with what is around each."""
     starts, after = _blocks(program)
+    bodies = _bodies(after)
+    counted = {header: _counted(program, starts, body) for header, body in bodies.items()}
+    chosen = set(bodies)
+    if holding is not None:
+        chosen = {h for h in bodies if any(opcode.startswith(holding) for opcode in counted[h])}
+        chosen = {h for h in chosen if not any(bodies[other] < bodies[h] for other in chosen)}
+    found = []
+    for header in chosen:
+        outer = min((body for body in bodies.values() if bodies[header] < body), key=len, default=bodies[header])
+        found.append(Nest(counted[header], _counted(program, starts, outer - bodies[header])))
+    return sorted(found, key=lambda nest: -nest.loop.total())
+
+
+def _bodies(after: list[list[int]]) -> dict[int, set[int]]:
+    """The blocks of each natural loop by its header."""
     dominators = _dominators(after)
     before: dict[int, set[int]] = {block: set() for block in dominators}
     for block in dominators:
@@ -108,11 +135,7 @@ def loops(program: Program, holding: str | None = None) -> list[Loop]:
                     if (at := open_.pop()) not in body:
                         body.add(at)
                         open_ += before[at]
-    found = [(body, _counted(program, starts, body)) for body in bodies.values()]
-    if holding is not None:
-        found = [(body, counts) for body, counts in found if any(opcode.startswith(holding) for opcode in counts)]
-        found = [(body, counts) for body, counts in found if not any(other < body for other, _ in found)]
-    return sorted((counts for _, counts in found), key=Counter.total, reverse=True)
+    return bodies
 
 
 def _blocks(program: Program) -> tuple[list[int], list[list[int]]]:

@@ -7,8 +7,10 @@ a byte's two weights in a table of 256 rows, one nibble's in a table of 16. In a
 
 A turn of the source's loop covers a tile [BLOCK_N, BLOCK_K]; how many weights the threads decode in it is counted in
 the PTX, and what is above one for each weight of the tile is redundant: warps that decode one another's weights. The
-machine code's loop is as many turns as it has look-ups for. Where several loops decode, the worst is told. A kernel
-that decodes without a loop is counted whole, over the BLOCKS · BLOCK_SIZE weights of a program.
+machine code's loop is as many turns as it has look-ups for. Where several loops decode, the worst is told. What the
+loop around it does for every SPAN of blocks (`kernels/tiles/scale_table`: scales are decoded there, the pipeline filled
+and emptied) is added, over BLOCK_N · SPAN · BLOCK_SIZE weights. A kernel that decodes without a loop is counted whole,
+over the BLOCKS · BLOCK_SIZE weights of a program.
 
 All counts are of instructions that are issued, whether their predicate lets a lane take part or not, and code that
 waits counts once.
@@ -18,10 +20,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .control_flow import Loop, Program, loops, reachable, read_ptx, read_sass
+from .control_flow import Loop, Program, loops, nests, reachable, read_ptx, read_sass
 
 _LANES = 32
 _LOOK_UP, _PTX_LOOK_UP = "IDP.4A", "dp4a"
@@ -41,7 +43,8 @@ _FP32 = ("FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2")
 class PerWeight(NamedTuple):
     """Lane-instructions a weight: all, those beside the tensor cores' own, the integer and logic pipe's, the multiply
     pipe's (half rate too: integer products and dot products; on sm_80 fp32 arithmetic as well), those that read or
-    write shared memory. `redundancy`: how many times a weight is decoded. `weights`: of a turn, or of the program.
+    write shared memory. `around`: those of all that the loop around the one that decodes adds. `redundancy`: how many
+    times a weight is decoded. `weights`: of a turn, or of the program.
     """
 
     total: float
@@ -49,6 +52,7 @@ class PerWeight(NamedTuple):
     alu: float
     multiply: float
     shared: float
+    around: float
     redundancy: float
     weights: int
     in_a_loop: bool
@@ -72,13 +76,15 @@ def per_weight(listing: str, ptx: str, config: Mapping[str, Any], architecture: 
     if "BLOCKS" in config:
         weights = config["BLOCKS"] * config["BLOCK_SIZE"]
         count = reachable(program)
-        return _of(count, threads, weights, _look_ups(count) * each / weights, architecture, in_a_loop=False)
+        return _of([(count, weights)], threads, _look_ups(count) * each / weights, architecture, in_a_loop=False)
     tile = config["BLOCK_N"] * config["BLOCK_K"]
     redundancy = _redundancy(source, each, tile)
-    found = [
-        _of(count, threads, _covered(count, each, tile, redundancy), redundancy, architecture, in_a_loop=True)
-        for count in loops(program, _LOOK_UP)
-    ]
+    found = []
+    for loop, around in nests(program, _LOOK_UP):
+        counts = [(loop, _covered(loop, each, tile, redundancy))]
+        if config.get("PACKED") and "SPAN" in config:
+            counts.append((around, config["BLOCK_N"] * config["SPAN"] * config["BLOCK_SIZE"]))
+        found.append(_of(counts, threads, redundancy, architecture, in_a_loop=True))
     if not found:
         raise ValueError("the machine code looks levels up, but not in a loop")
     return max(found, key=lambda one: one.total)
@@ -120,20 +126,29 @@ def _covered(count: Loop, each: int, tile: int, redundancy: float) -> int:
     return round(turns) * tile
 
 
-def _of(count: Loop, threads: int, weights: int, redundancy: float, architecture: str, in_a_loop: bool) -> PerWeight:
-    def share(names: tuple[str, ...]) -> float:
-        return sum(n for opcode, n in count.items() if opcode.partition(".")[0] in names) * threads / weights
+def _of(
+    counts: list[tuple[Loop, int]], threads: int, redundancy: float, architecture: str, in_a_loop: bool
+) -> PerWeight:
+    """`counts`: instructions, each with how many weights they are for; the loop that decodes first."""
 
-    total = count.total() * threads / weights
-    tensor_cores = sum(n for opcode, n in count.items() if is_tensor_core(opcode)) * threads / weights
+    def share(are: Callable[[str], bool], counts: list[tuple[Loop, int]] = counts) -> float:
+        return sum(
+            sum(n for opcode, n in count.items() if are(opcode)) * threads / weights for count, weights in counts
+        )
+
+    def of(names: tuple[str, ...]) -> float:
+        return share(lambda opcode: opcode.partition(".")[0] in names)
+
+    total = share(lambda _: True)
     return PerWeight(
         total=total,
-        beside_tensor_cores=total - tensor_cores,
-        alu=share(_ALU),
-        multiply=share(_MULTIPLY + _FP32 if architecture == "sm_80" else _MULTIPLY),
-        shared=share(_SHARED),
+        beside_tensor_cores=total - share(is_tensor_core),
+        alu=of(_ALU),
+        multiply=of(_MULTIPLY + _FP32 if architecture == "sm_80" else _MULTIPLY),
+        shared=of(_SHARED),
+        around=share(lambda _: True, counts[1:]),
         redundancy=redundancy,
-        weights=weights,
+        weights=counts[0][1],
         in_a_loop=in_a_loop,
     )
 

@@ -23,6 +23,8 @@ Tensor = torch.Tensor
 
 # tokens up to which a product is bound by reading codes
 FEW = 16
+# of a row's scales, in bytes: two programs then fetch a sector of them, and what they fetch is 1.03 of the least
+HALF_A_SECTOR = 16
 
 
 def again(
@@ -146,6 +148,7 @@ def lora_linear(
         turn=config["BLOCK_K"],
         tiles=-(-tokens // config["BLOCK_M"]) * -(-out_features // config["BLOCK_N"]),
         size=config["BLOCK_M"] * config["BLOCK_N"],
+        span=HALF_A_SECTOR // scales[0].element_size() * weight["BLOCK_SIZE"] if weight["PACKED"] else 1,
     )
     arguments = {
         "x": x.contiguous(),

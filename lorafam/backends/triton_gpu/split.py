@@ -24,30 +24,39 @@ LARGEST_TILE = 128 * 128
 _kept: dict[tuple[torch.device, int], dict[str, Tensor]] = {}
 
 
-def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: int) -> dict[str, Any]:
+def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: int, span: int = 1) -> dict[str, Any]:
     """`share`, `parts`, `arrivals` for a sum over `range_` in turns, `tiles` output tiles of `size` elements each.
 
-    A split fills the device once; `parts` and `arrivals` are None without one.
+    A split fills the device once; `parts` and `arrivals` are None without one. `span`: see `share_of`.
     """
-    programs = programs_of(multiprocessors(device), size)
-    share = share_of(programs, range_=range_, turn=turn, tiles=tiles, size=size)
+    share = share_of(multiprocessors(device), range_=range_, turn=turn, tiles=tiles, size=size, span=span)
     if share >= range_:
         return {"share": share, "parts": None, "arrivals": None}
     return {"share": share, **_memory(device)}
 
 
-def programs_of(multiprocessors: int, size: int) -> int:
-    """How many programs fill a device with tiles of `size` elements."""
-    return multiprocessors * (EACH if size <= SMALL_TILE else 1)
+def share_of(multiprocessors: int, *, range_: int, turn: int, tiles: int, size: int, span: int = 1) -> int:
+    """How much of `range_`, in whole turns, each program sums where so many multiprocessors are to be filled.
 
-
-def share_of(programs: int, *, range_: int, turn: int, tiles: int, size: int) -> int:
-    """How much of `range_`, in whole turns, each program sums where about `programs` fill the device."""
+    Programs with less than a `span` each read sectors that others read too: then there are no more of them than give
+    every multiprocessor one. Whole or half spans where that makes none of them work a sixteenth longer.
+    """
     turns = max(1, -(-range_ // turn))
-    split = min(turns, programs // tiles)
+    split = multiprocessors * (EACH if size <= SMALL_TILE else 1) // tiles
+    split = min(turns, split, max(range_ // span, multiprocessors // tiles))
     if split < 2 or size > LARGEST_TILE:
         return turns * turn
-    return -(-turns // split) * turn
+
+    def longest(share: int) -> int:
+        """What the fullest multiprocessor sums."""
+        return -(-tiles * -(-range_ // share) // multiprocessors) * share
+
+    share = -(-turns // split) * turn
+    for step in (span, span // 2):
+        rounded = -(-share // max(step, turn)) * max(step, turn)
+        if 16 * longest(rounded) <= 17 * longest(share):
+            return rounded
+    return share
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 pytest.importorskip("triton")
-from lorafam.backends.triton_gpu.control_flow import loops, reachable, read_ptx, read_sass
+from lorafam.backends.triton_gpu.control_flow import Nest, loops, nests, reachable, read_ptx, read_sass
 
 
 def sass(text: str) -> str:
@@ -69,6 +69,26 @@ def test_of_nested_loops_the_innermost_that_holds_it() -> None:
     )
     assert [loop["IDP.4A.U8.U8"] for loop in loops(program, "IDP")] == [1]
     assert loops(program, "FFMA") == [Counter({"FFMA": 1, "BRA": 1})]
+
+
+def test_what_is_around_a_loop() -> None:
+    program = read_sass(
+        sass("""
+        MOV R1, c[0x0][0x28]
+        .L_x_0:
+        BAR.SYNC
+        .L_x_1:
+        IDP.4A.U8.U8 R4, R5, R6, R7
+        @P0 BRA `(.L_x_1)
+        STS [R1], R2
+        @P2 BRA `(.L_x_0)
+        EXIT
+        """)
+    )
+    inner = Counter({"IDP.4A.U8.U8": 1, "BRA": 1})
+    around = Counter({"BAR.SYNC": 1, "STS": 1, "BRA": 1})
+    assert nests(program, "IDP") == [Nest(inner, around)]
+    assert nests(program) == [Nest(inner + around, Counter()), Nest(inner, around)]
 
 
 def test_a_jump_into_the_middle_makes_no_loop_of_its_own() -> None:

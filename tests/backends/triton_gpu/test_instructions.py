@@ -95,6 +95,29 @@ def test_the_worst_of_several_loops() -> None:
     assert found.total == 6 * 32 / 256
 
 
+def test_what_is_done_for_each_span_of_blocks_is_added() -> None:
+    listing = sass("""
+    .L_x_1:
+    BAR.SYNC
+    LDG.E.128 R1, [R2]
+    .L_x_0:
+    IDP.4A.U8.U8 R4, R5, R6, R7
+    IDP.4A.U8.U8 R4, R5, R6, R7
+    IDP.4A.U8.U8 R4, R5, R6, R7
+    IDP.4A.U8.U8 R4, R5, R6, R7
+    @P0 BRA `(.L_x_0)
+    @P1 BRA `(.L_x_1)
+    EXIT
+    """)
+    config = {**CONFIG, "PACKED": True, "SPAN": 4, "BLOCK_SIZE": 64}
+    found = per_weight(listing, ptx(4, BYTES), config, "sm_90")
+    assert found is not None
+    assert found.around == 3 * 32 / (16 * 4 * 64)
+    assert found.total == 5 * 32 / 256 + found.around
+    assert found.beside_tensor_cores == found.total
+    assert found.weights == 256
+
+
 def test_what_does_not_fit_is_refused() -> None:
     assert per_weight(decoding(0), ptx(0, BYTES), CONFIG, "sm_90") is None
     with pytest.raises(ValueError, match="of its tile"):

@@ -7,20 +7,40 @@ from lorafam.backends.triton_gpu.split import LARGEST_TILE, share_of
 
 
 @pytest.mark.parametrize(
-    ("programs", "tiles", "share"),
+    ("multiprocessors", "tiles", "share"),
     [
-        (32, 2, 128),  # 8 turns, more programs than turns
-        (32, 8, 256),  # 4 programs a tile
-        (32, 11, 512),  # 2
-        (32, 12, 512),
-        (32, 17, 1024),  # 1: not split
-        (32, 64, 1024),
+        (16, 2, 128),  # 8 turns, more programs than turns; small tiles: two programs a multiprocessor
+        (16, 8, 256),  # 4 programs a tile
+        (16, 11, 512),  # 2
+        (16, 12, 512),
+        (16, 17, 1024),  # 1: not split
+        (16, 64, 1024),
     ],
 )
-def test_the_device_is_filled_once(programs: int, tiles: int, share: int) -> None:
-    assert share_of(programs, range_=1024, turn=128, tiles=tiles, size=128 * 16) == share
+def test_the_device_is_filled_once(multiprocessors: int, tiles: int, share: int) -> None:
+    assert share_of(multiprocessors, range_=1024, turn=128, tiles=tiles, size=128 * 16) == share
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "range_", "tiles", "share"),
+    [
+        (132, 4096, 32, 1024),  # one program a multiprocessor instead of two
+        (108, 4096, 32, 1024),  # as before, but whole spans
+        (132, 4096, 8, 256),  # few tiles: the device is filled at the price of sectors that others read too
+        (170, 4096, 32, 896),  # whole spans would leave multiprocessors without work
+        (132, 4096, 112, 2048),
+        (132, 4096, 256, 4096),
+        (132, 14336, 32, 1792),
+        (108, 14336, 32, 2560),  # half spans
+        (16, 512, 2, 128),  # the range is shorter than a span
+    ],
+)
+def test_spans_are_whole_where_the_device_is_filled_anyway(
+    multiprocessors: int, range_: int, tiles: int, share: int
+) -> None:
+    assert share_of(multiprocessors, range_=range_, turn=128, tiles=tiles, size=128 * 16, span=1024) == share
 
 
 def test_what_cannot_be_split() -> None:
-    assert share_of(32, range_=1000, turn=128, tiles=2, size=LARGEST_TILE + 1) == 1024
-    assert share_of(32, range_=100, turn=128, tiles=2, size=128) == 128
+    assert share_of(16, range_=1000, turn=128, tiles=2, size=LARGEST_TILE + 1) == 1024
+    assert share_of(16, range_=100, turn=128, tiles=2, size=128) == 128

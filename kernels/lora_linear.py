@@ -36,6 +36,107 @@ def _store(acc, c_ptr, bias_ptr, y_ptr, offs_n, offs_m, M, N):
 
 
 @triton.jit
+def lora_linear_tile(
+    tile,
+    split,
+    S,
+    slot,
+    x_ptr,
+    w_ptr,
+    levels_ptr,
+    scales,
+    p_ptr,
+    b_hat_ptr,
+    c_ptr,
+    bias_ptr,
+    y_ptr,
+    parts_ptr,
+    arrivals_ptr,
+    M,
+    N,
+    K,
+    R,
+    stride_p,
+    share,
+    stride_wn,
+    stride_wk,
+    BLOCK_SIZE: tl.constexpr,
+    PACKED: tl.constexpr,
+    INVERSE_GAIN: tl.constexpr,
+    SPAN: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TARGET: tl.constexpr,
+    WARPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """What the `split`-th of S programs does for a tile of Y. P [M, R] has rows `stride_p` apart.
+
+    `slot`: the tile's number among all of the launch; parts and arrivals are counted by it.
+    """
+    tile_m, tile_n = tile_order(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
+    first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
+    CHUNK: tl.constexpr = BLOCK_M // CHUNKS
+    offs_n = first_n + tl.arange(0, BLOCK_N)
+    acc = ()
+    for chunk in tl.static_range(CHUNKS):
+        if p_ptr is not None:
+            offs_m = first_m + chunk * CHUNK + tl.arange(0, CHUNK)
+            # the first of the programs that share a tile adds it
+            rank = tl.where(split == 0, R, 0)
+            acc = acc + (low_rank_start(b_hat_ptr, p_ptr, offs_n, offs_m, M, N, rank, R, stride_p, TARGET, BLOCK_R),)
+        else:
+            acc = acc + (tl.zeros((BLOCK_N, CHUNK), tl.float32),)
+    first = split * share
+    acc = weight_product(
+        acc,
+        x_ptr,
+        w_ptr,
+        levels_ptr,
+        scales,
+        first_n,
+        first_m,
+        first,
+        tl.minimum(first + share, K),
+        M,
+        N,
+        K,
+        stride_wn,
+        stride_wk,
+        BLOCK_SIZE,
+        PACKED,
+        INVERSE_GAIN,
+        SPAN,
+        ALIGNED,
+        TARGET,
+        WARPS,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    if parts_ptr is None:
+        for chunk in tl.static_range(CHUNKS):
+            offs_m = first_m + chunk * CHUNK + tl.arange(0, CHUNK)
+            _store(acc[chunk], c_ptr, bias_ptr, y_ptr, offs_n, offs_m, M, N)
+    else:
+        SIZE: tl.constexpr = BLOCK_M * BLOCK_N
+        place = tl.arange(0, CHUNK)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        part = parts_ptr + (slot * S + split).to(tl.int64) * SIZE
+        for chunk in tl.static_range(CHUNKS):
+            there = (first_m + chunk * CHUNK + tl.arange(0, CHUNK) < M)[None, :]
+            tl.store(part + chunk * CHUNK * BLOCK_N + place, acc[chunk], mask=there)
+        if is_last(arrivals_ptr, slot, S):
+            for chunk in tl.static_range(CHUNKS):
+                offs_m = first_m + chunk * CHUNK + tl.arange(0, CHUNK)
+                mask = tl.broadcast_to((offs_m < M)[None, :], (BLOCK_N, CHUNK))
+                total = sum_of_parts(parts_ptr, slot, S, chunk * CHUNK * BLOCK_N + place, mask, SIZE)
+                _store(total, c_ptr, bias_ptr, y_ptr, offs_n, offs_m, M, N)
+
+
+@triton.jit
 def lora_linear_kernel(
     x_ptr,
     w_ptr,
@@ -72,34 +173,28 @@ def lora_linear_kernel(
     CHUNKS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    tile, split = tl.program_id(0), tl.program_id(1)
-    tile_m, tile_n = tile_order(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
-    first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
-    CHUNK: tl.constexpr = BLOCK_M // CHUNKS
-    offs_n = first_n + tl.arange(0, BLOCK_N)
-    acc = ()
-    for chunk in tl.static_range(CHUNKS):
-        if p_ptr is not None:
-            offs_m = first_m + chunk * CHUNK + tl.arange(0, CHUNK)
-            # the first of the programs that share a tile adds it
-            rank = tl.where(split == 0, R, 0)
-            acc = acc + (low_rank_start(b_hat_ptr, p_ptr, offs_n, offs_m, M, N, rank, R, TARGET, BLOCK_R),)
-        else:
-            acc = acc + (tl.zeros((BLOCK_N, CHUNK), tl.float32),)
-    first = split * share
-    acc = weight_product(
-        acc,
+    lora_linear_tile(
+        tl.program_id(0),
+        tl.program_id(1),
+        tl.num_programs(1),
+        tl.program_id(0),
         x_ptr,
         w_ptr,
         levels_ptr,
         (absmax_ptr, nested_absmax_ptr, nested_levels_ptr, offset_ptr),
-        first_n,
-        first_m,
-        first,
-        tl.minimum(first + share, K),
+        p_ptr,
+        b_hat_ptr,
+        c_ptr,
+        bias_ptr,
+        y_ptr,
+        parts_ptr,
+        arrivals_ptr,
         M,
         N,
         K,
+        R,
+        R,
+        share,
         stride_wn,
         stride_wk,
         BLOCK_SIZE,
@@ -109,27 +204,13 @@ def lora_linear_kernel(
         ALIGNED,
         TARGET,
         WARPS,
+        BLOCK_M,
         BLOCK_N,
         BLOCK_K,
+        BLOCK_R,
+        CHUNKS,
+        GROUP,
     )
-    if parts_ptr is None:
-        for chunk in tl.static_range(CHUNKS):
-            offs_m = first_m + chunk * CHUNK + tl.arange(0, CHUNK)
-            _store(acc[chunk], c_ptr, bias_ptr, y_ptr, offs_n, offs_m, M, N)
-    else:
-        SIZE: tl.constexpr = BLOCK_M * BLOCK_N
-        S = tl.num_programs(1)
-        place = tl.arange(0, CHUNK)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-        part = parts_ptr + (tile * S + split).to(tl.int64) * SIZE
-        for chunk in tl.static_range(CHUNKS):
-            there = (first_m + chunk * CHUNK + tl.arange(0, CHUNK) < M)[None, :]
-            tl.store(part + chunk * CHUNK * BLOCK_N + place, acc[chunk], mask=there)
-        if is_last(arrivals_ptr, tile, S):
-            for chunk in tl.static_range(CHUNKS):
-                offs_m = first_m + chunk * CHUNK + tl.arange(0, CHUNK)
-                mask = tl.broadcast_to((offs_m < M)[None, :], (BLOCK_N, CHUNK))
-                total = sum_of_parts(parts_ptr, tile, S, chunk * CHUNK * BLOCK_N + place, mask, SIZE)
-                _store(total, c_ptr, bias_ptr, y_ptr, offs_n, offs_m, M, N)
 
 
 def lora_linear(

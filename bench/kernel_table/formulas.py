@@ -25,6 +25,9 @@ FORMULAS = {
         "b M N + 4 S M N where split",
         "few tokens: reading codes; many: tensor cores and decode",
     ),
+    "lora_linear_group": Formula(
+        "Σ of lora_linear's over the weights", "Σ of lora_linear's over the weights", "reading codes"
+    ),
     "lora_linear_grad": Formula(
         "T_M·W + T_K·(b M N + 4 M r) + 4 S M K where split", "b M K + 4 S M K where split", "tensor cores and decode"
     ),

@@ -24,7 +24,7 @@ class Variant(NamedTuple):
 
 
 # whose tile of tokens the launch table chooses by their number
-_BY_TOKENS = ("lora_linear", "lora_linear_grad", "dense_linear")
+_BY_TOKENS = ("lora_linear", "lora_linear_group", "lora_linear_grad", "dense_linear")
 
 
 def variant_of(kernel: str, config: Mapping[str, Any]) -> Variant:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .exact_dot import exact_dot
-from .nf4_decode import decode_levels, load_table, runs_ptx
+from .nf4_decode import block_scale, decode_levels, load_table, runs_ptx
 from .scale_table import fill_scale_table, scale_table, scales_of_block
 
 
@@ -65,29 +65,52 @@ def packed_product(
     codes_ptr = rows_w[:, None] + tl.arange(0, STEP // 2)[None, :]
     blocks = tl.minimum(first_n + row, N - 1).to(tl.uint32) * (K // BLOCK_SIZE).to(tl.uint32)
     offs_m = first_m + tl.arange(0, CHUNK)
-    in_shared = scale_table(BLOCK_N, SPAN, NVIDIA)
-    last = tl.cdiv(end, BLOCK_SIZE)
-    for span in range(first // BLOCK_SIZE, last, SPAN):
-        filled = fill_scale_table(in_shared, blocks, span, last, scales, INVERSE_GAIN, SPAN, ALIGNED, NVIDIA)
-        start, stop = tl.maximum(span * BLOCK_SIZE, first), tl.minimum((span + SPAN) * BLOCK_SIZE, end)
-        for k in range(start, stop, BLOCK_K):
+    if NVIDIA:
+        in_shared = scale_table(BLOCK_N, SPAN)
+        last = tl.cdiv(end, BLOCK_SIZE)
+        for span in range(first // BLOCK_SIZE, last, SPAN):
+            filled = fill_scale_table(in_shared, blocks, span, last, scales, INVERSE_GAIN, SPAN, ALIGNED)
+            start, stop = tl.maximum(span * BLOCK_SIZE, first), tl.minimum((span + SPAN) * BLOCK_SIZE, end)
+            for k in range(start, stop, BLOCK_K):
+                for j in tl.static_range(BLOCK_K // STEP):
+                    at = k + j * STEP
+                    w = _levels(codes_ptr + at // 2, table, x_ptr.dtype.element_ty, ORDERED, TARGET, WARPS)
+                    scale = scales_of_block(filled, at // BLOCK_SIZE - span, BLOCK_N)
+                    acc = _sums(acc, w, scale, x_ptr, columns_of_x + at, offs_m, M, K, TARGET)
+    else:
+        for k in range(first, end, BLOCK_K):
             for j in tl.static_range(BLOCK_K // STEP):
                 at = k + j * STEP
-                codes = tl.load(codes_ptr + at // 2)
-                if ORDERED and TARGET == "mma":
-                    codes = codes.reshape(BLOCK_N // (16 * WARPS), 2, WARPS, 8, 4, 2, 4)
-                    codes = codes.permute(0, 2, 1, 3, 5, 4, 6).reshape(BLOCK_N, STEP // 2)
-                elif ORDERED:
-                    codes = codes.reshape(BLOCK_N // (16 * WARPS), 2, WARPS, 8, 4, 8)
-                    codes = codes.permute(0, 2, 1, 3, 5, 4).reshape(BLOCK_N, STEP // 2)
-                w = decode_levels(codes, table, x_ptr.dtype.element_ty, NVIDIA)  # [BLOCK_N, STEP]
-                scale = scales_of_block(filled, blocks, span, at // BLOCK_SIZE, scales, INVERSE_GAIN, NVIDIA)
-                sums = ()
-                for c in tl.static_range(len(acc)):
-                    rows = offs_m + c * CHUNK
-                    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * K + columns_of_x[None, :] + at
-                    x = tl.load(x_ptrs, mask=(rows < M)[:, None], other=0.0)  # [CHUNK, STEP]
-                    part = exact_dot(w, tl.trans(x), tl.zeros((BLOCK_N, CHUNK), tl.float32), TARGET)
-                    sums = sums + (acc[c] + part * scale[:, None],)
-                acc = sums
+                w = _levels(codes_ptr + at // 2, table, x_ptr.dtype.element_ty, ORDERED, TARGET, WARPS)
+                scale = block_scale(blocks + (at // BLOCK_SIZE).to(tl.uint32), scales, None) * INVERSE_GAIN
+                acc = _sums(acc, w, scale, x_ptr, columns_of_x + at, offs_m, M, K, TARGET)
     return acc
+
+
+@triton.jit
+def _levels(codes_ptr, table, DTYPE: tl.constexpr, ORDERED: tl.constexpr, TARGET: tl.constexpr, WARPS: tl.constexpr):
+    """gain · level [BLOCK_N, STEP] of the codes at `codes_ptr`, where W's operand has them in registers."""
+    ROWS: tl.constexpr = codes_ptr.shape[0]
+    BYTES: tl.constexpr = codes_ptr.shape[1]
+    codes = tl.load(codes_ptr)
+    if ORDERED and TARGET == "mma":
+        codes = codes.reshape(ROWS // (16 * WARPS), 2, WARPS, 8, 4, 2, 4)
+        codes = codes.permute(0, 2, 1, 3, 5, 4, 6).reshape(ROWS, BYTES)
+    elif ORDERED:
+        codes = codes.reshape(ROWS // (16 * WARPS), 2, WARPS, 8, 4, 8)
+        codes = codes.permute(0, 2, 1, 3, 5, 4).reshape(ROWS, BYTES)
+    return decode_levels(codes, table, DTYPE, runs_ptx(TARGET))
+
+
+@triton.jit
+def _sums(acc, w, scale, x_ptr, columns, offs_m, M, K, TARGET: tl.constexpr):
+    """acc + scale ∘ (W xᵀ) over these columns of x, of one block of W."""
+    CHUNK: tl.constexpr = acc[0].shape[1]
+    sums = ()
+    for c in tl.static_range(len(acc)):
+        rows = offs_m + c * CHUNK
+        x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * K + columns[None, :]
+        x = tl.load(x_ptrs, mask=(rows < M)[:, None], other=0.0)  # [CHUNK, STEP]
+        part = exact_dot(w, tl.trans(x), tl.zeros((w.shape[0], CHUNK), tl.float32), TARGET)
+        sums = sums + (acc[c] + part * scale[:, None],)
+    return sums

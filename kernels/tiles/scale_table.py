@@ -6,7 +6,7 @@ sector of absmax codes, read by one lane in one or two loads.
 
     table fp32 [SPAN, ROWS], static, beside the decoder's and what Triton allocates
 
-Without inline PTX there is no table, and the loop decodes block by block.
+It takes inline PTX; elsewhere a loop decodes block by block.
 """
 
 import math
@@ -16,22 +16,21 @@ import triton
 import triton.language as tl
 
 from ..launch_config import LaunchConfig
-from .nf4_decode import block_scale, runs_ptx
+from .nf4_decode import runs_ptx
 
 # blocks; static shared memory ends at 48 KiB, 32 of which are the decoder's
 _MOST, _WORDS = 32, 4096
-# more blocks than a row has
-_ALL = 1 << 16
 _STORE = tl.constexpr("{ st.shared.f32 [$1], $2; mov.u32 $0, 0; }")
 
 
 def span_of(weight: dict[str, Any], K: int, share: int, config: LaunchConfig) -> dict[str, int]:
-    """SPAN and ALIGNED for the W [N, K] of these arguments, of whose columns each program takes `share`."""
+    """SPAN and ALIGNED for the W [N, K] of these arguments, each program taking `share` of K; 0: no table."""
     if not (weight["PACKED"] and runs_ptx(config.target)):
-        return {"SPAN": _ALL, "ALIGNED": 1}
+        return {"SPAN": 0, "ALIGNED": 0}
     per_row, own = K // weight["BLOCK_SIZE"], max(1, min(share, K) // weight["BLOCK_SIZE"])
     span = min(_MOST, _WORDS // config["BLOCK_N"], triton.next_power_of_2(own))
-    return {"SPAN": span, "ALIGNED": math.gcd(span, per_row, own if share < K else 0)}
+    whole = share % weight["BLOCK_SIZE"] == 0
+    return {"SPAN": span, "ALIGNED": math.gcd(span, per_row, (own if whole else 1) if share < K else 0)}
 
 
 @triton.constexpr_function
@@ -42,62 +41,50 @@ def _array(words):
 
 
 @triton.jit
-def scale_table(ROWS: tl.constexpr, SPAN: tl.constexpr, NVIDIA: tl.constexpr):
+def scale_table(ROWS: tl.constexpr, SPAN: tl.constexpr):
     """Where the table is: its address, once for a kernel."""
-    if NVIDIA:
-        return tl.inline_asm_elementwise(_array(ROWS * SPAN), "=r", [], dtype=tl.int32, is_pure=False, pack=1)
-    else:
-        return 0
+    return tl.inline_asm_elementwise(_array(ROWS * SPAN), "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def fill_scale_table(
-    table, rows, first, end, scales, INVERSE_GAIN, SPAN: tl.constexpr, ALIGNED: tl.constexpr, NVIDIA: tl.constexpr
-):
+def fill_scale_table(table, rows, first, end, scales, INVERSE_GAIN, SPAN: tl.constexpr, ALIGNED: tl.constexpr):
     """The table with scales / gain of blocks `first` to `first` + SPAN of each row; those from `end` on are 0.
 
     `rows` uint32 [ROWS]: where each row's blocks begin. ALIGNED, a power of two, divides these, `first` and `end`.
     """
-    if NVIDIA:
-        ROWS: tl.constexpr = rows.shape[0]
-        block = tl.arange(0, SPAN)
-        # the compiler is to see what ALIGNED says
-        first, end = first // ALIGNED * ALIGNED, end // ALIGNED * ALIGNED
-        start = tl.multiple_of(rows + first.to(tl.uint32), ALIGNED)
-        # [SPAN, ROWS]: for two loads of one shape the compiler would look for a common layout, the codes' suffering
-        index = start[None, :] + block[:, None].to(tl.uint32)
-        mask = None
+    ROWS: tl.constexpr = rows.shape[0]
+    block = tl.arange(0, SPAN)
+    # the compiler is to see what ALIGNED says
+    first, end = first // ALIGNED * ALIGNED, end // ALIGNED * ALIGNED
+    start = tl.multiple_of(rows + first.to(tl.uint32), ALIGNED)
+    # [SPAN, ROWS]: for two loads of one shape the compiler would look for a common layout, the codes' suffering
+    index = start[None, :] + block[:, None].to(tl.uint32)
+    mask = None
+    if ALIGNED < SPAN:
+        mask = tl.broadcast_to((first + block < end)[:, None], (SPAN, ROWS))
+    scale = tl.load(scales[0] + index, mask=mask, other=None if mask is None else 0)
+    if scales[1] is not None:
+        # a span is shorter than a nested block, and a row of it lies in one or two
+        one, last = start // 256, (rows + tl.minimum(first + SPAN, end).to(tl.uint32) - 1) // 256
+        nested = tl.load(scales[1] + one)[None, :]
         if ALIGNED < SPAN:
-            mask = tl.broadcast_to((first + block < end)[:, None], (SPAN, ROWS))
-        scale = tl.load(scales[0] + index, mask=mask, other=None if mask is None else 0)
-        if scales[1] is not None:
-            # a span is shorter than a nested block, and a row of it lies in one or two
-            one, last = start // 256, (rows + tl.minimum(first + SPAN, end).to(tl.uint32) - 1) // 256
-            nested = tl.load(scales[1] + one)[None, :]
-            if ALIGNED < SPAN:
-                nested = tl.where(index // 256 == one[None, :], nested, tl.load(scales[1] + last)[None, :])
-            scale = tl.load(scales[2] + scale.to(tl.int32)) * nested + tl.load(scales[3])
-        word = block[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        # until here others may still read what was there
-        tl.debug_barrier()
-        tl.inline_asm_elementwise(
-            _STORE, "=r,r,f", [table + word * 4, scale * INVERSE_GAIN], dtype=tl.int32, is_pure=False, pack=1
-        )
-        tl.debug_barrier()
-        # no read of the table is moved before the barrier: it needs this
-        return tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [table], dtype=tl.int32, is_pure=False, pack=1)
-    else:
-        return table
+            nested = tl.where(index // 256 == one[None, :], nested, tl.load(scales[1] + last)[None, :])
+        scale = tl.load(scales[2] + scale.to(tl.int32)) * nested + tl.load(scales[3])
+    word = block[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    # until here others may still read what was there
+    tl.debug_barrier()
+    tl.inline_asm_elementwise(
+        _STORE, "=r,r,f", [table + word * 4, scale * INVERSE_GAIN], dtype=tl.int32, is_pure=False, pack=1
+    )
+    tl.debug_barrier()
+    # no read of the table is moved before the barrier: it needs this
+    return tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [table], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def scales_of_block(filled, rows, first, block, scales, INVERSE_GAIN, NVIDIA: tl.constexpr):
-    """scale / gain fp32 [ROWS] of a block of each row, one of those from `first` that the table holds."""
-    if NVIDIA:
-        ROWS: tl.constexpr = rows.shape[0]
-        address = filled + ((block - first) * ROWS + tl.arange(0, ROWS)) * 4
-        return tl.inline_asm_elementwise(
-            "ld.shared.f32 $0, [$1];", "=f,r", [address], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        return block_scale(rows + block.to(tl.uint32), scales, None) * INVERSE_GAIN
+def scales_of_block(filled, block, ROWS: tl.constexpr):
+    """fp32 [ROWS]: a block of each row, the table's `block`-th."""
+    address = filled + (block * ROWS + tl.arange(0, ROWS)) * 4
+    return tl.inline_asm_elementwise(
+        "ld.shared.f32 $0, [$1];", "=f,r", [address], dtype=tl.float32, is_pure=True, pack=1
+    )

@@ -33,7 +33,7 @@ def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) ->
     """The Y_i and the P_i, nothing recorded."""
     As, Bs, scales, biases = factors
     P = call("lora_project", x, torch.cat([*As]), None, 0.0)
-    parts = [part.contiguous() for part in P.split([A.shape[0] for A in As], 1)]
+    parts = list(P.split([A.shape[0] for A in As], 1))
     ups = [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
     ys = call("lora_linear_group", x, *joined(storages), parts, ups, list(biases))
     return ys, parts

@@ -155,8 +155,10 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 x, grad_y, P = random(tokens, K, dtype=dtype) + 1, random(tokens, N, dtype=dtype), random(tokens, RANK)
                 yield "lora_linear", what, (x, *weight, P, B_hat, c, bias)
                 data, scales, layout = weight
-                group = ([data] * 2, [*scales] * 2, [*layout] * 2, [P, P + 1], [B_hat, B_hat - 1], [bias, None])
-                yield "lora_linear_group", what, (x, *group)
+                group = ([data] * 2, [*scales] * 2, [*layout] * 2, [P, P + 1], [B_hat, B_hat - 1])
+                # alike, and not
+                yield "lora_linear_group", what, (x, *group, [bias, bias])
+                yield "lora_linear_group", what, (x, *group, [bias, None])
                 yield "lora_linear_grad", what, (grad_y, *weight, c, P, A, seed, 0.1)
                 yield "lora_project", what, (x, A, seed, 0.1)
                 more = (x, P, B_hat, c, grad_y + 1, bias, c, seed, 0.1, True)

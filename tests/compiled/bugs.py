@@ -15,6 +15,8 @@ PRODUCTS = tuple(
 )
 FOUR_BIT = ("tests/backends/test_four_bit.py",)
 ROW_NORM = ("tests/backends/test_row_norm.py",)
+SCALES = ("tests/backends/triton_gpu/test_scale_table.py", "tests/backends/triton_gpu/test_compiled_code.py")
+GROUP = ("tests/backends/triton_gpu/test_lora_linear_group.py",)
 STAGED = ("tests/backends/triton_gpu/test_staged.py",)
 REPLAY = ("tests/backends/triton_gpu/test_replay.py",)
 ADALORA = ("tests/backends/triton_gpu/test_adalora.py",)
@@ -62,8 +64,42 @@ BUGS = (
     Bug("tiles/weight_tile.py", "another block", "+ first_k // BLOCK_SIZE\n", "+ first_k // BLOCK_SIZE // 2\n"),
     Bug("tiles/weight_tile.py", "other columns", "(K // 2) + first_k // 2 +", "(K // 2) + first_k // 4 +"),
     Bug("tiles/packed_product.py", "wrong stride", ".to(tl.int64) * (K // 2)", ".to(tl.int64) * (K // 2 + 1)"),
-    Bug("tiles/packed_product.py", "shift a scale index", "(at // BLOCK_SIZE)", "(k // BLOCK_SIZE)"),
-    Bug("tiles/packed_product.py", "lose the gain", "scales, None) * INVERSE_GAIN", "scales, None)"),
+    Bug("tiles/packed_product.py", "shift a scale index", "at // BLOCK_SIZE - span", "k // BLOCK_SIZE - span"),
+    Bug("tiles/packed_product.py", "a span too few", "range(first // BLOCK_SIZE, last, SPAN)", "range(0, last, SPAN)"),
+    Bug("tiles/scale_table.py", "lose the gain", "scale * INVERSE_GAIN", "scale"),
+    Bug("tiles/scale_table.py", "lose the offset", "* nested + tl.load(scales[3])", "* nested"),
+    Bug("tiles/scale_table.py", "table half filled", "block[:, None] * ROWS", "block[:, None] % 2 * ROWS", SCALES),
+    Bug(
+        "tiles/scale_table.py",
+        "one nested block for all",
+        "nested, tl.load(scales[1] + last)[None, :]",
+        "nested, nested",
+        SCALES,
+    ),
+    Bug("tiles/scale_table.py", "drop a mask", "first + block < end", "first + block >= 0", SCALES),
+    Bug("tiles/scale_table.py", "alignment that isn't", "(own if whole else 1)", "own", SCALES),
+    Bug("tiles/scale_table.py", "alignment of a row that isn't", "math.gcd(span, per_row,", "math.gcd(span,", SCALES),
+    Bug(
+        "tiles/scale_table.py",
+        "overwritten while it is read",
+        "    tl.debug_barrier()\n    tl.inline_asm",
+        "    tl.inline_asm",
+        SCALES,
+    ),
+    Bug(
+        "tiles/scale_table.py",
+        "read before it is written",
+        "    tl.debug_barrier()\n    # no read",
+        "    # no read",
+        SCALES,
+    ),
+    Bug(
+        "tiles/scale_table.py",
+        "swizzled operands off their place",
+        "-(-words // 256) * 256",
+        "words + 32",
+        chosen="sm_90",
+    ),
     Bug("tiles/packed_product.py", "x in another order", "place // 8 % 4 * 16 + place // 32 * 8", "place // 8 * 8"),
     Bug(
         "tiles/packed_product.py",
@@ -130,7 +166,17 @@ BUGS = (
         "    if bias_ptr is None and c_ptr is not None:\n        acc *=",
     ),
     Bug("lora_linear.py", "lost share", "tl.minimum(first + share, K),", "tl.minimum(first + share, K - BLOCK_K),"),
-    Bug("lora_linear.py", "another's part", "(tile * S + split).to(tl.int64) * SIZE", "(tile * S).to(tl.int64) * SIZE"),
+    Bug("lora_linear.py", "another's part", "(slot * S + split).to(tl.int64) * SIZE", "(slot * S).to(tl.int64) * SIZE"),
+    Bug("lora_linear_group.py", "another's rows", "tl.where(which == 1, other, third)", "other", GROUP),
+    Bug("lora_linear_group.py", "another's parts", "  slot,\n        x_ptr", "  slot // 2,\n        x_ptr", GROUP),
+    Bug("lora_linear_group.py", "a tile too early", "(slot >= third)", "(slot > third)", GROUP),
+    Bug(
+        "lora_linear_group.py",
+        "rows of P apart",
+        "        stride_p,\n        share",
+        "        R_0,\n        share",
+        GROUP,
+    ),
     Bug(
         "tiles/columns_product.py",
         "swap nibbles",

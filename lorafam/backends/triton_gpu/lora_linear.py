@@ -14,7 +14,7 @@ from ...kernels.paths import STAGED, path_of
 from ...ops.by_storage import weight_shape
 from .launch import architecture, architecture_and_stream, launch, launch_to_repeat
 from .operands import dtype_name, factor, vector
-from .replay import Replay
+from .replay import Replay, known, remember
 from .split import split_in
 from .staged import can_be_staged, decoded_weight, product, scaled_rows
 from .weight import how_read, weight_arguments
@@ -45,12 +45,12 @@ def again(
     weight = _known.get(id(data))
     if weight is None or weight.data() is not data or weight.layout != layout:
         return None
-    tensors, addresses, key = _described(x, data, scales, P, B_hat, c, bias)
+    tensors, addresses, key = described(x, data, scales, P, B_hat, c, bias)
     replay = weight.calls.get(key)
     if replay is None:
         return None
     y = x.new_empty((shape[0], weight.out_features))
-    replay(addresses if x.is_cuda else tensors, y)
+    replay(addresses if x.is_cuda else tensors, [y])
     return y
 
 
@@ -64,16 +64,10 @@ class _Weight(NamedTuple):
 
 
 # by the id of a weight's data
-_known: dict[int, _Weight] = {}
-_MOST_KNOWN = 1 << 14
+_known: dict[int, _Weight] = known()
 
 
-def forget() -> None:
-    """No call is known any more."""
-    _known.clear()
-
-
-def _described(
+def described(
     x: Tensor,
     data: Tensor,
     scales: list[Tensor],
@@ -128,7 +122,7 @@ def lora_linear(
     if not y.numel():
         return y
     weight = weight_arguments(data, scales, layout, arch, packed_for=x.dtype)
-    config = _whole_turns(
+    config = whole_turns(
         launch_config(
             "lora_linear",
             arch,
@@ -142,14 +136,7 @@ def lora_linear(
         weight,
         in_features,
     )
-    split = split_in(
-        x.device,
-        range_=in_features,
-        turn=config["BLOCK_K"],
-        tiles=-(-tokens // config["BLOCK_M"]) * -(-out_features // config["BLOCK_N"]),
-        size=config["BLOCK_M"] * config["BLOCK_N"],
-        span=HALF_A_SECTOR // scales[0].element_size() * weight["BLOCK_SIZE"] if weight["PACKED"] else 1,
-    )
+    split = shared_among(x.device, config, weight, tokens, [out_features], in_features)
     arguments = {
         "x": x.contiguous(),
         "weight": weight,
@@ -171,24 +158,43 @@ def lora_linear(
     started = launch_to_repeat(x.device, ("y_ptr",), kernel, **arguments)
     # a captured graph's memory is its own
     if started is not None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        tensors, _, key = _described(x, data, scales, P, B_hat, c, bias)
+        tensors, addresses, key = described(x, data, scales, P, B_hat, c, bias)
         kept = [weight["levels_ptr"], split["parts"], split["arrivals"]]
-        replay = Replay.of(started, tensors, y, [tensor for tensor in kept if tensor is not None])
+        replay = Replay.of(started, tensors, addresses[1:-4], [y], [tensor for tensor in kept if tensor is not None])
         if replay is not None:
             _remember(data, layout, key, replay, out_features)
     return y
 
 
 def _remember(data: Tensor, layout: list[int], key: tuple[Any, ...], replay: Replay, out_features: int) -> None:
-    if len(_known) >= _MOST_KNOWN:
-        forget()
     weight = _known.get(id(data))
     if weight is None or weight.data() is not data or weight.layout != layout:
-        weight = _known[id(data)] = _Weight(weakref.ref(data), list(layout), out_features, {})
+        weight = _Weight(weakref.ref(data), list(layout), out_features, {})
+        remember(_known, id(data), weight)
     weight.calls[key] = replay
 
 
-def _whole_turns(config: LaunchConfig, weight: dict, in_features: int) -> LaunchConfig:
+def shared_among(
+    device: torch.device,
+    config: LaunchConfig,
+    weight: dict[str, Any],
+    tokens: int,
+    out_features: list[int],
+    in_features: int,
+) -> dict[str, Any]:
+    """`split_in` of K for products of so many output features, all in one launch."""
+    scales = weight["absmax_ptr"]
+    return split_in(
+        device,
+        range_=in_features,
+        turn=config["BLOCK_K"],
+        tiles=-(-tokens // config["BLOCK_M"]) * sum(-(-N // config["BLOCK_N"]) for N in out_features),
+        size=config["BLOCK_M"] * config["BLOCK_N"],
+        span=HALF_A_SECTOR // scales.element_size() * weight["BLOCK_SIZE"] if weight["PACKED"] else 1,
+    )
+
+
+def whole_turns(config: LaunchConfig, weight: dict, in_features: int) -> LaunchConfig:
     """BLOCK_K that divides K where rows have whole blocks: no turn of the loop has a tail."""
     turn = config["BLOCK_K"]
     while weight["PACKED"] and in_features % turn:

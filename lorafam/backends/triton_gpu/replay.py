@@ -7,7 +7,7 @@ call that is like an earlier one in all of these goes straight to the driver.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,52 +25,83 @@ class Started(NamedTuple):
     arguments: dict[str, Any]
 
 
+# by op: what is known, by the ids of weights
+_known: list[dict[Any, Any]] = []
+_MOST_KNOWN = 1 << 14
+
+
+def known() -> dict[Any, Any]:
+    """Where an op keeps what it knows of a weight or a group."""
+    _known.append({})
+    return _known[-1]
+
+
+def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    """Puts it there; when there is no more room, all that was known is forgotten."""
+    if len(known) >= _MOST_KNOWN:
+        forget()
+    known[key] = value
+
+
+def forget() -> None:
+    """No call is known any more."""
+    for one in _known:
+        one.clear()
+
+
 class Replay:
     """A launch over an op's tensors."""
 
     def __init__(
-        self, start: Start, arguments: list[Any], slots: list[tuple[int, int]], output: int, kept: list[Tensor]
+        self, start: Start, arguments: list[Any], slots: list[tuple[int, int]], outputs: list[int], kept: list[Tensor]
     ):
-        self._start, self._arguments, self._slots, self._output = start, arguments, slots, output
+        self._start, self._arguments, self._slots, self._outputs = start, arguments, slots, outputs
         # their addresses are among the arguments
         self._kept = kept
 
     @classmethod
     def of(
-        cls, started: Started, tensors: Sequence[Tensor | None], output: Tensor, kept: list[Tensor]
+        cls,
+        started: Started,
+        tensors: Sequence[Tensor | None],
+        fixed: Collection[int],
+        outputs: Sequence[Tensor],
+        kept: list[Tensor],
     ) -> Replay | None:
         """Of a launch over `tensors` and what the backend keeps where it is. None where it can't be repeated: it took a
-        tensor made in the call, or two of the tensors start at one address.
+        tensor made in the call, or two of the tensors start at one address that isn't `fixed`, the same in every call.
         """
-        given = [tensor for tensor in tensors if tensor is not None]
+        given = [tensor.data_ptr() for tensor in tensors if tensor is not None]
         places = {tensor.data_ptr(): place for place, tensor in enumerate(tensors) if tensor is not None}
+        made = {output.data_ptr(): place for place, output in enumerate(outputs)}
         stays = {tensor.data_ptr() for tensor in kept}
         arguments = list(started.arguments.values())
         slots: list[tuple[int, int]] = []
-        outputs: list[int] = []
+        written: dict[int, int] = {}
         for index, value in enumerate(arguments):
             if not isinstance(value, torch.Tensor):
                 continue
             address = value.data_ptr()
             # of the call's own tensors none is kept
-            if address == output.data_ptr():
-                outputs.append(index)
+            if address in made:
+                written[made[address]] = index
                 arguments[index] = None
             elif address in places:
                 slots.append((index, places[address]))
                 arguments[index] = None
             elif address in stays:
-                arguments[index] = address if output.is_cuda else value
+                arguments[index] = address if outputs[0].is_cuda else value
             else:
                 return None
-        if len(places) != len(given) or len(outputs) != 1:
+        if any(given.count(address) > 1 and address not in fixed for address in given) or len(written) != len(outputs):
             return None
-        return cls(started.start, arguments, slots, outputs[0], kept)
+        return cls(started.start, arguments, slots, [written[place] for place in range(len(outputs))], kept)
 
-    def __call__(self, tensors: Sequence[Any], output: Tensor) -> None:
+    def __call__(self, tensors: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         """Launches over `tensors`, in the order of the first call: addresses on a GPU, else tensors."""
         arguments = self._arguments.copy()
         for index, place in self._slots:
             arguments[index] = tensors[place]
-        arguments[self._output] = output.data_ptr() if output.is_cuda else output
+        for index, output in zip(self._outputs, outputs, strict=True):
+            arguments[index] = output.data_ptr() if output.is_cuda else output
         self._start(arguments)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ...kernels.paths import CUBLAS, TRITON
-from ...ops.by_storage import NESTED_BLOCK_SIZE
+from ...ops.by_storage import NESTED_BLOCK_SIZE, Storage, joined
 from .instructions import global_accesses, per_weight
 from .launch import Launch, compiled_only
+from .lora_linear import FEW
 from .machine_code import disassembly, machine_code
 from .staged import product
 
@@ -34,7 +35,6 @@ LONG_K = 16384
 K_TAIL = 240
 
 Tensor = torch.Tensor
-Storage = tuple[Tensor, list[Tensor], list[int]]
 
 
 class Call(NamedTuple):
@@ -60,6 +60,7 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
         lora_factors_grad,
         lora_linear,
         lora_linear_grad,
+        lora_linear_group,
         lora_project,
         quantize_4bit,
         quantize_absmax,
@@ -83,6 +84,10 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
                 yield call(lora_linear, x, *weight, P, B_hat, None, None)
                 yield call(lora_linear_grad, grad_y, *weight, vector, P, A, seed, p)
                 yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
+            if tokens <= FEW and dtype != torch.float32:
+                for members, bias in ((3, None), (2, vector)):
+                    group = joined([four_bit(N, K) for _ in range(members)])
+                    yield call(lora_linear_group, x, *group, [P] * members, [B_hat] * members, [bias] * members)
             tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
             yield call(lora_linear, tail, *four_bit(N, K_TAIL), P, B_hat, None, None)
         for by in (CUBLAS, TRITON) if dtype != torch.float32 else ():
@@ -131,7 +136,8 @@ def four_bit(rows: int, columns: int) -> Storage:
         torch.ones(256),
         torch.ones(()),
     ]
-    return torch.zeros(rows * columns // 2, dtype=torch.uint8), scales, [rows, columns, 64, 0, NESTED_BLOCK_SIZE]
+    codes = torch.zeros(rows * columns // 2, dtype=torch.uint8)
+    return Storage(codes, scales, [rows, columns, 64, 0, NESTED_BLOCK_SIZE])
 
 
 def dump_kernels(

@@ -11,7 +11,7 @@ from ....kernels.launch_config import LaunchConfig
 from ....kernels.launch_table import config_of, prefer, preferred
 from ....kernels.paths import prefer_paths, preferred_paths
 from ...user_files import write_whole
-from ..lora_linear import forget
+from ..replay import forget
 from ..user_table import read
 from .check import GpuLostError
 from .gpu import Gpu

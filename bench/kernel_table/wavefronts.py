@@ -13,7 +13,7 @@ from lorafam.backends.triton_gpu.shipped import RANK, four_bit
 from lorafam.backends.triton_gpu.traffic import Counted, count
 
 N = 256
-# 16 programs share a tile of each
+# as many programs share a tile of each
 LENGTHS = (4096, 8192)
 
 

@@ -27,6 +27,7 @@ PRODUCTS = {
     "dense_linear_kernel",
     "lora_linear_kernel",
     "lora_linear_grad_kernel",
+    "lora_linear_group_kernel",
     "lora_project_kernel",
     "lora_factors_grad_kernel",
     "lora_grad_pass_kernel",

@@ -17,6 +17,8 @@ Tensor = torch.Tensor
 _MULTIPROCESSORS = 16
 # programs that a multiprocessor should have, of tiles whose parts are small beside W; tiles in elements
 EACH, SMALL_TILE = 2, 32 * 128
+# by how much the fullest multiprocessor may work longer for it: with small tiles it waits for memory
+SMALL_SLACK, SLACK = 1 / 6, 1 / 16
 # whose parts are kept
 LARGEST_TILE = 128 * 128
 
@@ -35,28 +37,28 @@ def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: 
     return {"share": share, **_memory(device)}
 
 
+@functools.lru_cache(maxsize=1024)
 def share_of(multiprocessors: int, *, range_: int, turn: int, tiles: int, size: int, span: int = 1) -> int:
     """How much of `range_`, in whole turns, each program sums where so many multiprocessors are to be filled.
 
-    Programs with less than a `span` each read sectors that others read too: then there are no more of them than give
-    every multiprocessor one. Whole or half spans where that makes none of them work a sixteenth longer.
+    That of which the fullest multiprocessor has least to sum. Programs with less than a `span` each read sectors that
+    others read too: at least a span, and whole halves of it, where that makes the fullest work little longer.
     """
     turns = max(1, -(-range_ // turn))
-    split = multiprocessors * (EACH if size <= SMALL_TILE else 1) // tiles
-    split = min(turns, split, max(range_ // span, multiprocessors // tiles))
-    if split < 2 or size > LARGEST_TILE:
+    most = min(turns, multiprocessors * (EACH if size <= SMALL_TILE else 1) // tiles)
+    if most < 2 or size > LARGEST_TILE:
         return turns * turn
-
-    def longest(share: int) -> int:
-        """What the fullest multiprocessor sums."""
-        return -(-tiles * -(-range_ // share) // multiprocessors) * share
-
-    share = -(-turns // split) * turn
-    for step in (span, span // 2):
-        rounded = -(-share // max(step, turn)) * max(step, turn)
-        if 16 * longest(rounded) <= 17 * longest(share):
-            return rounded
-    return share
+    longest: dict[int, int] = {}
+    for split in range(1, most + 1):
+        share = -(-turns // split) * turn
+        for step in (turn, max(turn, span // 2), max(turn, span)):
+            rounded = -(-share // step) * step
+            programs = tiles * -(-range_ // rounded)
+            longest[rounded] = -(-programs // multiprocessors) * rounded
+    slack = SMALL_SLACK if size <= SMALL_TILE else SLACK
+    good = [share for share, work in longest.items() if work <= (1 + slack) * min(longest.values())]
+    # then as many programs as there may be, to hide one another's latency; below a span as few as fill the device
+    return max(good, key=lambda share: (share >= span, 2 * share % span == 0, -share if share >= span else share))
 
 
 @functools.cache

@@ -22,23 +22,25 @@ def test_the_device_is_filled_once(multiprocessors: int, tiles: int, share: int)
 
 
 @pytest.mark.parametrize(
-    ("multiprocessors", "range_", "tiles", "share"),
+    ("multiprocessors", "range_", "tiles", "tokens", "share"),
     [
-        (132, 4096, 32, 1024),  # one program a multiprocessor instead of two
-        (108, 4096, 32, 1024),  # as before, but whole spans
-        (132, 4096, 8, 256),  # few tiles: the device is filled at the price of sectors that others read too
-        (170, 4096, 32, 896),  # whole spans would leave multiprocessors without work
-        (132, 4096, 112, 2048),
-        (132, 4096, 256, 4096),
-        (132, 14336, 32, 1792),
-        (108, 14336, 32, 2560),  # half spans
-        (16, 512, 2, 128),  # the range is shorter than a span
+        (132, 4096, 32, 16, 1024),  # one program a multiprocessor instead of two
+        (108, 4096, 32, 16, 1536),  # 96 programs, not 128: twenty multiprocessors would have two
+        (132, 4096, 8, 16, 256),  # few tiles: the device is filled at the price of sectors that others read too
+        (170, 4096, 32, 16, 1024),  # 128 programs instead of 160: waiting for memory anyway
+        (170, 4096, 32, 64, 896),  # with large tiles the products would take longer
+        (132, 4096, 112, 16, 2048),
+        (132, 4096, 256, 16, 4096),
+        (132, 14336, 32, 16, 2048),
+        (108, 14336, 32, 16, 2560),  # half spans
+        (16, 512, 2, 16, 128),  # the range is shorter than a span
     ],
 )
 def test_spans_are_whole_where_the_device_is_filled_anyway(
-    multiprocessors: int, range_: int, tiles: int, share: int
+    multiprocessors: int, range_: int, tiles: int, tokens: int, share: int
 ) -> None:
-    assert share_of(multiprocessors, range_=range_, turn=128, tiles=tiles, size=128 * 16, span=1024) == share
+    found = share_of(multiprocessors, range_=range_, turn=128, tiles=tiles, size=128 * tokens, span=1024)
+    assert found == share
 
 
 def test_what_cannot_be_split() -> None:

@@ -9,7 +9,6 @@ sector of absmax codes, read by one lane in one or two loads.
 It takes inline PTX; elsewhere a loop decodes block by block.
 """
 
-import math
 from typing import Any
 
 import triton
@@ -30,7 +29,9 @@ def span_of(weight: dict[str, Any], K: int, share: int, config: LaunchConfig) ->
     per_row, own = K // weight["BLOCK_SIZE"], max(1, min(share, K) // weight["BLOCK_SIZE"])
     span = min(_MOST, _WORDS // config["BLOCK_N"], triton.next_power_of_2(own))
     whole = share % weight["BLOCK_SIZE"] == 0
-    return {"SPAN": span, "ALIGNED": math.gcd(span, per_row, (own if whole else 1) if share < K else 0)}
+    # its lowest bit divides them all, and span is a power of two
+    bits = span | per_row | ((own if whole else 1) if share < K else 0)
+    return {"SPAN": span, "ALIGNED": bits & -bits}
 
 
 @triton.constexpr_function

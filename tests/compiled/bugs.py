@@ -78,7 +78,7 @@ BUGS = (
     ),
     Bug("tiles/scale_table.py", "drop a mask", "first + block < end", "first + block >= 0", SCALES),
     Bug("tiles/scale_table.py", "alignment that isn't", "(own if whole else 1)", "own", SCALES),
-    Bug("tiles/scale_table.py", "alignment of a row that isn't", "math.gcd(span, per_row,", "math.gcd(span,", SCALES),
+    Bug("tiles/scale_table.py", "alignment of a row that isn't", "bits = span | per_row |", "bits = span |", SCALES),
     Bug(
         "tiles/scale_table.py",
         "swizzled operands off their place",

@@ -56,9 +56,7 @@ def launched(where: str, given: tuple[Any, ...]) -> list[str]:
     return [launch.name for launch in launches]
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("members", [2, 3])
-@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize(("tokens", "members", "bias"), [(1, 3, True), (16, 2, False)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("stored", [{}, {"double_quant": False}, {"block_size": 32}], ids=str)
 def test_as_good_as_eager(

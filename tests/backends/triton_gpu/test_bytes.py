@@ -136,7 +136,7 @@ def test_programs_request_codes_and_scales_once(architecture: str, layer: Layer,
 
 @pytest.mark.xfail(
     strict=True,
-    reason="1.21 to 1.46 of the least: two tiles of rows are shared by 16 multiprocessors, and a row's scales of one "
+    reason="1.10 to 1.24 of the least: two tiles of rows are shared by 16 multiprocessors, and a row's scales of one "
     "program's share are a few bytes of a sector, which the others fetch again (share_of in split.py)",
 )
 def test_programs_of_a_layer_with_few_rows_request_codes_and_scales_once(architecture: str, tokens: int) -> None:

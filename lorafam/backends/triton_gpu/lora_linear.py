@@ -38,9 +38,7 @@ def again(
     bias: Tensor | None,
 ) -> Tensor | None:
     """The result, where a call like this one was made before on the decode path; None where not."""
-    shape = x.shape
-    # on another device than the current one a launch needs more
-    if shape[0] > FEW or (x.is_cuda and x.get_device() != torch._C._cuda_getDevice()):
+    if not may_be_known(x):
         return None
     weight = _known.get(id(data))
     if weight is None or weight.data() is not data or weight.layout != layout:
@@ -49,9 +47,14 @@ def again(
     replay = weight.calls.get(key)
     if replay is None:
         return None
-    y = x.new_empty((shape[0], weight.out_features))
+    y = x.new_empty((x.shape[0], weight.out_features))
     replay(addresses if x.is_cuda else tensors, [y])
     return y
+
+
+def may_be_known(x: Tensor) -> bool:
+    """Whether calls over this x are remembered: few tokens, on the current device (on another a launch needs more)."""
+    return x.shape[0] <= FEW and not (x.is_cuda and x.get_device() != torch._C._cuda_getDevice())
 
 
 class _Weight(NamedTuple):
@@ -156,13 +159,11 @@ def lora_linear(
         launch(x.device, ("y_ptr",), kernel, **arguments)
         return y
     started = launch_to_repeat(x.device, ("y_ptr",), kernel, **arguments)
-    # a captured graph's memory is its own
-    if started is not None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        tensors, addresses, key = described(x, data, scales, P, B_hat, c, bias)
-        kept = [weight["levels_ptr"], split["parts"], split["arrivals"]]
-        replay = Replay.of(started, tensors, addresses[1:-4], [y], [tensor for tensor in kept if tensor is not None])
-        if replay is not None:
-            _remember(data, layout, key, replay, out_features)
+    tensors, addresses, key = described(x, data, scales, P, B_hat, c, bias)
+    kept = [weight["levels_ptr"], split["parts"], split["arrivals"]]
+    replay = Replay.of(started, tensors, addresses[1:-4], [y], kept)
+    if replay is not None:
+        _remember(data, layout, key, replay, out_features)
     return y
 
 

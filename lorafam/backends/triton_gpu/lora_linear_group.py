@@ -12,10 +12,10 @@ import torch
 from ...kernels.launch_table import PACKED, launch_config
 from ...kernels.lora_linear_group import MEMBERS
 from ...kernels.lora_linear_group import lora_linear_group as kernel
-from ...ops.by_storage import is_dense, weight_shape
+from ...ops.by_storage import Layout, is_dense, weight_shape
 from ...ops.lora_linear_group import members
 from .launch import architecture, launch_to_repeat
-from .lora_linear import FEW, described, lora_linear, shared_among, whole_turns
+from .lora_linear import FEW, described, lora_linear, may_be_known, shared_among, whole_turns
 from .lora_linear import again as again_alone
 from .operands import dtype_name, factor, vector
 from .replay import Replay, known, remember
@@ -35,8 +35,7 @@ def again(
     bias: list[Tensor | None],
 ) -> list[Tensor] | None:
     """The results, where a call like this one was made before in one launch; None where not."""
-    # on another device than the current one a launch needs more
-    if x.shape[0] > FEW or (x.is_cuda and x.get_device() != torch._C._cuda_getDevice()):
+    if not may_be_known(x):
         return None
     group = _known.get(tuple(map(id, data)))
     if group is None or not group.of(data, layout):
@@ -108,14 +107,13 @@ def _in_one_launch(x: Tensor, each: list[Member]) -> bool:
     """Whether the weights are alike, their rows of whole blocks, but for the numbers of rows and ranks."""
     if not (2 <= len(each) <= MEMBERS and 0 < x.shape[0] <= FEW and x.dtype in (torch.bfloat16, torch.float16)):
         return False
-    layouts = [member[2] for member in each]
-    if any(is_dense(layout) for layout in layouts) or x.shape[1] % layouts[0][2]:
+    if any(is_dense(member[2]) for member in each):
         return False
-    alike = {tuple(layout[1:]) for layout in layouts}
+    layouts = [Layout(*member[2]) for member in each]
+    alike = {layout._replace(out_features=0) for layout in layouts}
     biases = {None if member[6] is None else member[6].dtype for member in each}
-    rows = [weight_shape(*member[:1], member[2])[0] for member in each]
-    ranks = [member[3].shape[1] for member in each]
-    return len(alike) == len(biases) == 1 and min(rows) > 0 and min(ranks) > 0
+    some = all(layout.out_features and member[3].shape[1] for layout, member in zip(layouts, each, strict=True))
+    return len(alike) == len(biases) == 1 and some and x.shape[1] % layouts[0].block_size == 0
 
 
 def _one_launch(x: Tensor, each: list[Member], layout: list[int]) -> list[Tensor]:
@@ -165,13 +163,11 @@ def _one_launch(x: Tensor, each: list[Member], layout: list[int]) -> list[Tensor
         stride_p=stride_p,
         config=config,
     )
-    # a captured graph's memory is its own
-    if started is not None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        tensors, _, fixed, key = _described(x, each)
-        kept = [weights[0]["levels_ptr"], split["parts"], split["arrivals"]]
-        replay = Replay.of(started, tensors, fixed, ys, [tensor for tensor in kept if tensor is not None])
-        if replay is not None:
-            _remember([member[0] for member in each], layout, key, replay, out_features)
+    tensors, _, fixed, key = _described(x, each)
+    kept = [weights[0]["levels_ptr"], split["parts"], split["arrivals"]]
+    replay = Replay.of(started, tensors, fixed, ys, kept)
+    if replay is not None:
+        _remember([member[0] for member in each], layout, key, replay, out_features)
     return ys
 
 

@@ -62,19 +62,24 @@ class Replay:
     @classmethod
     def of(
         cls,
-        started: Started,
+        started: Started | None,
         tensors: Sequence[Tensor | None],
         fixed: Collection[int],
         outputs: Sequence[Tensor],
-        kept: list[Tensor],
+        kept: Sequence[Tensor | None],
     ) -> Replay | None:
-        """Of a launch over `tensors` and what the backend keeps where it is. None where it can't be repeated: it took a
-        tensor made in the call, or two of the tensors start at one address that isn't `fixed`, the same in every call.
+        """Of a launch over `tensors` and what the backend keeps where it is. None where it can't be repeated: how isn't
+        known, it was captured, it took a tensor made in the call, or two of the tensors start at one address that isn't
+        `fixed`, the same in every call.
         """
+        # a captured graph's memory is its own
+        if started is None or (outputs[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return None
         given = [tensor.data_ptr() for tensor in tensors if tensor is not None]
         places = {tensor.data_ptr(): place for place, tensor in enumerate(tensors) if tensor is not None}
         made = {output.data_ptr(): place for place, output in enumerate(outputs)}
-        stays = {tensor.data_ptr() for tensor in kept}
+        staying = [tensor for tensor in kept if tensor is not None]
+        stays = {tensor.data_ptr() for tensor in staying}
         arguments = list(started.arguments.values())
         slots: list[tuple[int, int]] = []
         written: dict[int, int] = {}
@@ -95,7 +100,7 @@ class Replay:
                 return None
         if any(given.count(address) > 1 and address not in fixed for address in given) or len(written) != len(outputs):
             return None
-        return cls(started.start, arguments, slots, [written[place] for place in range(len(outputs))], kept)
+        return cls(started.start, arguments, slots, [written[place] for place in range(len(outputs))], staying)
 
     def __call__(self, tensors: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         """Launches over `tensors`, in the order of the first call: addresses on a GPU, else tensors."""

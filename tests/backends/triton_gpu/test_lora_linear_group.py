@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def where(kernels: str) -> Any:
     triton_gpu.forget()
 
 
-def launched(where: str, given: tuple[Any, ...]) -> list[str]:
+def launched(given: tuple[Any, ...]) -> list[str]:
     """The kernels of a call, where that can be seen."""
     with recorded() as launches:
         op(*given)
@@ -69,7 +70,6 @@ def test_as_good_as_eager(
         found += op(*given)
         for weight, p, b_hat, own in zip(weights, P, B_hat, given[-1], strict=True):
             dense = weight.dequantize(torch.float32)
-            # P is given: x Aᵀ of an A that x is multiplied with exactly
             wide = [tensor if tensor is None else tensor.double().cpu() for tensor in (x, dense, p, b_hat, own)]
             y = wide[0] @ wide[1].T + wide[2] @ wide[3].T
             exact.append(y if own is None else y + wide[4])
@@ -84,8 +84,8 @@ def test_one_launch_where_the_weights_are_alike(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LORAFAM_BACKEND", "simulate")
     triton_gpu.forget()
     x, weights, P, B_hat, bias = given = arguments("cpu")
-    assert launched("cpu", given) == [LAUNCH]
-    assert launched("cpu", (x, weights[:2], P[:2], B_hat[:2], [None, None])) == [LAUNCH]
+    assert launched(given) == [LAUNCH]
+    assert launched((x, weights[:2], P[:2], B_hat[:2], [None, None])) == [LAUNCH]
     alone = ["lora_linear_kernel"] * 3
     other = quantize_nf4(torch.randn(ROWS[1], K), 32)
     for changed in (
@@ -95,9 +95,9 @@ def test_one_launch_where_the_weights_are_alike(monkeypatch: pytest.MonkeyPatch)
         (x, weights, P, B_hat, [bias[0].half(), *bias[1:]]),
         arguments("cpu", tokens=17),
     ):
-        assert launched("cpu", changed) == alone
+        assert launched(changed) == alone
     four = [[*one, one[0]] for one in given[1:]]
-    assert launched("cpu", (x, *four)) == [*alone, "lora_linear_kernel"]
+    assert launched((x, *four)) == [*alone, "lora_linear_kernel"]
 
 
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter launches anew each time")
@@ -135,8 +135,6 @@ def test_freed_weights_are_forgotten(where: str) -> None:
 
 def sys_group() -> Any:
     """The module: the package has a function of its name."""
-    import sys
-
     return sys.modules["lorafam.backends.triton_gpu.lora_linear_group"]
 
 

@@ -22,6 +22,7 @@ REPLAY = ("tests/backends/triton_gpu/test_replay.py",)
 ADALORA = ("tests/backends/triton_gpu/test_adalora.py",)
 
 
+LIMITS = ("tests/backends/triton_gpu/test_launch_limits.py",)
 # of compiled code: instructions taken out of the PTX of every kernel
 AHEAD_OF_TIME = "../lorafam/backends/triton_gpu/ahead_of_time.py"
 COMPILED = "kernel = _compiled[key] = triton.compile(source, target=target, options=options.__dict__)\n"
@@ -42,6 +43,20 @@ class Bug(NamedTuple):
 
 
 BUGS = (
+    Bug(
+        "../lorafam/backends/triton_gpu/launch_limits.py",
+        "no more shared memory than unasked",
+        "return most - static if static else None",
+        "return None",
+    ),
+    Bug(
+        "../lorafam/backends/triton_gpu/launch.py",
+        "no more shared memory on a GPU",
+        "    raise_limits()\n",
+        "",
+        LIMITS,
+        "not simulated",
+    ),
     Bug("tiles/nf4_decode.py", "swap nibbles", "tl.reshape(tl.join(even, odd)", "tl.reshape(tl.join(odd, even)"),
     Bug("tiles/nf4_decode.py", "another byte", "b, $4, 0x8000, $5", "b, $4, 0x80, $5"),
     Bug(

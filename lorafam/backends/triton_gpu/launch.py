@@ -125,6 +125,10 @@ def launch_to_repeat(
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Where a kernel that is launched, and may have to be loaded for it, finds its device and what memory it needs."""
+    from .launch_limits import raise_limits
+
+    raise_limits()
     if torch.cuda.current_device() == device.index:
         return contextlib.nullcontext()
     return torch.cuda.device(device)
@@ -148,11 +152,17 @@ def _without_gpu(outputs: tuple[str, ...], start: Callable[[], None]) -> Started
 def _run_without_gpu(
     kernel: Any, grid: tuple[int, ...], outputs: tuple[str, ...], names: tuple[str, ...], values: list[Any]
 ) -> None:
+    from .launch_limits import most_dynamic_of, refusal
+
     arguments = dict(zip(names, values, strict=True))
     if _compile_only:
         _compile_only[-1][1].append(Launch(kernel, grid, arguments, outputs, None))
         return
-    result = simulator().run(kernel, grid, uninit=outputs, **arguments)
+    refused = refusal(kernel, grid)
+    if refused is not None:
+        raise RuntimeError(f"{kernel.src.fn.__name__}: a driver refuses this launch: {refused}")
+    most = most_dynamic_of(kernel)
+    result = simulator().run(kernel, grid, uninit=outputs, max_dynamic_shared=most, **arguments)
     missing = {name: count for name, count in result.unwritten.items() if count}
     if missing:
         raise RuntimeError(f"{kernel.src.fn.__name__}: bytes never written, by parameter: {missing}")

@@ -20,6 +20,7 @@ from ...kernels.paths import CUBLAS, TRITON
 from ...ops.by_storage import NESTED_BLOCK_SIZE, Storage, joined
 from .instructions import global_accesses, per_weight
 from .launch import Launch, compiled_only
+from .launch_limits import refusal
 from .lora_linear import FEW
 from .machine_code import disassembly, machine_code
 from .staged import product
@@ -185,6 +186,7 @@ def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: P
     path.with_suffix(f".{assembly}").write_text(kernel.asm[assembly], encoding="utf-8")
     path.with_suffix(f".{binary}").write_bytes(kernel.asm[binary])
     relative = path.relative_to(path.parent.parent)
+    code = machine_code(kernel)
     return {
         "kernel": launch.name,
         "op": op,
@@ -193,9 +195,10 @@ def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: P
         "dtype": str(dtype).removeprefix("torch."),
         "config": configuration(kernel),
         "grid": list(launch.grid),
+        "refused": refusal(kernel, launch.grid, code.registers),
         "binary": str(relative.with_suffix(f".{binary}")),
         "ptx": str(relative.with_suffix(f".{assembly}")),
-        **machine_code(kernel)._asdict(),
+        **code._asdict(),
         **_instructions(kernel, architecture),
     }
 

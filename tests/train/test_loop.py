@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ import lorafam
 from lorafam.train import FinetuneResult, InputError, finetune
 from lorafam.train.recorder import SilentReporter
 from lorafam.train.run_log import read_log
+from tests.tolerances import assert_as_good_as_eager
 from tests.train.tiny_run import StopAt, settings
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -146,10 +148,23 @@ def test_trains_a_peft_model_likewise(method: str, model_folder: Path, text_file
         tokenizer=tokenizer,
     )
     assert theirs.trainable_parameters == mine.trainable_parameters
-    assert theirs.before == mine.before
+    # a processor's kernels may sum in another order than its library does: the last bit of a loss
+    roundings = 4 * torch.finfo(torch.float32).eps
+    assert theirs.before.losses == pytest.approx(mine.before.losses, rel=roundings, abs=0.0)
     assert theirs.after.mean == pytest.approx(mine.after.mean, abs=2e-2)
     reloaded = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_folder), theirs.adapter)
     assert reloaded.peft_config["default"].use_dora == (method == "dora")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_fresh_adapter_is_as_close_to_the_base_as_peft_s(method: str, model_folder: Path) -> None:
+    base = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    mine = lorafam.adapt(copy.deepcopy(base), lorafam.AdapterConfig(method=method, r=4))
+    theirs = peft_model(model_folder, use_dora=method == "dora")
+    ids = torch.randint(257, (4, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, eager, exact = (model.eval()(ids).logits for model in (mine, theirs, base.double()))
+    assert_as_good_as_eager(logits, eager, exact, name=f"logits of a fresh {method}")
 
 
 def test_finished_run_can_be_resumed(model_folder: Path, text_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ Grid: a nested block a program.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 
 
@@ -43,9 +44,11 @@ def absmax_quantize_kernel(
     tl.store(nested_absmax_ptr + tl.program_id(0), largest)
 
 
-def absmax_quantize(centred, bounds, codes, nested_absmax, B: int, steps: int, config: LaunchConfig) -> None:
-    """Launches over all nested blocks."""
-    absmax_quantize_kernel[(triton.cdiv(B, config["NESTED"]),)](
+def absmax_quantize(centred, bounds, codes, nested_absmax, B: int, steps: int, config: LaunchConfig) -> KernelCall:
+    """The launch over all nested blocks."""
+    return kernel_call(
+        absmax_quantize_kernel,
+        (triton.cdiv(B, config["NESTED"]),),
         centred_ptr=centred,
         bounds_ptr=bounds,
         codes_ptr=codes,

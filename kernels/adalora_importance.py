@@ -10,6 +10,7 @@ Grid: BLOCK elements a program. Reads 16, writes 8 bytes an element.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 
 
@@ -40,9 +41,11 @@ def adalora_importance_kernel(
 
 def adalora_importance(
     w, grad, sensitivity, uncertainty, count: int, beta1: float, beta2: float, config: LaunchConfig
-) -> None:
-    """Launches over all elements."""
-    adalora_importance_kernel[(triton.cdiv(count, config["BLOCK"]),)](
+) -> KernelCall:
+    """The launch over all elements."""
+    return kernel_call(
+        adalora_importance_kernel,
+        (triton.cdiv(count, config["BLOCK"]),),
         w_ptr=w,
         grad_ptr=grad,
         sensitivity_ptr=sensitivity,

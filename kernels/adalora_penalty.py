@@ -12,6 +12,7 @@ Grid: a factor a program. Work: 2 R² L flops; reads P twice for each pair of ti
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
 
@@ -54,9 +55,11 @@ def adalora_penalty_kernel(
     tl.store(distances_ptr + tl.program_id(0), tl.sqrt_rn(tl.sum(squares, axis=0)))
 
 
-def adalora_penalty(factors, segments, deviations, distances, T: int, config: LaunchConfig) -> None:
-    """Launches over all factors."""
-    adalora_penalty_kernel[(T,)](
+def adalora_penalty(factors, segments, deviations, distances, T: int, config: LaunchConfig) -> KernelCall:
+    """The launch over all factors."""
+    return kernel_call(
+        adalora_penalty_kernel,
+        (T,),
         factors_ptr=factors,
         segments_ptr=segments,
         deviations_ptr=deviations,

@@ -12,6 +12,7 @@ Rounds: fp32 sums (`tiles/exact_dot`); the scale is applied to the sum.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
 
@@ -55,9 +56,11 @@ def adalora_penalty_grad_kernel(
 
 def adalora_penalty_grad(
     factors, segments, tiles, deviations, distances, grad_distances, grads, X: int, config: LaunchConfig
-) -> None:
-    """Launches over all tiles; they are BLOCK_L of `config` long."""
-    adalora_penalty_grad_kernel[(X,)](
+) -> KernelCall:
+    """The launch over all tiles; they are BLOCK_L of `config` long."""
+    return kernel_call(
+        adalora_penalty_grad_kernel,
+        (X,),
         factors_ptr=factors,
         segments_ptr=segments,
         tiles_ptr=tiles,

@@ -9,6 +9,7 @@ Grid: a segment (one rank of one tensor) a program. Reads Ī and U once.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 
 
@@ -28,9 +29,11 @@ def adalora_scores_kernel(
     tl.store(scores_ptr + tl.program_id(0), tl.sum(acc, axis=0) / count.to(tl.float32))
 
 
-def adalora_scores(sensitivity, uncertainty, segments, scores, S: int, config: LaunchConfig) -> None:
-    """Launches over all segments."""
-    adalora_scores_kernel[(S,)](
+def adalora_scores(sensitivity, uncertainty, segments, scores, S: int, config: LaunchConfig) -> KernelCall:
+    """The launch over all segments."""
+    return kernel_call(
+        adalora_scores_kernel,
+        (S,),
         sensitivity_ptr=sensitivity,
         uncertainty_ptr=uncertainty,
         segments_ptr=segments,

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.dropout import kept
 from .tiles.exact_dot import exact_dot
@@ -81,15 +82,17 @@ def dense_linear_kernel(
 
 def dense_linear(
     x, w, f, h, seed, bias, y, K: int, strides, dropout, programs: int, *, backward: bool, config: LaunchConfig
-) -> None:
-    """Launches over the whole of Y on at most `programs` programs.
+) -> KernelCall:
+    """The launch over the whole of Y on at most `programs` programs.
 
     `strides` are H's; `dropout` the keyword arguments threshold and keep_scale; K is x's, or 0.
     """
     M, N = y.shape
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    dense_linear_kernel[(min(tiles, programs),)](
+    return kernel_call(
+        dense_linear_kernel,
+        (min(tiles, programs),),
         x_desc=TensorDescriptor.from_tensor(x, [block_m, block_k]),
         w_desc=TensorDescriptor.from_tensor(w, [block_k, block_n] if backward else [block_n, block_k]),
         f_ptr=f,

@@ -7,6 +7,7 @@ dtype.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.dropout import kept
 
@@ -35,8 +36,17 @@ def dropout_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def dropout(x, seed, out, M: int, K: int, dropout, config: LaunchConfig) -> None:
-    """Launches over the whole of out. `dropout` is the keyword arguments threshold and keep_scale."""
-    dropout_kernel[(triton.cdiv(M, config["BLOCK_M"]), triton.cdiv(K, config["BLOCK_K"]))](
-        x_ptr=x, seed_ptr=seed, out_ptr=out, M=M, K=K, **dropout, **config.constexprs(), **config.options()
+def dropout(x, seed, out, M: int, K: int, dropout, config: LaunchConfig) -> KernelCall:
+    """The launch over the whole of out. `dropout` is the keyword arguments threshold and keep_scale."""
+    return kernel_call(
+        dropout_kernel,
+        (triton.cdiv(M, config["BLOCK_M"]), triton.cdiv(K, config["BLOCK_K"])),
+        x_ptr=x,
+        seed_ptr=seed,
+        out_ptr=out,
+        M=M,
+        K=K,
+        **dropout,
+        **config.constexprs(),
+        **config.options(),
     )

@@ -15,6 +15,7 @@ Rounds: fp32 sums (`tiles/exact_dot`); the scale is applied to the sum.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.dropout import operand_kept
 from .tiles.exact_dot import exact_dot
@@ -133,14 +134,16 @@ def lora_factors_grad(
     strides,
     dropout,
     config: LaunchConfig,
-) -> None:
-    """Launches over the whole gradient, ceil(M / share) programs a tile; `share` is a multiple of BLOCK_M.
+) -> KernelCall:
+    """The launch over the whole gradient, ceil(M / share) programs a tile; `share` is a multiple of BLOCK_M.
 
     `strides` are grad's along C and R; `dropout` has threshold and keep_scale; `parts` and `arrivals` as in
     `tiles/split_sum`, None where share ≥ M.
     """
     tiles = triton.cdiv(C, config["BLOCK_C"]) * triton.cdiv(R, config["BLOCK_R"])
-    lora_factors_grad_kernel[(tiles, max(1, triton.cdiv(M, share)))](
+    return kernel_call(
+        lora_factors_grad_kernel,
+        (tiles, max(1, triton.cdiv(M, share))),
         x_ptr=x,
         f_ptr=f,
         s_ptr=s,

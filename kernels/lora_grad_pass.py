@@ -16,6 +16,7 @@ Rounds: fp32 sums (`tiles/exact_dot`); c ∘ B̂ once.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
 from .tiles.split_sum import summed
@@ -99,13 +100,15 @@ def lora_grad_pass(
     R: int,
     share: int,
     config: LaunchConfig,
-) -> None:
-    """Launches over the whole of G, ceil(N / share) programs a tile of M; `share` is a multiple of BLOCK_N.
+) -> KernelCall:
+    """The launch over the whole of G, ceil(N / share) programs a tile of M; `share` is a multiple of BLOCK_N.
 
     `saved_y` and `bias` belong to `dm_parts`; it and `dbias_parts` may be None. `parts` and `arrivals` as in
     `tiles/split_sum`, None where share ≥ N.
     """
-    lora_grad_pass_kernel[(triton.cdiv(M, config["BLOCK_M"]), triton.cdiv(N, share))](
+    return kernel_call(
+        lora_grad_pass_kernel,
+        (triton.cdiv(M, config["BLOCK_M"]), triton.cdiv(N, share)),
         grad_y_ptr=grad_y,
         p_ptr=p,
         b_hat_ptr=b_hat,

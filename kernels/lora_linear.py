@@ -16,6 +16,7 @@ Reference: `lorafam.reference`. Gradients: `lora_linear_grad`, `lora_factors_gra
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.scale_table import span_of
 from .tiles.split_sum import is_last, sum_of_parts
@@ -215,14 +216,16 @@ def lora_linear_kernel(
 
 def lora_linear(
     x, weight, p, b_hat, c, bias, y, parts, arrivals, M: int, N: int, K: int, R: int, share: int, config: LaunchConfig
-) -> None:
-    """Launches over the whole of Y, ceil(K / share) programs a tile; `share` is a multiple of BLOCK_K.
+) -> KernelCall:
+    """The launch over the whole of Y, ceil(K / share) programs a tile; `share` is a multiple of BLOCK_K.
 
     `weight`: the keyword arguments that describe W (`backends.triton_gpu.weight`). `parts` and `arrivals` as in
     `tiles/split_sum`, None where share ≥ K.
     """
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
-    lora_linear_kernel[(tiles, triton.cdiv(K, share))](
+    return kernel_call(
+        lora_linear_kernel,
+        (tiles, triton.cdiv(K, share)),
         x_ptr=x,
         **weight,
         p_ptr=p,

@@ -14,6 +14,7 @@ Rounds: c goes into W's element in fp32, which is rounded once to G's dtype (fp3
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.columns_product import columns_product
 from .tiles.dropout import kept
@@ -182,14 +183,16 @@ def lora_linear_grad(
     share: int,
     dropout,
     config: LaunchConfig,
-) -> None:
-    """Launches over the whole of dx, ceil(N / share) programs a tile; `share` is a multiple of BLOCK_N.
+) -> KernelCall:
+    """The launch over the whole of dx, ceil(N / share) programs a tile; `share` is a multiple of BLOCK_N.
 
     `dropout` is the keyword arguments threshold and keep_scale; `parts` and `arrivals` as in `tiles/split_sum`, None
     where share ≥ N.
     """
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"])
-    lora_linear_grad_kernel[(tiles, triton.cdiv(N, share))](
+    return kernel_call(
+        lora_linear_grad_kernel,
+        (tiles, triton.cdiv(N, share)),
         grad_y_ptr=grad_y,
         **weight,
         c_ptr=c,

@@ -15,6 +15,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .lora_linear import lora_linear_tile
 from .tiles.nf4_decode import runs_ptx
@@ -164,8 +165,8 @@ def lora_linear_group_kernel(
 
 def lora_linear_group(
     x, members: list[dict[str, Any]], parts, arrivals, M: int, K: int, stride_p: int, share: int, config: LaunchConfig
-) -> None:
-    """Launches over all Y_i. A member: `weight` (the keyword arguments that describe W_i), p, b_hat, bias, y, N, R.
+) -> KernelCall:
+    """The launch over all Y_i. A member: `weight` (the keyword arguments that describe W_i), p, b_hat, bias, y, N, R.
 
     `parts` and `arrivals` as in `tiles/split_sum`, None where share ≥ K.
     """
@@ -182,7 +183,9 @@ def lora_linear_group(
         arguments[f"N_{i}"], arguments[f"R_{i}"] = member.get("N"), member.get("R")
         tiles += triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(member.get("N", 0), config["BLOCK_N"])
     of_second = [value for name, value in arguments.items() if name.endswith("_1_ptr")]
-    lora_linear_group_kernel[(tiles, triton.cdiv(K, share))](
+    return kernel_call(
+        lora_linear_group_kernel,
+        (tiles, triton.cdiv(K, share)),
         x_ptr=x,
         levels_ptr=first["levels_ptr"],
         **arguments,

@@ -11,6 +11,7 @@ Rounds: nothing but fp32 sums (`tiles/exact_dot`); A ∘ c once.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.dropout import operand_kept
 from .tiles.exact_dot import exact_dot
@@ -72,14 +73,16 @@ def lora_project_kernel(
 
 def lora_project(
     x, a, c, seed, p, parts, arrivals, M: int, K: int, R: int, share: int, strides, dropout, config: LaunchConfig
-) -> None:
-    """Launches over the whole of P, ceil(K / share) programs a tile; `share` is a multiple of BLOCK_K.
+) -> KernelCall:
+    """The launch over the whole of P, ceil(K / share) programs a tile; `share` is a multiple of BLOCK_K.
 
     `strides` are A's; `dropout` the keyword arguments threshold and keep_scale; `parts` and `arrivals` as in
     `tiles/split_sum`, None where share ≥ K.
     """
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(R, config["BLOCK_R"])
-    lora_project_kernel[(tiles, triton.cdiv(K, share))](
+    return kernel_call(
+        lora_project_kernel,
+        (tiles, triton.cdiv(K, share)),
         x_ptr=x,
         a_ptr=a,
         c_ptr=c,

@@ -10,6 +10,7 @@ Grid: BLOCKS blocks a program. Reads 0.5 byte a weight and the scales, writes W.
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.nf4_decode import block_scale, decode_exact, load_exact_table, runs_ptx
 
@@ -49,13 +50,15 @@ def nf4_dequantize_kernel(
     tl.store(decoded_ptr + element, decoded.to(decoded_ptr.dtype.element_ty), mask=element < elements)
 
 
-def nf4_dequantize(weight, c, decoded, N: int, K: int, config: LaunchConfig) -> None:
-    """Launches over all codes. BLOCKS is for blocks of 64: as many weights a program for any block size."""
+def nf4_dequantize(weight, c, decoded, N: int, K: int, config: LaunchConfig) -> KernelCall:
+    """The launch over all codes. BLOCKS is for blocks of 64: as many weights a program for any block size."""
     parts = ("w_ptr", "levels_ptr", "absmax_ptr", "nested_absmax_ptr", "nested_levels_ptr", "offset_ptr", "BLOCK_SIZE")
     size = weight["BLOCK_SIZE"]
     blocks = max(1, config["BLOCKS"] * 64 // size)
     count = triton.cdiv(N * K, size)
-    nf4_dequantize_kernel[(triton.cdiv(count, blocks),)](
+    return kernel_call(
+        nf4_dequantize_kernel,
+        (triton.cdiv(count, blocks),),
         **{name: weight[name] for name in parts},
         c_ptr=c,
         decoded_ptr=decoded,

@@ -10,6 +10,7 @@ Grid: BLOCKS blocks a program. Reads w once, writes 0.5 byte a weight and absmax
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 
 
@@ -47,9 +48,11 @@ def nf4_quantize_kernel(
 
 def nf4_quantize(
     w, bounds, order, codes, absmax, count: int, smallest: float, block_size: int, config: LaunchConfig
-) -> None:
-    """Launches over all blocks."""
-    nf4_quantize_kernel[(triton.cdiv(triton.cdiv(count, block_size), config["BLOCKS"]),)](
+) -> KernelCall:
+    """The launch over all blocks."""
+    return kernel_call(
+        nf4_quantize_kernel,
+        (triton.cdiv(triton.cdiv(count, block_size), config["BLOCKS"]),),
         w_ptr=w,
         bounds_ptr=bounds,
         order_ptr=order,

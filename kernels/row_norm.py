@@ -14,6 +14,7 @@ Without A and B̂ it is ‖w_j‖² alone (`squared` True).
 import triton
 import triton.language as tl
 
+from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.exact_dot import exact_dot
 from .tiles.nf4_decode import load_exact_table, runs_ptx
@@ -201,9 +202,11 @@ def row_norm(
     cancellation: float,
     floor: float,
     config: LaunchConfig,
-) -> None:
-    """Launches over all output features; ‖w_j‖² alone where `a`, `b_hat` and `gram` are None."""
-    row_norm_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
+) -> KernelCall:
+    """The launch over all output features; ‖w_j‖² alone where `a`, `b_hat` and `gram` are None."""
+    return kernel_call(
+        row_norm_kernel,
+        (triton.cdiv(N, config["BLOCK_N"]),),
         **weight,
         a_ptr=a,
         b_hat_ptr=b_hat,

@@ -25,9 +25,9 @@ ADALORA = ("tests/backends/triton_gpu/test_adalora.py",)
 LIMITS = ("tests/backends/triton_gpu/test_launch_limits.py",)
 # of compiled code: instructions taken out of the PTX of every kernel
 AHEAD_OF_TIME = "../lorafam/backends/triton_gpu/ahead_of_time.py"
-COMPILED = "kernel = _compiled[key] = triton.compile(source, target=target, options=options.__dict__)\n"
-WITHOUT = """            lines = kernel.asm["ptx"].splitlines()
-            kernel.asm["ptx"] = "\\n".join(line for line in lines if not line.strip().startswith("{text}"))
+COMPILED = "kernel = _compiled[key] = triton.compile(source, target=target, options=options)\n"
+WITHOUT = """        lines = kernel.asm["ptx"].splitlines()
+        kernel.asm["ptx"] = "\\n".join(line for line in lines if not line.strip().startswith("{text}"))
 """
 
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...kernels.kernel_call import KernelCall
 from . import user_table
-from .replay import Started
+from .replay import Started, forget
 
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
 if INTERPRETING and os.environ.get("TRITON_INTERPRET") != "1":
@@ -97,31 +98,34 @@ def _gpu_architecture(index: int) -> str:
     return found
 
 
-def launch(device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any) -> None:
-    """Calls a kernel's launcher. `outputs` are the kernel's parameters that it writes whole and reads not before."""
-    if device.type == "cuda":
-        with _on(device):
-            launcher(**arguments)
-    elif _compile_only or not INTERPRETING:
-        _without_gpu(outputs, functools.partial(launcher, **arguments))
-    else:
-        launcher(**arguments)
-
-
-def launch_to_repeat(
-    device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., None], **arguments: Any
+def launch(
+    device: torch.device, outputs: tuple[str, ...], launcher: Callable[..., KernelCall], **arguments: Any
 ) -> Started | None:
-    """`launch`, and how to make the same launch again; None where that isn't known (the interpreter)."""
-    start = functools.partial(launcher, **arguments)
-    if device.type == "cuda":
-        from .ahead_of_time import watched
+    """Makes the launch that a kernel's launcher gives; how to make it again, None where that isn't known.
 
-        with _on(device):
-            return watched(start)
-    if INTERPRETING and not _compile_only:
-        start()
+    `outputs` are the kernel's parameters that it writes whole and reads not before.
+    """
+    call = launcher(**arguments)
+    try:
+        if device.type == "cuda":
+            with _on(device):
+                return _on_gpu(call)
+        if _compile_only or not INTERPRETING:
+            return _without_gpu(call, outputs)
+        call()
         return None
-    return _without_gpu(outputs, start)
+    except BaseException:
+        # it may leave arrivals counted
+        forget()
+        raise
+
+
+def _on_gpu(call: KernelCall) -> Started | None:
+    from ...compat import triton
+
+    kernel = call()
+    # a hook of Triton's may have declined the launch
+    return None if kernel is None else Started(triton.launcher(kernel, call.grid), call.own())
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -134,19 +138,13 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device)
 
 
-def _without_gpu(outputs: tuple[str, ...], start: Callable[[], None]) -> Started | None:
-    from .ahead_of_time import caught
+def _without_gpu(call: KernelCall, outputs: tuple[str, ...]) -> Started:
+    from .ahead_of_time import compiled
 
-    last: list[Started] = []
-
-    def handle(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        run = functools.partial(_run_without_gpu, kernel, grid, outputs, tuple(arguments))
-        run(list(arguments.values()))
-        last.append(Started(run, arguments))
-
-    with caught(architecture(torch.device("cpu")), handle):
-        start()
-    return last[-1] if last else None
+    kernel, arguments = compiled(call, architecture(torch.device("cpu")))
+    run = functools.partial(_run_without_gpu, kernel, call.grid, outputs, tuple(arguments))
+    run(list(arguments.values()))
+    return Started(run, arguments)
 
 
 def _run_without_gpu(

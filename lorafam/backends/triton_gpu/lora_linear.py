@@ -12,7 +12,7 @@ from ...kernels.launch_table import launch_config
 from ...kernels.lora_linear import lora_linear as kernel
 from ...kernels.paths import STAGED, path_of
 from ...ops.by_storage import weight_shape
-from .launch import architecture, architecture_and_stream, launch, launch_to_repeat
+from .launch import architecture, architecture_and_stream, launch
 from .operands import dtype_name, factor, vector
 from .replay import Replay, known, remember
 from .split import split_in
@@ -53,8 +53,14 @@ def again(
 
 
 def may_be_known(x: Tensor) -> bool:
-    """Whether calls over this x are remembered: few tokens, on the current device (on another a launch needs more)."""
-    return x.shape[0] <= FEW and not (x.is_cuda and x.get_device() != torch._C._cuda_getDevice())
+    """Whether calls over this x are remembered: few tokens, on the current device (on another a launch needs more), and
+    not captured by a CUDA graph: what is remembered counts arrivals where eager launches do.
+    """
+    if x.shape[0] > FEW:
+        return False
+    if not x.is_cuda:
+        return True
+    return x.get_device() == torch._C._cuda_getDevice() and not torch.cuda.is_current_stream_capturing()
 
 
 class _Weight(NamedTuple):
@@ -99,7 +105,9 @@ def described(
 
 
 def _seen(tensor: Tensor | None, address: int) -> tuple[Any, ...] | None:
-    return None if tensor is None else (tensor.dtype, tensor.shape, tensor.is_contiguous(), address % 16)
+    if tensor is None:
+        return None
+    return tensor.get_device(), tensor.dtype, tensor.shape, tensor.is_contiguous(), address % 16
 
 
 @torch.no_grad()
@@ -158,7 +166,7 @@ def lora_linear(
     if tokens > FEW:
         launch(x.device, ("y_ptr",), kernel, **arguments)
         return y
-    started = launch_to_repeat(x.device, ("y_ptr",), kernel, **arguments)
+    started = launch(x.device, ("y_ptr",), kernel, **arguments)
     tensors, addresses, key = described(x, data, scales, P, B_hat, c, bias)
     kept = [weight["levels_ptr"], split["parts"], split["arrivals"]]
     replay = Replay.of(started, tensors, addresses[1:-4], [y], kept)

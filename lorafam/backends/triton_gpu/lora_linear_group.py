@@ -14,7 +14,7 @@ from ...kernels.lora_linear_group import MEMBERS
 from ...kernels.lora_linear_group import lora_linear_group as kernel
 from ...ops.by_storage import Layout, is_dense, weight_shape
 from ...ops.lora_linear_group import members
-from .launch import architecture, launch_to_repeat
+from .launch import architecture, launch
 from .lora_linear import FEW, described, lora_linear, may_be_known, shared_among, whole_turns
 from .lora_linear import again as again_alone
 from .operands import dtype_name, factor, vector
@@ -140,7 +140,7 @@ def _one_launch(x: Tensor, each: list[Member], layout: list[int]) -> list[Tensor
     split = shared_among(x.device, config, weights[0], tokens, out_features, in_features)
     ys = [x.new_empty((tokens, rows)) for rows in out_features]
     P, stride_p = _one_stride([member[3] for member in each])
-    started = launch_to_repeat(
+    started = launch(
         x.device,
         tuple(f"y_{i}_ptr" for i in range(len(each))),
         kernel,

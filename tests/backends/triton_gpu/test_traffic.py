@@ -22,16 +22,16 @@ def _twice_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
 
 def test_a_sector_is_counted_at_three_places() -> None:
     need_ptxsim()
+    from lorafam.kernels.kernel_call import KernelCall
+
     from lorafam.backends.triton_gpu.launch import launch
     from lorafam.backends.triton_gpu.traffic import Moved, count
 
     x, y = torch.arange(128.0), torch.empty(256)
 
     def run() -> None:
-        def start(x: torch.Tensor, y: torch.Tensor) -> None:
-            _twice_kernel[(2,)](x, y, BLOCK=128, num_warps=4)
-
-        launch(x.device, ("y_ptr",), start, x=x, y=y)
+        call = KernelCall(_twice_kernel, (2,), {"x_ptr": x, "y_ptr": y, "BLOCK": 128, "num_warps": 4})
+        launch(x.device, ("y_ptr",), lambda: call)
 
     ((made, traffic),) = count("sm_80", run)
     assert made.name == "_twice_kernel"

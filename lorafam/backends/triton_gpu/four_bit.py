@@ -13,6 +13,7 @@ from ...kernels.nf4_quantize import nf4_quantize
 from ...ops.by_storage import NESTED_BLOCK_SIZE
 from ...ops.quantize_4bit import ABSMAX_STEPS, SMALLEST_ABSMAX, level_bounds
 from .launch import architecture, launch
+from .memory import kept_memory
 from .operands import dtype_name
 from .weight import weight_arguments
 
@@ -90,4 +91,4 @@ def quantize_absmax(absmax: Tensor, nested_levels: Tensor) -> tuple[Tensor, Tens
 @functools.cache
 def _bounds(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
     bounds, order = level_bounds(quant_type)
-    return bounds.to(device), order.to(device, torch.int32)
+    return kept_memory(device, lambda: (bounds.to(device), order.to(device, torch.int32)))

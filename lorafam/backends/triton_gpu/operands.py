@@ -19,6 +19,12 @@ def factor(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().float().contiguous()
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous from a multiple of 16 bytes on, as tensor descriptors want it: a copy of what isn't."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def vector(tensor: Tensor | None) -> Tensor | None:
     """A vector per feature, in its own dtype."""
     return None if tensor is None else tensor.detach().contiguous()

@@ -109,4 +109,9 @@ class Replay:
             arguments[index] = tensors[place]
         for index, output in zip(self._outputs, outputs, strict=True):
             arguments[index] = output.data_ptr() if output.is_cuda else output
-        self._start(arguments)
+        try:
+            self._start(arguments)
+        except BaseException:
+            # it may leave arrivals counted
+            forget()
+            raise

@@ -1,7 +1,8 @@
 """How a sum is shared among programs where there are too few output tiles to fill a device, and where its parts lie.
 
 A device's parts and counts are allocated once for each stream and kept: a call on the decode path allocates nothing but
-its output, and a captured CUDA graph finds them where they were.
+its output. A launch that a CUDA graph captures gets its own, since the graph may be replayed beside any other work: the
+parts from the graph's memory, the counts as `graph_counts` says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import functools
 from typing import Any
 
 import torch
+
+from .graph_counts import graph_counts, reserve_graph_counts
+from .memory import is_captured, kept_memory
+from .replay import known
 
 Tensor = torch.Tensor
 
@@ -22,8 +27,8 @@ SMALL_SLACK, SLACK = 1 / 6, 1 / 16
 # whose parts are kept
 LARGEST_TILE = 128 * 128
 
-# parts and counts by device and stream
-_kept: dict[tuple[torch.device, int], dict[str, Tensor]] = {}
+# parts and counts by device and stream; a launch that failed may have left counts, and makes them forgotten
+_kept: dict[tuple[torch.device, int], dict[str, Tensor]] = known()
 
 
 def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: int, span: int = 1) -> dict[str, Any]:
@@ -34,6 +39,9 @@ def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: 
     share = share_of(multiprocessors(device), range_=range_, turn=turn, tiles=tiles, size=size, span=span)
     if share >= range_:
         return {"share": share, "parts": None, "arrivals": None}
+    if is_captured(device):
+        parts = torch.empty(-(-range_ // share) * tiles * size, device=device)
+        return {"share": share, "parts": parts, "arrivals": graph_counts(device, tiles)}
     return {"share": share, **_memory(device)}
 
 
@@ -75,10 +83,8 @@ def _memory(device: torch.device) -> dict[str, Tensor]:
     key = (device, torch.cuda.current_stream(device).cuda_stream)
     memory = _kept.get(key)
     if memory is None:
-        memory = _allocated(device)
-        # what is allocated while a graph is captured belongs to the graph
-        if not torch.cuda.is_current_stream_capturing():
-            _kept[key] = memory
+        memory = _kept[key] = kept_memory(device, lambda: _allocated(device))
+    reserve_graph_counts(device)
     return memory
 
 

@@ -1,7 +1,7 @@
 """The staged path: c ∘ W decoded into a scratch, then a dense product that starts from the low-rank part.
 
-The scratch is one a device, stream and dtype, of the largest weight met there, and counts in peak memory. One that a
-CUDA graph may have captured is kept when a larger weight comes, so that the graph still finds it.
+The scratch is a call's own, from torch's allocator, and counts in peak memory: one that calls shared would be
+overwritten by another thread's between its two launches, or by a CUDA graph that is replayed on another stream.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from ...kernels.nf4_dequantize import nf4_dequantize
 from ...kernels.paths import CUBLAS
 from ...ops.by_storage import Layout, is_dense, weight_shape
 from .launch import architecture, launch
-from .operands import dropout_arguments, dtype_name, factor, vector
+from .operands import aligned, dropout_arguments, dtype_name, factor, vector
 from .split import multiprocessors
 from .weight import weight_arguments
 
 Tensor = torch.Tensor
-
-_scratches: dict[tuple[torch.device, int, torch.dtype], Tensor] = {}
-_captured: list[Tensor] = []
 
 
 def can_be_staged(x: Tensor, layout: list[int]) -> bool:
@@ -42,9 +39,9 @@ def scaled_rows(B_hat: Tensor, c: Tensor | None) -> Tensor:
 def decoded_weight(
     data: Tensor, scales: list[Tensor], layout: list[int], c: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """c ∘ W [N, K] in the scratch: valid until the next call on this stream."""
+    """c ∘ W [N, K] in a scratch."""
     out_features, in_features = weight_shape(data, layout)
-    decoded = _scratch(data.device, dtype, out_features * in_features).view(out_features, in_features)
+    decoded = data.new_empty((out_features, in_features), dtype=dtype)
     arch = architecture(data.device)
     launch(
         data.device,
@@ -73,7 +70,7 @@ def product(
     backward: bool,
 ) -> Tensor:
     """x Wᵀ + F H + bias, backward x W + drop'(F H), by cuBLAS or by `dense_linear`; W of `decoded_weight`."""
-    x = x.contiguous()
+    x = aligned(x)
     features = weight.shape[1] if backward else weight.shape[0]
     y = x.new_empty((x.shape[0], features))
     if by != CUBLAS:
@@ -126,16 +123,3 @@ def _dense(
             rank=0 if F is None else F.shape[1],
         ),
     )
-
-
-def _scratch(device: torch.device, dtype: torch.dtype, elements: int) -> Tensor:
-    """The first `elements` of the scratch."""
-    if device.type == "cpu":
-        return torch.empty(elements, dtype=dtype)
-    key = (device, torch.cuda.current_stream(device).cuda_stream, dtype)
-    scratch = _scratches.get(key)
-    if scratch is None or scratch.numel() < elements:
-        scratch = _scratches[key] = torch.empty(elements, dtype=dtype, device=device)
-    if torch.cuda.is_current_stream_capturing() and not any(scratch is kept for kept in _captured):
-        _captured.append(scratch)
-    return scratch[:elements]

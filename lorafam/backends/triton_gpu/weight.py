@@ -10,6 +10,7 @@ import torch
 from ...kernels.launch_table import DENSE, ELEMENTS, NVIDIA, PACKED, machine_of
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout, is_dense
+from .memory import kept_memory
 from .nf4_gain import GAINS
 
 Tensor = torch.Tensor
@@ -81,7 +82,7 @@ def how_columns_are_read(weight: dict[str, Any], in_features: int) -> str:
 @functools.cache
 def _levels(quant_type: int, device: torch.device) -> Tensor:
     """The sixteen levels, fp32 [16]."""
-    return torch.tensor(_LEVELS[quant_type], dtype=torch.float32, device=device)
+    return kept_memory(device, lambda: torch.tensor(_LEVELS[quant_type], dtype=torch.float32, device=device))
 
 
 @functools.cache
@@ -89,9 +90,13 @@ def _table(quant_type: int, dtype: torch.dtype, pairs: bool, device: torch.devic
     """What `load_table` reads: gain · level rounded to `dtype`, as fp32 [16], or as the PTX decoder's int32 [256]: the
     two levels of every byte, the high nibble's in the low half.
     """
-    levels = torch.tensor(_LEVELS[quant_type], dtype=torch.float64) * GAINS[quant_type][dtype]
-    rounded = levels.to(dtype)
-    if not pairs:
-        return rounded.float().to(device)
-    byte = torch.arange(256)
-    return torch.stack([rounded[byte >> 4], rounded[byte & 15]], dim=1).view(torch.int32).view(-1).to(device)
+
+    def table() -> Tensor:
+        levels = torch.tensor(_LEVELS[quant_type], dtype=torch.float64, device="cpu") * GAINS[quant_type][dtype]
+        rounded = levels.to(dtype)
+        if not pairs:
+            return rounded.float().to(device)
+        byte = torch.arange(256, device="cpu")
+        return torch.stack([rounded[byte >> 4], rounded[byte & 15]], dim=1).view(torch.int32).view(-1).to(device)
+
+    return kept_memory(device, table)

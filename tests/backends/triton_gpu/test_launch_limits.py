@@ -20,6 +20,7 @@ from lorafam.backends import triton_gpu
 from lorafam.backends.triton_gpu import launch, launch_limits
 from lorafam.backends.triton_gpu.machine_code import machine_code
 from lorafam.backends.triton_gpu.shipped import four_bit
+from lorafam.kernels.kernel_call import KernelCall
 
 # what nvdisasm counts besides: one KiB that the system has of each program
 OF_THE_SYSTEM = {"sm_80": 0, "sm_90": 1024}
@@ -138,7 +139,8 @@ def loaded(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens when Triton has loaded a kernel for a launch of ours, handle 7."""
     monkeypatch.setattr(launch_limits, "_driver", lambda: driver)
     hook = triton.knobs.runtime.kernel_load_end_hook
-    launch.launch(torch.device("cuda", 0), (), lambda: hook(object(), 7, "a_kernel", {}, "key"))
+    loading = KernelCall({(1,): lambda: hook(object(), 7, "a_kernel", {}, "key")}, (1,), {})
+    launch.launch(torch.device("cuda", 0), (), lambda: loading)
 
 
 @pytest.mark.usefixtures("on_a_gpu")

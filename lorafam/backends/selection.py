@@ -80,12 +80,13 @@ def _triton_failure(device_type: str) -> str | None:
         return f"triton can't be imported: {error}"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    if torch.version.hip:
-        return None
-    have = torch.cuda.get_device_capability()
-    if have < _LEAST_CAPABILITY:
-        return f"the GPU has compute capability {have[0]}.{have[1]}, the kernels need 8.0"
-    return None
+    if torch.version.hip is None:
+        have = torch.cuda.get_device_capability()
+        if have < _LEAST_CAPABILITY:
+            return f"the GPU has compute capability {have[0]}.{have[1]}, the kernels need 8.0"
+    from ..compat.triton import missing_to_launch
+
+    return missing_to_launch()
 
 
 def choose(device_type: str, op: str | None = None) -> Choice:

@@ -11,7 +11,7 @@ import torch
 from lorafam import explain, quantize_nf4
 from lorafam.backends import selection
 
-CACHED = (selection._choose, selection._announce, selection._numba_failure)
+CACHED = (selection._choose, selection._announce, selection._numba_failure, selection._triton_failure)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,25 @@ def test_fallback_is_announced_once_and_explained(monkeypatch: pytest.MonkeyPatc
     told = explain(weight, 16)
     assert told.backend == "eager"
     assert "not there" in told.reason
+
+
+def test_what_triton_lacks_to_launch_is_told_before_anything_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    compat = pytest.importorskip("lorafam.compat.triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(compat, "missing_to_launch", lambda: None)
+    assert selection.choose("cuda").backend == "triton"
+    monkeypatch.setattr(compat, "missing_to_launch", lambda: "triton finds no gcc")
+    for cached in CACHED:
+        cached.cache_clear()
+    assert selection.choose("cuda") == ("eager", "triton finds no gcc", False)
+    # doctor's rows
+    assert {(row.backend, row.reason) for row in selection.report() if row.device == "cuda"} == {
+        ("eager", "triton finds no gcc")
+    }
+    monkeypatch.setenv(selection.VARIABLE, "triton")
+    with pytest.raises(RuntimeError, match="LORAFAM_BACKEND=triton: triton finds no gcc"):
+        selection.choose("cuda")
 
 
 def test_report_has_every_op(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 """(kernel, architecture, dtype, tokens, N, K, rank, how W is read) → LaunchConfig, from `tuned/*.json`.
 
 A file holds rows by kernel, first match first (`launch_rows`): {"tokens", "N", "K", "rank": each at most, "dtypes",
-"weights", "architectures": each one of these, "blocks": {...}, "num_warps": w, "num_stages": s}; what a row leaves out
-matches anything, and so does a size of 0, which is not known. Which file: nvidia, amd or interpreter. Rows that a user
-measured go before them (`prefer`). W is read dense, packed (four codes at a time) or by elements (one code at a time).
+"weights", "architectures": each one of these, "triton": "<3.8", "blocks": {...}, "num_warps": w, "num_stages": s}; what
+a row leaves out matches anything, and so does a size of 0, which is not known. Which file: nvidia, amd or interpreter.
+Rows that a user measured go before them (`prefer`). W is read dense, packed (four codes at a time) or by elements (one
+code at a time).
 
 N and K are W's; a kernel over one side alone calls that side K.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .launch_config import INTERPRETER, MFMA, MMA, TCGEN05, WGMMA, LaunchConfig
-from .launch_rows import LISTS, SIZES, Row, check_rows
+from .launch_rows import LISTS, SIZES, TRITON, Row, check_rows, of_triton
 
 NVIDIA, AMD = "nvidia", "amd"
 DENSE, PACKED, ELEMENTS = "dense", "packed", "elements"
@@ -62,8 +63,9 @@ def target_of(architecture: str) -> str:
 
 @functools.cache
 def rows(machine: str) -> dict[str, list[Row]]:
-    """The shipped rows of every kernel for a kind of machine."""
-    return json.loads((_FOLDER / f"{machine}.json").read_text(encoding="utf-8"))
+    """The shipped rows of every kernel for a kind of machine, under the Triton that runs."""
+    shipped = json.loads((_FOLDER / f"{machine}.json").read_text(encoding="utf-8"))
+    return {kernel: of_triton(entries, TRITON) for kernel, entries in shipped.items()}
 
 
 def prefer(architecture: str, preferred: dict[str, list[Row]]) -> None:

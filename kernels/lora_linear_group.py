@@ -25,32 +25,29 @@ MEMBERS = 3
 
 
 @triton.jit
-def _of(which, first, second, third, ALIGNED: tl.constexpr, TARGET: tl.constexpr):
-    """The member's pointer or size; None where the group has none. ALIGNED: whether 16 divides the second's."""
-    if first is None:
-        return None
-    else:
-        # or LLVM would select where to load an argument from, which takes it into local memory
-        other = _opaque(second, TARGET)
-        if ALIGNED:
-            other = tl.multiple_of(other, 16)
-        if third is not None:
-            other = tl.where(which == 1, other, third)
-        return tl.where(which == 0, first, other)
+def _chosen(which, first, second, third, ALIGNED: tl.constexpr, TARGET: tl.constexpr):
+    """The member's pointer or size. ALIGNED: whether 16 divides the second's."""
+    # or LLVM would select where to load an argument from, which takes it into local memory
+    other = _opaque(second, ALIGNED, TARGET)
+    if third is not None:
+        other = tl.where(which == 1, other, third)
+    return tl.where(which == 0, first, other)
 
 
 @triton.jit
-def _opaque(x, TARGET: tl.constexpr):
-    """x, which the compiler doesn't see through."""
+def _opaque(x, ALIGNED: tl.constexpr, TARGET: tl.constexpr):
+    """x, which the compiler doesn't see through; what it knew of x's alignment it is told anew."""
     if not runs_ptx(TARGET):
         return x
     elif x.dtype.is_ptr():
         at = tl.inline_asm_elementwise(
             "mov.b64 $0, $1;", "=l,l", [x.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
         )
-        return at.to(x.dtype)
+        at = at.to(x.dtype)
     else:
-        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+        at = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+    # here, since before Triton 3.9 a call's result loses it
+    return tl.multiple_of(at, 16) if ALIGNED else at
 
 
 @triton.jit
@@ -117,32 +114,39 @@ def lora_linear_group_kernel(
     second = tiles_m * tl.cdiv(N_0, BLOCK_N)
     third = second + tiles_m * tl.cdiv(N_1, BLOCK_N)
     which = (slot >= second).to(tl.int32) + (slot >= third).to(tl.int32)
-    scales = (
-        _of(which, absmax_0_ptr, absmax_1_ptr, absmax_2_ptr, ALIGNED_POINTERS, TARGET),
-        _of(which, nested_absmax_0_ptr, nested_absmax_1_ptr, nested_absmax_2_ptr, ALIGNED_POINTERS, TARGET),
-        _of(which, nested_levels_0_ptr, nested_levels_1_ptr, nested_levels_2_ptr, ALIGNED_POINTERS, TARGET),
-        _of(which, offset_0_ptr, offset_1_ptr, offset_2_ptr, ALIGNED_POINTERS, TARGET),
-    )
+    absmax = _chosen(which, absmax_0_ptr, absmax_1_ptr, absmax_2_ptr, ALIGNED_POINTERS, TARGET)
+    # Nones stand here and not in what a function returns: before Triton 3.7 none may return None
+    scales = (absmax, None, None, None)
+    if nested_absmax_0_ptr is not None:
+        scales = (
+            absmax,
+            _chosen(which, nested_absmax_0_ptr, nested_absmax_1_ptr, nested_absmax_2_ptr, ALIGNED_POINTERS, TARGET),
+            _chosen(which, nested_levels_0_ptr, nested_levels_1_ptr, nested_levels_2_ptr, ALIGNED_POINTERS, TARGET),
+            _chosen(which, offset_0_ptr, offset_1_ptr, offset_2_ptr, ALIGNED_POINTERS, TARGET),
+        )
+    bias = None
+    if bias_0_ptr is not None:
+        bias = _chosen(which, bias_0_ptr, bias_1_ptr, bias_2_ptr, ALIGNED_POINTERS, TARGET)
     lora_linear_tile(
         slot - tl.where(which == 0, 0, tl.where(which == 1, second, third)),
         tl.program_id(1),
         tl.num_programs(1),
         slot,
         x_ptr,
-        _of(which, w_0_ptr, w_1_ptr, w_2_ptr, ALIGNED_POINTERS, TARGET),
+        _chosen(which, w_0_ptr, w_1_ptr, w_2_ptr, ALIGNED_POINTERS, TARGET),
         levels_ptr,
         scales,
-        _of(which, p_0_ptr, p_1_ptr, p_2_ptr, ALIGNED_POINTERS, TARGET),
-        _of(which, b_hat_0_ptr, b_hat_1_ptr, b_hat_2_ptr, ALIGNED_POINTERS, TARGET),
+        _chosen(which, p_0_ptr, p_1_ptr, p_2_ptr, ALIGNED_POINTERS, TARGET),
+        _chosen(which, b_hat_0_ptr, b_hat_1_ptr, b_hat_2_ptr, ALIGNED_POINTERS, TARGET),
         None,
-        _of(which, bias_0_ptr, bias_1_ptr, bias_2_ptr, ALIGNED_POINTERS, TARGET),
-        _of(which, y_0_ptr, y_1_ptr, y_2_ptr, ALIGNED_POINTERS, TARGET),
+        bias,
+        _chosen(which, y_0_ptr, y_1_ptr, y_2_ptr, ALIGNED_POINTERS, TARGET),
         parts_ptr,
         arrivals_ptr,
         M,
-        _of(which, N_0, N_1, N_2, ALIGNED_SIZES, TARGET),
+        _chosen(which, N_0, N_1, N_2, ALIGNED_SIZES, TARGET),
         K,
-        _of(which, R_0, R_1, R_2, ALIGNED_SIZES, TARGET),
+        _chosen(which, R_0, R_1, R_2, ALIGNED_SIZES, TARGET),
         stride_p,
         share,
         0,

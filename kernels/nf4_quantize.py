@@ -31,7 +31,8 @@ def nf4_quantize_kernel(
     element = block[:, None] * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)[None, :]
     w = tl.load(w_ptr + element, mask=element < count, other=0.0).to(tl.float32)  # [BLOCKS, BLOCK_SIZE]
     absmax = tl.max(tl.abs(w), axis=1)
-    floored = tl.maximum(absmax, SMALLEST)
+    # fp32 by name: below the smallest normal number a Python float is fp64 before Triton 3.9
+    floored = tl.maximum(absmax, tl.full((), SMALLEST, tl.float32))
     whole = (block + 1) * BLOCK_SIZE <= count
     product = w * tl.div_rn(1.0, floored)[:, None]
     quotient = tl.div_rn(w, tl.broadcast_to(floored[:, None], (BLOCKS, BLOCK_SIZE)))

@@ -4,6 +4,7 @@
 
 `kernels.json` is what `make compiled` and `lorafam doctor --dump-kernels DIR` write; without it everything is compiled,
 which takes minutes. Bytes and bank conflicts need ptxsim (LORAFAM_PTXSIM). `--formulas` writes only what needs neither.
+Exits with 1 where a kernel didn't compile: the page is of all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from lorafam.kernels.launch_table import PACKED, launch_config
 
 from lorafam.backends.triton_gpu.launch import simulator
-from lorafam.backends.triton_gpu.shipped import dump_kernels
+from lorafam.backends.triton_gpu.shipped import dump_kernels, failures
 
 from .. import gpu
 from . import code, formulas, measured, moved, times, wavefronts
@@ -45,9 +46,13 @@ def main() -> int:
 def _rows(kernels: Path | None) -> Rows:
     simulator()  # says at once where it isn't
     if kernels is not None:
-        return json.loads(kernels.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        return dump_kernels(Path(folder), code.TARGETS)
+        rows = json.loads(kernels.read_text(encoding="utf-8"))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = dump_kernels(Path(folder), code.TARGETS)
+    if failed := failures(rows):
+        raise SystemExit("\n".join(["not written, since these didn't compile:", *failed]))
+    return rows
 
 
 def generated(rows: Rows) -> dict[str, list[str]]:

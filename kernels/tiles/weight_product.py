@@ -19,14 +19,28 @@ def low_rank_start(
 ):
     """B̂ Pᵀ [BLOCK_N, tokens] in fp32 over the first `rank` of R; B̂ [N, R], P [M, R], its rows `stride_p` apart."""
     acc = tl.zeros((offs_n.shape[0], offs_m.shape[0]), tl.float32)
-    for r in range(0, rank, BLOCK_R):
-        offs_r = r + tl.arange(0, BLOCK_R)
-        mask_b = (offs_n < N)[:, None] & (offs_r < R)[None, :]
-        b_hat = tl.load(b_hat_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_b, other=0.0)
-        mask_p = (offs_r < R)[:, None] & (offs_m < M)[None, :]
-        p = tl.load(p_ptr + offs_m.to(tl.int64)[None, :] * stride_p + offs_r[:, None], mask=mask_p, other=0.0)
-        acc = exact_dot(b_hat, p, acc, TARGET)  # [BLOCK_N, BLOCK_R] [BLOCK_R, tokens]
+    if TARGET == "tcgen05":
+        # no `for`: before Triton 3.8 tensor memory of six products is held across it, 768 of 512 columns
+        r = 0
+        while r < rank:
+            acc = _low_rank_step(acc, b_hat_ptr, p_ptr, offs_n, offs_m, r, M, N, R, stride_p, TARGET, BLOCK_R)
+            r += BLOCK_R
+    else:
+        for r in range(0, rank, BLOCK_R):
+            acc = _low_rank_step(acc, b_hat_ptr, p_ptr, offs_n, offs_m, r, M, N, R, stride_p, TARGET, BLOCK_R)
     return acc
+
+
+@triton.jit
+def _low_rank_step(
+    acc, b_hat_ptr, p_ptr, offs_n, offs_m, r, M, N, R, stride_p, TARGET: tl.constexpr, BLOCK_R: tl.constexpr
+):
+    offs_r = r + tl.arange(0, BLOCK_R)
+    mask_b = (offs_n < N)[:, None] & (offs_r < R)[None, :]
+    b_hat = tl.load(b_hat_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_b, other=0.0)
+    mask_p = (offs_r < R)[:, None] & (offs_m < M)[None, :]
+    p = tl.load(p_ptr + offs_m.to(tl.int64)[None, :] * stride_p + offs_r[:, None], mask=mask_p, other=0.0)
+    return exact_dot(b_hat, p, acc, TARGET)  # [BLOCK_N, BLOCK_R] [BLOCK_R, tokens]
 
 
 @triton.jit

@@ -159,6 +159,7 @@ def _cases(eager: ModuleType, device: torch.device) -> Iterator[tuple[str, str, 
                 # alike, and not
                 yield "lora_linear_group", what, (x, *group, [bias, bias])
                 yield "lora_linear_group", what, (x, *group, [bias, None])
+                yield "lora_linear_group", f"{what}, no bias", (x, *group, [None, None])
                 yield "lora_linear_grad", what, (grad_y, *weight, c, P, A, seed, 0.1)
                 yield "lora_project", what, (x, A, seed, 0.1)
                 more = (x, P, B_hat, c, grad_y + 1, bias, c, seed, 0.1, True)

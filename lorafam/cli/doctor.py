@@ -17,6 +17,8 @@ from .errors import BAD_INPUT, fail
 PACKAGES = ("lorafam", "torch", "numba", "triton", "bitsandbytes", "peft", "transformers", "accelerate", "safetensors")
 # what decides how fast the CPU kernels run
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+# exit code where a kernel doesn't compile: not the input's fault
+FAILED = 1
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -46,13 +48,18 @@ def doctor(
 
 def _dump(folder: Path) -> None:
     try:
-        from ..backends.triton_gpu.shipped import dump_kernels
+        from ..backends.triton_gpu.shipped import compiled, dump_kernels, failures
     except ImportError as error:
         fail(f"--dump-kernels: triton can't be imported: {error}", command="lorafam doctor", code=BAD_INPUT)
     if folder.exists() and not folder.is_dir():
         fail(f"--dump-kernels: expected a folder, {folder} is a file", command="lorafam doctor", code=BAD_INPUT)
     rows = dump_kernels(folder)
-    typer.echo(f"{len(rows)} kernels for {len({row['target'] for row in rows})} architectures in {folder}")
+    kernels = compiled(rows)
+    typer.echo(f"{len(kernels)} kernels for {len({row['target'] for row in kernels})} architectures in {folder}")
+    if failed := failures(rows):
+        for line in failed:
+            typer.echo(line, err=True)
+        fail(f"--dump-kernels: {len(failed)} didn't compile", command="lorafam doctor", code=FAILED)
 
 
 def report() -> dict[str, Any]:

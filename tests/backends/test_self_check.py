@@ -89,3 +89,12 @@ def test_a_damaged_file_is_told_and_checked_again(monkeypatch: pytest.MonkeyPatc
     self_check._file("Some GPU/1").write_text("{")
     with pytest.warns(UserWarning, match="is damaged"):
         assert selection.choose("cuda", "dropout").backend == "triton"
+
+
+def test_a_group_in_one_launch_is_checked_with_biases_and_without() -> None:
+    few = [
+        [bias is not None for bias in arguments[-1]]
+        for op, _, arguments in self_check._cases(eager, CPU)
+        if op == "lora_linear_group" and len(arguments[0]) <= 16 and arguments[1][0].dtype == torch.uint8
+    ]
+    assert {(True, True), (False, False)} <= set(map(tuple, few))

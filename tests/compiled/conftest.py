@@ -8,8 +8,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every kernel for every architecture in every shipped configuration, compiled once for all files.
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every kernel for every architecture in every shipped configuration, and what didn't compile; once for all files.
 
     Into the folder that LORAFAM_KERNELS names, where it names one.
     """
@@ -17,3 +17,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     folder = os.environ.get("LORAFAM_KERNELS")
     return dump_kernels(Path(folder) if folder else tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def rows(dumped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The kernels of it."""
+    from lorafam.backends.triton_gpu.shipped import compiled
+
+    return compiled(dumped)

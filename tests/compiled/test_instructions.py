@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from lorafam.kernels.launch_table import PACKED, launch_config
 
 from tests.compiled.test_matrix import described
 
@@ -28,14 +29,15 @@ TENSOR_CORES = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 def products(
     rows: list[dict[str, Any]], target: str, tokens: int, kernel: str = "lora_linear_kernel"
 ) -> list[dict[str, Any]]:
-    """A product with 4-bit weights whose rows have whole blocks, with a tile of so many tokens."""
+    """A product with 4-bit weights whose rows have whole blocks, with the tile that so many tokens get."""
+    tile = launch_config(kernel.removesuffix("_kernel"), target, "bfloat16", tokens, PACKED)["BLOCK_M"]
     found = [
         row
         for row in rows
         if (row["kernel"], row["target"], row["dtype"]) == (kernel, target, "bfloat16")
         and (row["config"]["PACKED"] or row["config"].get("ONE_BLOCK"))
         and row["config"]["BLOCK_SIZE"] == 64
-        and row["config"]["BLOCK_M"] == tokens
+        and row["config"]["BLOCK_M"] == tile
     ]
     assert found, (target, tokens)
     return found

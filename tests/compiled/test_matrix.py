@@ -39,6 +39,12 @@ def described(row: dict[str, Any]) -> str:
     return f"{row['target']} {row['kernel']} {row['dtype']} {row['config']}"
 
 
+def test_everything_compiles(dumped: list[dict[str, Any]]) -> None:
+    from lorafam.backends.triton_gpu.shipped import failures
+
+    assert failures(dumped) == []
+
+
 def test_every_kernel_on_every_architecture(rows: list[dict[str, Any]]) -> None:
     for target in ARCHITECTURES:
         assert {row["kernel"] for row in rows if row["target"] == target} == KERNELS, target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lorafam.kernels.launch_rows import check_rows
+from lorafam.kernels.launch_rows import check_rows, of_triton
 from lorafam.kernels.launch_table import AMD, INTERPRETER, NVIDIA, rows
 
 ROW = {"tokens": 4, "K": 64, "dtypes": ["bfloat16"], "blocks": {"BLOCK_M": 16, "BLOCK_K": 64}, "num_warps": 2}
@@ -40,3 +40,22 @@ def test_the_shipped_rows_are_well_formed(machine: str) -> None:
 def test_anything_else_is_refused(wrong: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         check_rows(wrong, rows(NVIDIA))
+
+
+def test_a_row_of_some_tritons_only() -> None:
+    entries = [{**ROW, "triton": "<3.8"}, {**ROW, "tokens": 8}, {**ROW, "triton": "<3.10"}]
+    assert of_triton(entries, (3, 7)) == [ROW, {**ROW, "tokens": 8}, ROW]
+    assert of_triton(entries, (3, 8)) == of_triton(entries, (3, 9)) == [{**ROW, "tokens": 8}, ROW]
+    assert of_triton(entries, (3, 10)) == of_triton(entries, (4, 0)) == [{**ROW, "tokens": 8}]
+
+
+@pytest.mark.parametrize("condition", ["3.8", "<3", "<=3.8", "<3.8.1", 3.8, None])
+def test_no_other_condition_on_triton(condition: Any) -> None:
+    with pytest.raises(ValueError, match='triton: expected "<" and a version'):
+        of_triton([{**ROW, "triton": condition}], (3, 8))
+
+
+def test_a_users_row_has_none() -> None:
+    # the file it stands in is for one Triton
+    with pytest.raises(ValueError, match=r"expected keys of .*, got triton"):
+        check_rows({"dropout": [{**ROW, "triton": "<3.8"}]}, rows(NVIDIA))

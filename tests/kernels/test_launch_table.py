@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from lorafam.kernels import launch_table
 from lorafam.kernels.launch_config import INTERPRETER
 from lorafam.kernels.launch_table import (
     AMD,
@@ -30,35 +32,63 @@ ARCHITECTURES = {
 }
 KEYS = {"tokens", "N", "K", "rank", "dtypes", "weights", "architectures", "blocks", "num_warps", "num_stages"}
 NORM_BLOCKS = {"BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_R": 16}
+# those that differ in the rows that hold under them
+TRITONS = ((3, 6), (3, 7), (3, 8))
 each_target = pytest.mark.parametrize("target", ARCHITECTURES)
+
+
+@contextlib.contextmanager
+def under(version: tuple[int, int]) -> Iterator[None]:
+    """The table as another Triton has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch_table, "TRITON", version)
+        forget()
+        yield
+    forget()
+
+
+def forget() -> None:
+    rows.cache_clear()
+    launch_config.cache_clear()
 
 
 @each_target
 def test_every_row_is_reached_and_nothing_is_left_out(target: str) -> None:
+    """Under the one or the other Triton: a row of some stands before that of the others."""
     assert {machine_of(architecture) for architecture in ARCHITECTURES[target]} == {target}
-    for kernel, entries in rows(target).items():
-        found = {
-            launch_config(kernel, architecture, dtype, tokens, weight)
-            for architecture, dtype, tokens, weight in itertools.product(
-                ARCHITECTURES[target],
-                ("bfloat16", "float16", "float32"),
-                (0, 8, 9, 16, 17, 64, 65, 5000),
-                (DENSE, PACKED, ELEMENTS, None),
-            )
-            # what is packed is multiplied in 16 bits
-            if not (weight == PACKED and dtype == "float32")
-        }
-        described = {(config.blocks, config.num_warps, config.num_stages) for config in found}
-        for entry in entries:
-            assert entry.keys() <= KEYS, kernel
-            blocks = tuple(sorted(entry["blocks"].items()))
-            assert (blocks, entry["num_warps"], entry["num_stages"]) in described, (kernel, entry)
-            assert all(size & (size - 1) == 0 for size in entry["blocks"].values())
+    reached, entries = set(), []
+    for version in TRITONS:
+        with under(version):
+            for kernel, of_kernel in rows(target).items():
+                entries += [(kernel, entry) for entry in of_kernel]
+                found = (
+                    launch_config(kernel, architecture, dtype, tokens, weight)
+                    for architecture, dtype, tokens, weight in itertools.product(
+                        ARCHITECTURES[target],
+                        ("bfloat16", "float16", "float32"),
+                        (0, 8, 9, 16, 17, 64, 65, 5000),
+                        (DENSE, PACKED, ELEMENTS, None),
+                    )
+                    # what is packed is multiplied in 16 bits
+                    if not (weight == PACKED and dtype == "float32")
+                )
+                reached |= {(kernel, config.blocks, config.num_warps, config.num_stages) for config in found}
+    for kernel, entry in entries:
+        assert entry.keys() <= KEYS, kernel
+        blocks = tuple(sorted(entry["blocks"].items()))
+        assert (kernel, blocks, entry["num_warps"], entry["num_stages"]) in reached, (kernel, entry)
+        assert all(size & (size - 1) == 0 for size in entry["blocks"].values())
 
 
 @each_target
 def test_same_kernels_everywhere(target: str) -> None:
     assert rows(target).keys() == rows(NVIDIA).keys()
+
+
+@pytest.mark.parametrize(("version", "tile"), [((3, 7), 16), ((3, 8), 8)])
+def test_a_tile_of_eight_tokens_where_wgmma_is_made_of_it(version: tuple[int, int], tile: int) -> None:
+    with under(version):
+        assert launch_config("lora_linear", "sm_90", "bfloat16", 8, PACKED)["BLOCK_M"] == tile
 
 
 def test_no_row_is_told() -> None:

@@ -37,6 +37,8 @@ MOST_SHARED = {
 MOST_THREADS, MOST_REGISTERS, MOST_REGISTERS_OF_A_PROGRAM = 1024, 255, 1 << 16
 # a thread's registers are given out by eights
 REGISTERS_AT_ONCE = 8
+# of an accumulator's tensor memory; Triton raises when it loads a kernel, whose code is a trap
+MOST_TENSOR_MEMORY = 512
 MOST_GRID = (2**31 - 1, 65_535, 65_535)
 # before CUDA 12.1, and so with every driver
 MOST_PARAMETER_BYTES = 4096
@@ -70,6 +72,9 @@ def refusal(kernel: Any, grid: Sequence[int], registers: int | None = None) -> s
             return f"a grid of {size} along {axis}, at most {largest} may be"
     if not nvidia:
         return None
+    columns = metadata.tmem_size or 0
+    if columns > MOST_TENSOR_MEMORY:
+        return f"{columns} columns of tensor memory, at most {MOST_TENSOR_MEMORY} may be"
     if registers is not None:
         given = -(-registers // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE * threads
         if registers > MOST_REGISTERS or given > MOST_REGISTERS_OF_A_PROGRAM:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ LONG_K = 16384
 K_TAIL = 240
 
 Tensor = torch.Tensor
+Row = dict[str, Any]
 
 
 class Call(NamedTuple):
@@ -141,12 +143,13 @@ def four_bit(rows: int, columns: int) -> Storage:
     return Storage(codes, scales, [rows, columns, 64, 0, NESTED_BLOCK_SIZE])
 
 
-def dump_kernels(
-    folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, workers: int | None = None
-) -> list[dict[str, Any]]:
-    """Compiles everything and writes assembly, binaries and `kernels.json`; returns its rows."""
+def dump_kernels(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, workers: int | None = None) -> list[Row]:
+    """Compiles everything and writes assembly, binaries and `kernels.json`; returns its rows.
+
+    A call that doesn't compile is a row too, of op, target, dtype and error: `failures`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     # a process for each architecture: the compiler holds the interpreter's lock
     with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for found in pool.map(_dump_one, [folder] * len(architectures), architectures):
@@ -157,20 +160,48 @@ def dump_kernels(
     return rows
 
 
-def _dump_one(folder: Path, architecture: str) -> list[dict[str, Any]]:
+def failures(rows: list[Row]) -> list[str]:
+    """What didn't compile, a line each; the other rows are of kernels."""
+    return [f"{row['op']} for {row['target']}, {row['dtype']}: {row['error']}" for row in rows if "error" in row]
+
+
+def compiled(rows: list[Row]) -> list[Row]:
+    """The rows of kernels."""
+    return [row for row in rows if "error" not in row]
+
+
+def _dump_one(folder: Path, architecture: str) -> list[Row]:
     place = folder / architecture
     place.mkdir(exist_ok=True)
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[Any, Row] = {}
     keep = []
     for op, dtype, run in calls(K=LONG_K):
+        described = {"op": op, "target": architecture, "dtype": str(dtype).removeprefix("torch.")}
         with compiled_only(architecture) as launches:
-            run()
+            try:
+                run()
+            except Exception as error:  # whatever a compiler raises; the other calls go on
+                row = {**described, "error": told(error)}
+                rows[tuple(row.values())] = row
         for launch in launches:
-            if id(launch.kernel) not in rows:
-                keep.append(launch.kernel)
-                name = f"{launch.name.removesuffix('_kernel')}-{len(rows):03d}"
-                rows[id(launch.kernel)] = _row(launch, op, dtype, architecture, place / name)
+            if id(launch.kernel) in rows:
+                continue
+            keep.append(launch.kernel)
+            name = f"{launch.name.removesuffix('_kernel')}-{len(rows):03d}"
+            try:
+                found = _row(launch, architecture, place / name)
+            except (ValueError, RuntimeError, SubprocessError) as error:  # its code isn't as it can be read
+                found = {"error": f"{launch.name}: {told(error)}"}
+            rows[id(launch.kernel)] = {**described, **found}
     return list(rows.values())
+
+
+def told(error: BaseException) -> str:
+    """An error's cause in a line: Triton tells the innermost function's last, after the source."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 def configuration(kernel: Any) -> dict[str, Any]:
@@ -180,7 +211,8 @@ def configuration(kernel: Any) -> dict[str, Any]:
     return {**config, "num_warps": kernel.metadata.num_warps, "num_stages": kernel.metadata.num_stages}
 
 
-def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: Path) -> dict[str, Any]:
+def _row(launch: Launch, architecture: str, path: Path) -> Row:
+    """What isn't told by the call."""
     kernel = launch.kernel
     assembly, binary = ("ptx", "cubin") if "cubin" in kernel.asm else ("amdgcn", "hsaco")
     path.with_suffix(f".{assembly}").write_text(kernel.asm[assembly], encoding="utf-8")
@@ -189,10 +221,7 @@ def _row(launch: Launch, op: str, dtype: torch.dtype, architecture: str, path: P
     code = machine_code(kernel)
     return {
         "kernel": launch.name,
-        "op": op,
         "file": Path(kernel.src.fn.fn.__code__.co_filename).name,
-        "target": architecture,
-        "dtype": str(dtype).removeprefix("torch."),
         "config": configuration(kernel),
         "grid": list(launch.grid),
         "refused": refusal(kernel, launch.grid, code.registers),

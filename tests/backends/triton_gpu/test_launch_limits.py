@@ -35,12 +35,11 @@ class Plain(types.SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def kernel(ptx: str = PTX, shared: int = 1024, warps: int = 4, arch: Any = 80) -> Any:
+def kernel(ptx: str = PTX, shared: int = 1024, warps: int = 4, arch: Any = 80, tmem: int | None = 0) -> Any:
     backend, size = ("cuda", 32) if isinstance(arch, int) else ("hip", 64)
     target = Plain(backend=backend, arch=arch, warp_size=size)
-    return Plain(
-        asm={"ptx": ptx} if backend == "cuda" else {}, metadata=Plain(target=target, shared=shared, num_warps=warps)
-    )
+    metadata = Plain(target=target, shared=shared, num_warps=warps, tmem_size=tmem)
+    return Plain(asm={"ptx": ptx} if backend == "cuda" else {}, metadata=metadata)
 
 
 @pytest.fixture
@@ -70,6 +69,8 @@ def test_static_shared_memory_is_what_the_binary_has(product: tuple[str, Any]) -
         ({"shared": 70 << 10, "arch": 86}, (1,), 128, "sm_86 has 101376"),
         ({"ptx": PTX.replace("8192", "12289")}, (1,), 128, "49156 bytes of static shared memory, at most 49152"),
         ({"warps": 64}, (1,), None, "2048 threads"),
+        ({"arch": 100, "tmem": 512}, (1,), None, None),
+        ({"arch": 100, "tmem": 784}, (1,), None, "784 columns of tensor memory, at most 512"),
         ({}, (2**31,), None, "a grid of 2147483648 along x"),
         ({}, (1, 65536), None, "a grid of 65536 along y"),
         ({"warps": 8}, (1,), 255, None),

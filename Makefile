@@ -1,6 +1,8 @@
 # make demo    fine-tunes a real model with every method, beside PEFT + bitsandbytes
 # make test    the tests        make lint    ruff and mypy        make bench    ratios to eager PyTorch and PEFT + bitsandbytes
-# make gpu     on a machine with a CUDA GPU: every test and the benchmark there, into bench/results/<gpu>.json
+# make gpu     on a machine with a CUDA GPU: checks, tests, benchmark, tuning, counters and a step there, with PYTHON as it is and no
+#              network, into bench/results/<gpu>/. PART=check|tests|bench|tune|profile|step, or next: the next unfinished, for MINUTES
+#              (8) at a time. RESULTS=folder; PACKED=file.tar.gz keeps that folder as one file too; WHEELS=folder of wheels to use
 # make simulated   runs every method on compiled GPU code and in Triton's interpreter over many shapes; needs no GPU
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 # make kernel-table   writes the tables of docs/kernels.md from compiled code; needs no GPU. KERNELS=build/kernels/kernels.json
@@ -79,15 +81,11 @@ bench: $(VENV)/installed
 	$(BIN)/python -m lorafam.bench.run
 	$(BIN)/python -m lorafam.bench.cpu
 
-# a CUDA build of torch that the machine has, and its triton, are used as they are
-GPU_VENV := .venv-gpu
-
-$(GPU_VENV)/installed: pyproject.toml setup.py
-	$(PYTHON) bench/gpu_environment.py $(GPU_VENV) $(TORCH)
-	touch $@
-
-gpu: $(GPU_VENV)/installed
-	$(GPU_VENV)/bin/python -m lorafam.bench.gpu
+# the running Python as it is: nothing is installed
+gpu:
+	WHEELS=$(if $(WHEELS),$(abspath $(WHEELS))) $(PYTHON) bench/gpu/start.py $(if $(PART),--part $(PART)) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(RESULTS),--results $(abspath $(RESULTS))) \
+		$(if $(PACKED),--packed $(abspath $(PACKED)))
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output real-task-output

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lorafam import reference
+from lorafam.backends.eager import dequantize_4bit
 from lorafam.weights import NF4Weight
 
 from .case import Case
@@ -54,7 +55,9 @@ def check(case: Case, contender: str = "lorafam") -> None:
     case = case_for(contender, case)
     names = ["y", "dx", *(f"d{name}" for name in case.leaves())]
     weight: Any = case.layer.base_layer.weight
-    wide = (weight.dequantize(torch.float32) if isinstance(weight, NF4Weight) else weight.detach()).double()
+    # not by a kernel under test
+    wide = dequantize_4bit(*weight.storage(), torch.float32) if isinstance(weight, NF4Weight) else weight.detach()
+    wide = wide.double()
     cases = draws(case)
     by_draw = [
         [train_of(contender, one)() for one in cases],

@@ -1,169 +1,202 @@
-"""The page of a GPU: what `make gpu` measured there, in Markdown, from its JSON and nothing else."""
+"""The page of a GPU: what `make gpu` measured there, in Markdown, from its summary and nothing else."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .contenders import PEERS, TITLES
-from .gpu_clock import NOTE
+from .gpu.cases import BAD, LEFT_OUT, PASSED
 
 Results = Mapping[str, Any]
-HEADINGS = {
-    "lora": "LoRA (dense base)",
-    "qlora": "QLoRA",
-    "qdora": "QDoRA",
-    "adalora": "AdaLoRA (NF4 base)",
+HEADINGS = {"lora": "LoRA (dense base)", "qlora": "QLoRA", "qdora": "QDoRA", "adalora": "AdaLoRA (NF4 base)"}
+TITLES = {
+    "eager": "eager",
+    "peft": "PEFT",
+    "compiled": "PEFT compiled",
+    "dense": "dense",
+    "unsloth": "Unsloth",
+    "axolotl": "axolotl",
+    "lorafusion": "LoRAFusion",
 }
 DIRECTIONS = {"forward": "forward", "train": "forward + backward"}
-CHOICES = ("blocks", "num_warps", "num_stages", "path", "product", "shipped")
-AGREES = "Self-check: every op agrees with eager PyTorch."
+OUTCOMES = (PASSED, *BAD, LEFT_OUT)
 HOW = (
-    "Square layers of rank {rank}. Milliseconds are lorafam's median; each other column says how many times as long "
-    "that one takes: above 1x lorafam is faster. lorafam and the other projects are timed on a case once their result "
-    'there has passed the correctness rule of the tests, whose measure eager PyTorch is. "dense" is the plain product '
-    "without an adapter, W dense and decoded beforehand: the floor. "
-)
-DTYPES = (
-    "The adapter is fp32, and in x's dtype for {peers}, whose kernels multiply in one dtype; each is held to the "
-    "rule in the dtypes it has. {coverage}."
+    "One layer, adapters of rank {rank}, fp32; x and a dense W in {dtype}. µs are the GPU's, of one call in a replayed "
+    "graph, over copies of the layer that together are more than twice the L2; warm: over one layer alone. Host: what "
+    "launching takes the caller's thread. Of peak: bytes or operations a second over those of a large copy or product "
+    "in this run, whichever is more. Each other column says how many times as long that one takes on the GPU: above 1x "
+    'lorafam is faster. "dense" is the plain product without an adapter, W decoded beforehand: the floor.'
 )
 
 
 def page(results: Results) -> str:
-    """The whole page; a part that hasn't run yet says so."""
-    parts = [heading(results), checks(results), tuned(results["tuned"]), benchmark(results["benchmark"])]
-    return "\n\n".join(parts) + "\n"
+    """The whole page; what hasn't run yet isn't in it, and the heading says so."""
+    items = results["items"]
+    parts = [heading(results), checks(items), bad(items), benchmark(items), tuned(items), counters(items), steps(items)]
+    return "\n\n".join([*filter(None, [*parts, left_out(items)])]) + "\n"
 
 
 def heading(results: Results) -> str:
-    gpu = results["gpu"]
-    state = "" if results["complete"] else " **It didn't come to its end: what is missing here wasn't measured.**"
+    gpu, left = results["gpu"], results["left"]
+    state = f" **Not at its end: {len(left)} items are left, the next is {left[0]}.**" if left else ""
     versions = [f"{name} {version}" for name, version in results["versions"].items() if version]
     lines = [
         ("compute capability", gpu["compute_capability"]),
         ("memory", f"{gpu['memory_bytes'] / 1e9:.0f} GB"),
         ("driver", gpu["driver"] or "unknown"),
         ("versions", ", ".join(versions)),
+        ("code", " ".join(filter(None, (results["code"], results["commit"])))),
     ]
-    return f"# {gpu['name']}\n\nMeasured by `make gpu`, {results['date']}.{state}\n\n{grid(('', ''), lines)}"
+    return f"# {gpu['name']}\n\nMeasured by `make gpu`, begun {results['date']}.{state}\n\n{grid(('', ''), lines)}"
 
 
-def checks(results: Results) -> str:
-    """Self-check and tests."""
-    wrong, tests = results["self_check"], results["tests"]
-    if wrong is None:
-        found = ["Self-check: not run."]
-    else:
-        found = ["Self-check: switched off here:", *listed(wrong)] if wrong else [AGREES]
-    if tests is None:
-        found += ["", "Tests: not run."]
-    else:
-        ended = f"; {tests['error']}" if "error" in tests else ""
-        counts = ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped"))
-        found += ["", f"Tests: {counts}{ended}.", *listed(tests["failures"])]
-    return "\n".join(["## Checks", "", *found])
+def checks(items: Results) -> str:
+    """How many cases of each item went how."""
+    lines = []
+    for name, item in items.items():
+        if name.startswith(("check/", "tests/")):
+            counts = Counter(case["outcome"] for case in item["cases"].values())
+            state = "" if item["finished"] else " (not finished)"
+            lines.append((f"`{name}`{state}", *(counts[outcome] or "" for outcome in OUTCOMES)))
+    return f"## Checks\n\n{grid(('', *OUTCOMES), lines) if lines else 'Not run.'}"
 
 
-def tuned(found: Results | None) -> str:
-    """The rows of the launch table that were measured on this GPU."""
-    if found is None:
-        return "## Launch table\n\nTuning: not run."
-    lines = [f"{found['count']} rows of its own, measured by `lorafam tune`."]
-    if "error" in found:
-        lines.append(f"It {found['error']}.")
-    rows = [
-        (f"`{kernel}`", *split(entry))
-        for part in ("rows", "paths")
-        for kernel, entries in found.get(part, {}).items()
-        for entry in entries
+def bad(items: Results) -> str:
+    """Every case that isn't right, with the reason."""
+    lines = [
+        f"- `{name}`, {escaped(case)}: {result['outcome']}: {escaped(result.get('why', ''))}"
+        for name, item in items.items()
+        for case, result in item["cases"].items()
+        if result["outcome"] in BAD
     ]
-    if rows:
-        lines += ["", grid(("op", "where (sizes: at most)", "choice"), rows)]
-    return "\n".join(["## Launch table", "", *lines])
+    return "\n".join(["## Failed", "", *lines]) if lines else ""
 
 
-def split(row: Results) -> tuple[str, str]:
-    """A row's conditions, and what it chooses."""
-    where = {name: value for name, value in row.items() if name not in CHOICES}
-    if "shipped" in row:
-        return text(where) or "everywhere", "as shipped"
-    choice = {name: row[name] for name in CHOICES if name in row}
-    return text(where) or "everywhere", text({**choice.pop("blocks", {}), **choice})
+def left_out(items: Results) -> str:
+    """Reasons, with what each cost."""
+    cases: dict[str, list[str]] = defaultdict(list)
+    for name, item in items.items():
+        for case, result in item["cases"].items():
+            if result["outcome"] == LEFT_OUT:
+                cases[result["why"]].append(name if case == name else f"{name} {case}")
+    lines = [f"- {escaped(why)}: {escaped('; '.join(names))}" for why, names in cases.items()]
+    return "\n".join(["## Left out", "", *lines]) if lines else ""
 
 
-def benchmark(found: Results) -> str:
-    """A table a method and direction, and who isn't in it."""
-    lines = ["## Benchmark", ""]
-    if not found["rows"]:
-        lines.append("Nothing was measured.")
-    else:
-        lines += [HOW.format(rank=found["rows"][0]["rank"]) + NOTE, *others(found["rows"])]
-        for method in dict.fromkeys(row["method"] for row in found["rows"]):
-            lines += ["", f"### {HEADINGS[method]}"]
-            rows = [row for row in found["rows"] if row["method"] == method]
-            for direction, title in DIRECTIONS.items():
-                if part := [row for row in rows if row["direction"] == direction]:
-                    lines += ["", f"#### {title}, {part[0]['dtype']}", "", times(part)]
-    if found["failures"]:
-        lines += ["", "### Failed", "", *listed(found["failures"])]
-    if found["left_out"]:
-        lines += ["", "### Left out", "", *left_out(found["left_out"])]
-    return "\n".join(lines)
+def benchmark(items: Results) -> str:
+    """A table a method and direction, with the shipped launch table and with the tuned one."""
+    rows = list(measured(items, "bench/", "contender"))
+    peaks = items.get("bench/peaks", {"cases": {}})["cases"]
+    found = ["## Benchmark", "", HOW.format(**rows[0])] if rows else []
+    if rows and peaks:
+        reached = []
+        if "bytes_a_second" in peaks.get("copy", {}):
+            reached.append(f"a large copy {peaks['copy']['bytes_a_second'] / 1e12:.2f} TB/s")
+        if "flops" in peaks.get("product bfloat16", {}):
+            reached.append(f"a large product {peaks['product bfloat16']['flops'] / 1e12:.0f} TFLOP/s")
+        found += ["", f"Reached in this run: {', '.join(reached)}."]
+    for table in ("untuned", "tuned"):
+        for method, title in HEADINGS.items():
+            for direction, way in DIRECTIONS.items():
+                part = [
+                    row for row in rows if (row["table"], row["method"], row["direction"]) == (table, method, direction)
+                ]
+                if part:
+                    found += ["", f"### {title}, {way}, {table}", "", times(part, peaks)]
+    return "\n".join(found)
 
 
-def others(rows: Iterable[Results]) -> list[str]:
-    """What is different for the other projects that were timed, and what they have kernels for."""
-    measured = {row["contender"] for row in rows}
-    peers = [peer for name, peer in PEERS.items() if name in measured]
-    if not peers:
-        return []
-    names = ", ".join(peer.title for peer in peers)
-    covered = [f"{peer.title} has kernels for {' and '.join(HEADINGS[case] for case in peer.cases)}" for peer in peers]
-    return ["", DTYPES.format(peers=names, coverage="; ".join(covered))]
+def measured(items: Results, part: str, key: str) -> Iterator[Results]:
+    """The results of a part that hold a figure."""
+    for name, item in items.items():
+        if name.startswith(part):
+            yield from (case for case in item["cases"].values() if case["outcome"] == PASSED and key in case)
 
 
-def times(rows: Sequence[Results]) -> str:
-    """One method and direction: a line a size and number of tokens."""
-    columns = [name for name in TITLES if name != "lorafam" and any(row["contender"] == name for row in rows)]
-    cases: dict[tuple[int, int], dict[str, Results]] = defaultdict(dict)
+def times(rows: Sequence[Results], peaks: Results) -> str:
+    """One method and direction: a line a shape and number of tokens."""
+    columns = [name for name in TITLES if any(row["contender"] == name for row in rows)]
+    cases: dict[tuple[Any, ...], dict[str, Results]] = defaultdict(dict)
     for row in rows:
-        cases[row["size"], row["tokens"]][row["contender"]] = row
+        cases[tuple(row["shape"]), row["tokens"]][row["contender"]] = row
     lines = []
-    for (size, tokens), of in cases.items():
-        ours = f"{1e3 * of['lorafam']['median_seconds']:.3f}" if "lorafam" in of else "-"
-        lines.append((f"{size}²", tokens, ours, *(multiple(of.get(name)) for name in columns)))
-    return grid(("size", "tokens", "lorafam ms", *(TITLES[name] for name in columns)), lines)
+    for (shape, tokens), of in sorted(cases.items()):
+        ours = of.get("lorafam")
+        figures = [micro(ours.get(name)) for name in ("gpu", "gpu_warm", "host")] if ours else ["-"] * 3
+        part = of_peak(ours, peaks) if ours else "-"
+        others = [f"{of[name]['gpu'] / ours['gpu']:.2f}x" if ours and name in of else "-" for name in columns]
+        lines.append((" x ".join(map(str, shape)), tokens, *figures, part, *others))
+    return grid(("N x K", "tokens", "µs", "warm", "host", "of peak", *(TITLES[name] for name in columns)), lines)
 
 
-def multiple(row: Results | None) -> str:
-    return "-" if row is None or row["ratio"] is None else f"{row['ratio']:.2f}x"
+def of_peak(row: Results, peaks: Results) -> str:
+    """The larger part of what a copy or a product reaches."""
+    copied = peaks.get("copy", {}).get("bytes_a_second")
+    multiplied = peaks.get(f"product {row['dtype']}", {}).get("flops")
+    parts = [row["bytes"] / row["gpu"] / copied] if copied else []
+    parts += [row["flops"] / row["gpu"] / multiplied] if multiplied else []
+    return f"{100 * max(parts):.0f} %" if parts else "-"
 
 
-def left_out(rows: Iterable[Results]) -> list[str]:
-    """A line a contender, method and reason, with the cases it is about."""
-    cases: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        of = cases[row["contender"], row.get("method", ""), row["reason"]]
-        if "size" in row:
-            of.append(f"{row['size']}² x {row['tokens']} {DIRECTIONS[row['direction']]}")
+def tuned(items: Results) -> str:
+    """What `lorafam tune` found beside the shipped choices."""
     lines = []
-    for (contender, method, reason), of in cases.items():
-        where = f", {HEADINGS[method]}" if method else ""
-        about = f" ({'; '.join(of)})" if of else ""
-        lines.append(f"- {TITLES[contender]}{where}: {escaped(reason)}{about}")
-    return lines
+    for row in measured(items, "tune/", "point"):
+        best, shipped = row.get("best"), row.get("shipped")
+        choice = {name: value for name, value in (best or {}).items() if name != "seconds"}
+        choice = {**choice.pop("blocks", {}), **choice}
+        lines.append(
+            (
+                row["point"],
+                micro(shipped and shipped["seconds"]),
+                micro(best and best["seconds"]),
+                text(choice) if row["won"] else "as shipped",
+            )
+        )
+    return f"## Launch table\n\n{grid(('', 'shipped µs', 'best µs', 'choice'), lines)}" if lines else ""
 
 
-def listed(reasons: Mapping[str, str]) -> list[str]:
-    return [f"- `{name}`: {escaped(why)}" for name, why in reasons.items()]
+def counters(items: Results) -> str:
+    """The hardware's counters by kernel, or times alone where those aren't permitted."""
+    rows = list(measured(items, "profile/", "kernels"))
+    names = list(dict.fromkeys(name for row in rows for one in row["kernels"] for name in one["metrics"]))
+    lines = [
+        (row["call"], one["kernel"], *(shown(one["metrics"].get(name)) for name in names))
+        for row in rows
+        for one in row["kernels"]
+    ]
+    return f"## Kernels\n\n{grid(('call', 'kernel', *names), lines)}" if lines else ""
+
+
+def steps(items: Results) -> str:
+    """Whole training steps."""
+    lines = [
+        (
+            row["title"],
+            f"{row['tokens_a_second']:.0f}",
+            f"{1e3 * row['step_seconds']:.1f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
+        )
+        for row in measured(items, "step/", "tokens_a_second")
+    ]
+    return f"## A training step\n\n{grid(('', 'tokens/s', 'ms', 'peak GB'), lines)}" if lines else ""
+
+
+def micro(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e6 * seconds:.1f}"
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def text(values: Mapping[str, Any]) -> str:
     """{"tokens": 16, "dtypes": ["bfloat16"]} → tokens 16, dtypes bfloat16."""
-    shown = {name: " or ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
+    said = {name: " or ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in said.items())
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from .contenders import TITLES
@@ -79,15 +76,3 @@ def table(results: Mapping[str, Any], digits: int = 2) -> str:
             halves.append(f"{shown[0]:>8}" + "".join(f"{cell:>11}" for cell in shown[1:]))
         lines.append(f"{name:9}{size:>6}{tokens:>8}     " + "    ".join(halves))
     return "\n".join(lines)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """The file is there whole or as it was."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file is there whole or as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

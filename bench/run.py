@@ -25,8 +25,9 @@ from packaging.version import Version
 from . import junit
 from .case import CASES
 from .contenders import PEERS, TITLES
+from .files import write_json
 from .left_out import Row, shared_out, told
-from .report import table, write_json
+from .report import table
 
 CASE_FOLDER = Path(__file__).parent / "cases"
 DEFAULTS = {

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..case import Case, make_case
+from ..files import write_json
 from ..gate import check
-from ..report import write_json
 from ..run import machine
 from .interleaved import medians
 from .layers import Call, dense_calls, evaluation_calls, layer_calls, product_calls

@@ -1,11 +1,15 @@
-"""Eager PyTorch in PEFT's order of operations; an NF4 base is decoded by bitsandbytes on each call."""
+"""Eager PyTorch in PEFT's order of operations; an NF4 base is decoded on each call: by bitsandbytes, to the same bits
+by lorafam's eager PyTorch where bitsandbytes isn't installed, which is for comparing results and not for timing.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
 
+from lorafam.backends.eager import dequantize_4bit
 from lorafam.reference import peft_order
 from lorafam.weights import NF4Weight
 
@@ -31,6 +35,8 @@ def decoder(case: Case) -> Callable[[], Tensor]:
     weight = case.layer.base_layer.weight
     if not isinstance(weight, NF4Weight):
         return lambda: weight  # type: ignore[return-value]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return lambda: dequantize_4bit(*weight.storage(), case.dtype)
     import bitsandbytes
 
     packed = weight.to_bitsandbytes()

@@ -8,50 +8,70 @@ import pytest
 from lorafam.bench.page import escaped, page, text
 
 
-def rows(method: str, tokens: int, direction: str, times: dict[str, float]) -> list[dict[str, Any]]:
-    case = {"method": method, "size": 4096, "tokens": tokens, "direction": direction}
-    case |= {"dtype": "bfloat16", "rank": 16}
-    ours = times.get("lorafam")
-    return [
-        {**case, "contender": name, "median_seconds": seconds, "ratio": seconds / ours if ours else None}
+def layer(tokens: int, direction: str, times: dict[str, float], method: str = "qlora", **more: Any) -> dict[str, Any]:
+    """Cases of a layers' item: seconds by contender."""
+    case = {"method": method, "shape": [4096, 4096], "tokens": tokens, "direction": direction, "table": "untuned"}
+    case |= {"dtype": "bfloat16", "rank": 16, "bytes": 1e7, "flops": 1e9, **more}
+    return {
+        f"{tokens} {direction} {name}": {
+            **case, "outcome": "passed", "contender": name, "gpu": seconds, "gpu_warm": seconds / 2, "host": 2e-5,
+        }
         for name, seconds in times.items()
-    ]
+    }  # fmt: skip
 
 
-CASE = {"method": "qlora", "size": 4096, "contender": "axolotl", "reason": "AssertionError: a | b\n <c>"}
+def item(cases: dict[str, Any], finished: bool = True) -> dict[str, Any]:
+    return {"finished": finished, "cases": cases}
+
+
+FAILED = {"outcome": "aborted", "why": "its process ended by SIGABRT | <x>"}
 RESULTS: dict[str, Any] = {
-    "complete": True,
     "date": "2026-03-01T12:30+00:00",
     "gpu": {"name": "Some GPU", "compute_capability": "9.0", "memory_bytes": 85e9, "driver": "580.1"},
-    "versions": {"lorafam": "0.1.0", "torch": "2.13.0", "unsloth": "2026.2.1", "lorafusion": None},
-    "self_check": {},
-    "tests": {"passed": 900, "failed": 1, "skipped": 20, "failures": {"tests/test_a.py::test_b[x|y]": "is 1"}},
-    "tuned": {
-        "path": "/home/somebody/tuned.json",
-        "count": 2,
-        "rows": {
-            "lora_linear": [
-                {"tokens": 16, "dtypes": ["bfloat16", "float16"], "blocks": {"BLOCK_M": 16}, "num_warps": 8},
-                {"N": 4096, "shipped": True},
-            ]
-        },
-        "paths": {"lora_linear": [{"path": "staged", "product": "cublas"}]},
+    "versions": {"lorafam": "0.1.0", "torch": "2.13.0", "bitsandbytes": None},
+    "code": "abc",
+    "commit": None,
+    "left": [],
+    "items": {
+        "check/op-dropout": item({"a": {"outcome": "passed"}, "b": FAILED, "c": {"outcome": "passed"}}),
+        "tests/test_x": item({"collection": {"outcome": "left out", "why": "not installed: hqq"}}, finished=False),
+        "bench/peaks": item(
+            {
+                "copy": {"outcome": "passed", "bytes_a_second": 2e12},
+                "product bfloat16": {"outcome": "passed", "flops": 5e14},
+            }
+        ),
+        "bench/untuned-qlora-4096x4096-first": item(
+            {
+                **layer(16, "forward", {"lorafam": 1e-5, "peft": 2.5e-5, "dense": 8e-6}),
+                **layer(2, "forward", {"lorafam": 2e-5}),
+                "16 train lorafam": {"outcome": "left out", "why": "not installed: hqq"},
+            }
+        ),
+        "bench/tuned-qlora": item(layer(16, "forward", {"lorafam": 5e-6, "peft": 1e-5}, table="tuned")),
+        "bench/lora": item(layer(16, "train", {"peft": 1e-5}, method="lora")),
+        "tune/4096x4096-16": item(
+            {
+                "p": {
+                    "outcome": "passed", "point": "lora_linear, 16 tokens", "won": True,
+                    "shipped": {"blocks": {"BLOCK_M": 32}, "num_warps": 4, "seconds": 2e-5},
+                    "best": {"blocks": {"BLOCK_M": 16}, "num_warps": 8, "seconds": 1e-5},
+                }
+            }
+        ),
+        "profile/kernels": item(
+            {"x": {"outcome": "passed", "call": "16 tokens", "kernels": [{"kernel": "k", "metrics": {"µs": 12.5}}]}}
+        ),
+        "step/qlora": item(
+            {
+                "s": {
+                    "outcome": "passed", "title": "lorafam", "tokens_a_second": 5e3, "step_seconds": 0.4,
+                    "peak_bytes": 9e9,
+                }
+            }
+        ),
     },
-    "benchmark": {
-        "rows": [
-            *rows("qlora", 16, "forward", {"lorafam": 0.0001, "peft": 0.00025, "dense": 0.00008, "unsloth": 0.0003}),
-            *rows("qlora", 2048, "forward", {"lorafam": 0.001, "dense": 0.00095}),
-            *rows("qlora", 16, "train", {"lorafam": 0.0002, "peft": 0.0004}),
-            *rows("adalora", 16, "forward", {"peft": 0.0004}),
-        ],
-        "failures": {"adalora": "ended with code -6"},
-        "left_out": [
-            {"contender": "lorafusion", "reason": "lorafusion not installed"},
-            {**CASE, "tokens": 16, "direction": "forward"},
-            {**CASE, "tokens": 2048, "direction": "train"},
-        ],
-    },
-}
+}  # fmt: skip
 
 
 def cells(line: str) -> list[str]:
@@ -69,79 +89,50 @@ def table(heading: str, shown: str) -> list[list[str]]:
 
 def test_where_and_when() -> None:
     shown = page(RESULTS)
-    assert shown.startswith("# Some GPU\n\nMeasured by `make gpu`, 2026-03-01T12:30+00:00.\n")
-    assert table("Measured by `make gpu`, 2026-03-01T12:30+00:00.", shown)[1:] == [
+    assert shown.startswith("# Some GPU\n\nMeasured by `make gpu`, begun 2026-03-01T12:30+00:00.\n")
+    assert table("Measured by `make gpu`, begun 2026-03-01T12:30+00:00.", shown)[1:] == [
         ["compute capability", "9.0"],
         ["memory", "85 GB"],
         ["driver", "580.1"],
-        ["versions", "lorafam 0.1.0, torch 2.13.0, unsloth 2026.2.1"],
+        ["versions", "lorafam 0.1.0, torch 2.13.0"],
+        ["code", "abc"],
     ]
-    assert "somebody" not in shown
-    assert "emptied before each call" in shown
+    assert "**Not at its end: 2 items are left, the next is bench/b.**" in page({**RESULTS, "left": ["bench/b", "c"]})
 
 
 def test_checks() -> None:
     shown = page(RESULTS)
-    assert "Self-check: every op agrees with eager PyTorch." in shown
-    assert "Tests: 900 passed, 1 failed, 20 skipped.\n- `tests/test_a.py::test_b[x|y]`: is 1" in shown
-    wrong = page({**RESULTS, "self_check": {"dropout": "other bits"}})
-    assert "switched off here:\n- `dropout`: other bits\n" in wrong
-    assert "every op agrees" not in wrong
-
-
-def test_launch_table() -> None:
-    assert "2 rows of its own" in page(RESULTS)
-    assert table("## Launch table", page(RESULTS)) == [
-        ["op", "where (sizes: at most)", "choice"],
-        ["`lora_linear`", "tokens 16, dtypes bfloat16 or float16", "BLOCK_M 16, num_warps 8"],
-        ["`lora_linear`", "N 4096", "as shipped"],
-        ["`lora_linear`", "everywhere", "path staged, product cublas"],
+    assert table("## Checks", shown) == [
+        ["", "passed", "failed", "aborted", "hung", "left out"],
+        ["`check/op-dropout`", "2", "", "1", "", ""],
+        ["`tests/test_x` (not finished)", "", "", "", "", "1"],
     ]
-
-
-def test_times() -> None:
-    shown = page(RESULTS)
-    qlora = shown.split("### QLoRA\n")[1]
-    assert table("#### forward, bfloat16", qlora) == [
-        ["size", "tokens", "lorafam ms", "PEFT", "dense", "Unsloth"],
-        ["4096²", "16", "0.100", "2.50x", "0.80x", "3.00x"],
-        ["4096²", "2048", "1.000", "-", "0.95x", "-"],
-    ]
-    assert table("#### forward + backward, bfloat16", qlora) == [
-        ["size", "tokens", "lorafam ms", "PEFT"],
-        ["4096²", "16", "0.200", "2.00x"],
-    ]
-    assert table("#### forward, bfloat16", shown.split("### AdaLoRA (NF4 base)\n")[1])[1] == ["4096²", "16", "-", "-"]
-    assert "layers of rank 16" in shown
-    assert "in x's dtype for Unsloth, whose" in shown
-    assert "Unsloth has kernels for LoRA (dense base) and QLoRA." in shown
-
-
-def test_left_out_and_failed() -> None:
-    shown = page(RESULTS)
-    assert "### Failed\n\n- `adalora`: ended with code -6\n" in shown
+    assert "## Failed\n\n- `check/op-dropout`, b: aborted: its process ended by SIGABRT \\| \\<x>\n" in shown
     assert shown.endswith(
-        "### Left out\n\n"
-        "- LoRAFusion: lorafusion not installed\n"
-        "- axolotl, QLoRA: AssertionError: a \\| b \\<c> (4096² x 16 forward; 4096² x 2048 forward + backward)\n"
+        "## Left out\n\n- not installed: hqq: tests/test_x collection; "
+        "bench/untuned-qlora-4096x4096-first 16 train lorafam\n"
     )
 
 
-def test_what_has_not_run_says_so() -> None:
-    nothing = {"rows": [], "failures": {}, "left_out": []}
-    parts = {"complete": False, "self_check": None, "tests": None, "tuned": None, "benchmark": nothing}
-    shown = page({**RESULTS, **parts})
-    assert "It didn't come to its end" in shown
-    for part in ("Self-check: not run.", "Tests: not run.", "Tuning: not run.", "Nothing was measured."):
-        assert part in shown
+def test_figures() -> None:
+    shown = page(RESULTS)
+    assert "Reached in this run: a large copy 2.00 TB/s, a large product 500 TFLOP/s." in shown
+    head = ["N x K", "tokens", "µs", "warm", "host", "of peak"]
+    assert table("### QLoRA, forward, untuned", shown) == [
+        [*head, "PEFT", "dense"],
+        ["4096 x 4096", "2", "20.0", "10.0", "20.0", "25 %", "-", "-"],
+        ["4096 x 4096", "16", "10.0", "5.0", "20.0", "50 %", "2.50x", "0.80x"],
+    ]
+    assert table("### QLoRA, forward, tuned", shown)[1][2] == "5.0"
+    assert table("### LoRA (dense base), forward + backward, untuned", shown)[1][2:] == ["-", "-", "-", "-", "-"]
+    assert table("## Launch table", shown)[1] == ["lora_linear, 16 tokens", "20.0", "10.0", "BLOCK_M 16, num_warps 8"]
+    assert table("## Kernels", shown) == [["call", "kernel", "µs"], ["16 tokens", "k", "12.5"]]
+    assert table("## A training step", shown)[1] == ["lorafam", "5000", "400.0", "9.00"]
 
 
-def test_a_part_that_did_not_end() -> None:
-    tests = {"passed": 0, "failed": 0, "skipped": 0, "failures": {}, "error": "ended with code -11"}
-    tuned = {"path": "x", "count": 0, "rows": {}, "paths": {}, "error": "ended with code 1"}
-    shown = page({**RESULTS, "tests": tests, "tuned": tuned})
-    assert "Tests: 0 passed, 0 failed, 0 skipped; ended with code -11." in shown
-    assert "It ended with code 1." in shown
+def test_nothing_has_run() -> None:
+    shown = page({**RESULTS, "items": {}})
+    assert shown.endswith("## Checks\n\nNot run.\n")
 
 
 @pytest.mark.parametrize(("cell", "expected"), [("a | b", "a \\| b"), ("a\n  b", "a b"), ("<b>", "\\<b>")])

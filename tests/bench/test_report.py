@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from lorafam.bench.report import medians, ratios, rows, table, write_json
+from lorafam.bench.files import write_json
+from lorafam.bench.report import medians, ratios, rows, table
 
 
 def entry(direction: str, contender: str, seconds: float) -> dict:

@@ -1,0 +1,1 @@
+"""A file an item's kind: `cases(context, **options)` gives what is to be done."""

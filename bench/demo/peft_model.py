@@ -10,8 +10,10 @@ from torch import nn
 from .plan import ALPHA, RANK, Run
 
 
-def quantise_with_bitsandbytes(model: nn.Module) -> None:
-    """Every linear layer but the head becomes a Linear4bit: NF4, double quantisation, products in fp32."""
+def quantise_with_bitsandbytes(
+    model: nn.Module, compute_dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> None:
+    """Every linear layer but the head becomes a Linear4bit: NF4, double quantisation, products in `compute_dtype`."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -20,7 +22,7 @@ def quantise_with_bitsandbytes(model: nn.Module) -> None:
             layer.in_features,
             layer.out_features,
             bias=layer.bias is not None,
-            compute_dtype=torch.float32,
+            compute_dtype=compute_dtype,
             compress_statistics=True,
             quant_type="nf4",
             device="meta",
@@ -29,7 +31,7 @@ def quantise_with_bitsandbytes(model: nn.Module) -> None:
             layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=quantised
         )
         quantised.bias = layer.bias
-        quantised.to("cpu")
+        quantised.to(device)
         # an evaluation forward would otherwise repack the weight in place and training after it would lose gradients
         quantised.support_avx512bf16_for_cpu = False
         parent, _, name = path.rpartition(".")

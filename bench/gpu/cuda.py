@@ -25,6 +25,7 @@ class Cuda:
     """The current CUDA device."""
 
     largest = None
+    longest = None
 
     def __init__(self) -> None:
         self.where = torch.device("cuda")
@@ -88,6 +89,29 @@ class Cuda:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
+
+    def kernel_times(self, call: Call) -> list[tuple[str, float]]:
+        call()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        return [(event.name, 1e3 * event.device_time) for event in events]
+
+    def profiled(self, call: Call) -> None:
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaProfilerStart()
+        call()
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaProfilerStop()
+
+    def tuned(self) -> Any:
+        from lorafam.backends.triton_gpu.tune.this_gpu import this_gpu
+
+        return this_gpu()
 
     def clocks(self) -> dict[str, Any]:
         return parsed_clocks(self._asked(",".join(CLOCKS.values())))

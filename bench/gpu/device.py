@@ -19,10 +19,13 @@ Call = Callable[[], Any]
 
 
 class Device(Protocol):
-    """`where`: the tensors' device. `ops` has the kernels' implementations. `largest`: sizes above it are cut to it."""
+    """`where`: the tensors' device. `ops` has the kernels' implementations. For a rehearsal, `largest`: sizes above it
+    are cut to it, and `longest`: the seconds that a case may take at most.
+    """
 
     where: Any
     largest: int | None
+    longest: float | None
 
     @property
     def ops(self) -> Any: ...
@@ -46,6 +49,15 @@ class Device(Protocol):
 
     def peak_bytes(self, call: Call) -> int:
         """The most memory that was allocated during `call`."""
+
+    def kernel_times(self, call: Call) -> list[tuple[str, float]]:
+        """Each kernel of a call with its nanoseconds, by torch's profiler; empty where that sees none."""
+
+    def profiled(self, call: Call) -> None:
+        """Calls a few times, the last between the marks that a profiler waits for."""
+
+    def tuned(self) -> Any:
+        """This GPU as `lorafam tune` takes it."""
 
     def clocks(self) -> dict[str, Any]:
         """Clocks, power and temperature now; empty where nvidia-smi isn't there."""

@@ -17,7 +17,7 @@ TOKENS = (3, 130)
 def cases(context: Context, kernel: str) -> Iterator[Case]:
     from lorafam.backends.triton_gpu.tune.points import DTYPES, STORAGES, points
 
-    gpu = device()
+    gpu, some = device(), False
     n, k = (min(size, gpu.largest or size) for size in (N, K))
     for dtype in DTYPES:
         # a product of dense operands alone has no way of reading a 4-bit W
@@ -26,7 +26,11 @@ def cases(context: Context, kernel: str) -> Iterator[Case]:
             for tokens in (TOKENS[1:] if kernel == "dense_linear" else TOKENS)
             for found in points([kernel], [(n, k)], [tokens], RANK, dtype, STORAGES)
         ):
-            yield from of_point(point)
+            for case in of_point(point):
+                some = True
+                yield case
+    if not some:
+        yield Case("configurations", functools.partial(_refused, f"nothing asks for one of {kernel}"))
 
 
 def of_point(point: Any) -> Iterator[Case]:

@@ -17,6 +17,17 @@ import torch
 BAD = "LORAFAM_FAKE_BAD"
 OUTPUTS = {
     "memcheck": "========= COMPUTE-SANITIZER\ndone: dropout, dense\n========= ERROR SUMMARY: 0 errors\n",
+    "ncu": (
+        "==PROF== Connected to process 4711 (/usr/bin/python3.12)\n"
+        '==PROF== Profiling "lora_linear_kernel" - 0: 0%....50%....100% - 9 passes\n'
+        "==PROF== Disconnected from process 4711\n"
+        '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size",'
+        '"Device","CC","dram__bytes.sum.per_second","gpu__time_duration.sum",'
+        '"sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"\n'
+        '"","","","","","","","","","","","byte/second","ns","%"\n'
+        '"0","4711","python3.12","127.0.0.1","lora_linear_kernel","1","7","(128, 1, 1)","(224, 1, 1)","0","9.0",'
+        '"2,512,345,678,901.23","18,976","n/a"\n'
+    ),
     "racecheck": (
         "========= COMPUTE-SANITIZER\n"
         "========= Error: Race reported between Write access at lora_linear_kernel+0x1370 in lora_linear.py:151\n"
@@ -56,6 +67,7 @@ def _hang(op: Callable[..., Any]) -> Callable[..., Any]:
 class FakeDevice:
     where = torch.device("cpu")
     largest = 256
+    longest = 20.0
     ops = FakeOps()
     architecture = "sm_90"
 
@@ -88,6 +100,19 @@ class FakeDevice:
         call()
         return 123_456_789
 
+    def kernel_times(self, call: Callable[[], Any]) -> list[tuple[str, float]]:
+        call()
+        return [("lora_linear_kernel", 12345.0)]
+
+    def profiled(self, call: Callable[[], Any]) -> None:
+        call()
+
+    def tuned(self) -> Any:
+        from tests.backends.triton_gpu.tune.fake_gpu import FakeGpu
+
+        # half the warps, half the time
+        return FakeGpu(seconds=lambda kernel, config: config.num_warps * 1e-6, cost=0.1).gpu()
+
     def clocks(self) -> dict[str, Any]:
         from lorafam.bench.gpu.cuda import parsed_clocks
 
@@ -98,6 +123,6 @@ class FakeDevice:
 
     def run_tool(self, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
         for name, output in OUTPUTS.items():
-            if name in command:
+            if any(part.split("/")[-1] == name for part in command):
                 return subprocess.CompletedProcess(command, 0, output, "")
         raise AssertionError(f"not rehearsed: {command}")

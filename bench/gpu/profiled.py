@@ -1,0 +1,12 @@
+"""`python -m lorafam.bench.gpu.profiled OP TOKENS`: a call that ncu watches, after some that it doesn't."""
+
+from __future__ import annotations
+
+import sys
+
+from .parts.counters import main
+from .worker import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()
+    main(sys.argv[1:])

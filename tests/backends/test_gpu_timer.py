@@ -40,6 +40,7 @@ def test_choices_take_turns_and_run_once_before_they_are_timed(monkeypatch: pyte
     assert done == ["a", *one, "b", *one] * 3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 def test_more_work_takes_longer() -> None:
     small, large = (torch.randn(size, size, device="cuda") for size in (256, 4096))

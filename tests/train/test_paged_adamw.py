@@ -603,6 +603,7 @@ def test_in_accelerate() -> None:
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
 
+@pytest.mark.gpu
 @ON_GPU
 @pytest.mark.parametrize("bits", [32, 8])
 def test_leaves_the_gpu_under_pressure_and_comes_back(bits: int) -> None:
@@ -636,6 +637,7 @@ def test_leaves_the_gpu_under_pressure_and_comes_back(bits: int) -> None:
     assert equal(*results)
 
 
+@pytest.mark.gpu
 @ON_GPU
 def test_on_a_gpu_as_on_the_cpu() -> None:
     pytest.importorskip("bitsandbytes")

@@ -169,6 +169,7 @@ def test_states_in_unified_memory(stand_in: StandIn, monkeypatch: pytest.MonkeyP
     assert stand_in.prefetched == [(0, 8192 + 24)] * 3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 def test_unified_memory_is_the_gpu_s() -> None:
     pytest.importorskip("bitsandbytes")

@@ -18,8 +18,8 @@ from ..cases import Case, Context
 from ..device import device
 from ..worker import die_with_parent, told
 
-# seconds for a point, and for compiling its candidates
-POINT, COMPILING = 60.0, 60.0
+# seconds for a point, at most, and for compiling everything beforehand
+POINT, COMPILING = 60.0, 400.0
 
 
 def cases(context: Context, shape: Sequence[int], tokens: int) -> Iterator[Case]:
@@ -28,8 +28,9 @@ def cases(context: Context, shape: Sequence[int], tokens: int) -> Iterator[Case]
     use_folder(context.folder)
     largest = device().largest
     n, k = (min(size, largest or size) for size in shape)
-    for point in points(shapes=[(n, k)], tokens=[min(tokens, largest or tokens)]):
-        yield Case(f"{point}: compiled", functools.partial(compiled, point), expects=20, limit=4 * COMPILING)
+    several = points(shapes=[(n, k)], tokens=[min(tokens, largest or tokens)])
+    yield Case("candidates compiled", functools.partial(compiled, several), expects=30, limit=COMPILING)
+    for point in several:
         yield Case(str(point), functools.partial(tuned, point), expects=15, limit=4 * POINT)
 
 
@@ -42,15 +43,15 @@ def use_folder(folder: Path) -> None:
     os.environ["LORAFAM_CACHE_DIR"] = str(own)
 
 
-def compiled(point: Any, workers: int | None = None) -> dict[str, Any]:
-    """Compiles the candidates of a point, side by side, into Triton's cache: how many, and what couldn't be."""
-    gpu = device()
-    rows = candidates(point)
+def compiled(several: Sequence[Any], workers: int | None = None) -> dict[str, Any]:
+    """Compiles the points' candidates, side by side, into Triton's cache: how many, and what couldn't be."""
+    architecture = device().architecture
+    jobs = [(architecture, tuple(point), row) for point in several for row in candidates(point)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(rows) or 1), context, die_with_parent) as pool:
-        errors = list(pool.map(compile_one, [gpu.architecture] * len(rows), [tuple(point)] * len(rows), rows))
-    # larger than the machine takes: the search leaves them out too
-    return {"candidates": len(rows), "refused": sum(map(bool, errors))}
+    with ProcessPoolExecutor(workers or os.cpu_count() or 1, context, die_with_parent) as pool:
+        errors = [future.result() for future in [pool.submit(compile_one, *job) for job in jobs]]
+    # larger than the machine takes, say: the search leaves them out too
+    return {"candidates": len(jobs), "refused": sum(map(bool, errors))}
 
 
 def candidates(point: Any) -> list[dict[str, Any]]:

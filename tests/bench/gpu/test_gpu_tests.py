@@ -1,0 +1,99 @@
+"""Which tests run on a GPU, what each leaves, and what becomes of a file that can't be imported here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lorafam.bench.gpu.store import Record
+from lorafam.bench.gpu.worker import DONE, LATER
+
+TESTS = """
+import os
+import pytest
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_by_parameter(backend):
+    assert backend == "triton"
+
+@pytest.mark.parametrize("kernels", ["sm_90", "cuda"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_wrong(kernels, number):
+    assert number == 1, "two is wrong"
+
+def test_of_the_cpu():
+    raise AssertionError
+
+@pytest.mark.gpu
+def test_marked():
+    import unsloth
+
+@pytest.mark.gpu
+def test_skipped():
+    pytest.skip("why not")
+"""
+PYPROJECT = '[tool.pytest.ini_options]\nmarkers = ["gpu: x", "compiled: x"]\n'
+
+
+def worker(folder: Path, text: str, seconds: float = 60, conftest: str = "") -> tuple[int, Record]:
+    """The exit code of a worker over one file of tests, and the record it leaves."""
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "test_some.py").write_text(text)
+    (folder / "conftest.py").write_text(conftest)
+    record = folder / "results" / "tests" / "some.json"
+    options = json.dumps({"file": "test_some.py"})
+    given = [options, str(folder / "results"), str(record), str(time.time() + seconds), str(os.getpid())]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]),
+        "LORAFAM_GPU_DEVICE": "tests.bench.gpu.fake_device:FakeDevice",
+    }
+    command = [sys.executable, "-m", "lorafam.bench.gpu.worker", "gpu_tests", *given]
+    code = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False).returncode
+    return code, Record(record)
+
+
+def test_only_what_needs_the_gpu_and_each_once(tmp_path: Path) -> None:
+    code, record = worker(tmp_path, TESTS)
+    assert (code, record.finished) == (DONE, True)
+    assert {name: case["outcome"] for name, case in record.cases.items()} == {
+        "test_by_parameter[triton]": "passed",
+        "test_wrong[1-cuda]": "passed",
+        "test_wrong[2-cuda]": "failed",
+        "test_marked": "left out",
+        "test_skipped": "left out",
+    }
+    assert record.cases["test_wrong[2-cuda]"]["why"].startswith("AssertionError: two is wrong")
+    assert record.cases["test_marked"]["why"] == "not installed: unsloth"
+    assert record.cases["test_skipped"]["why"] == "Skipped: why not"
+
+
+def test_it_goes_on_after_what_is_done(tmp_path: Path) -> None:
+    record = Record(tmp_path / "results" / "tests" / "some.json")
+    record.end("test_wrong[2-cuda]", "hung")
+    record.begin("test_marked", 1.0)
+    code, record = worker(tmp_path, TESTS, seconds=0)
+    assert (code, record.finished, len(record.cases)) == (LATER, False, 1)
+    code, record = worker(tmp_path, TESTS)
+    assert (code, len(record.cases)) == (DONE, 5)
+    assert record.cases["test_wrong[2-cuda]"] == {"outcome": "hung"}
+
+
+@pytest.mark.parametrize("where", ["file", "conftest"])
+def test_a_package_that_is_missing_is_named(where: str, tmp_path: Path) -> None:
+    text = {where: "import unsloth\n"}
+    code, record = worker(tmp_path, text.get("file", "") + TESTS, conftest=text.get("conftest", ""))
+    assert code == DONE
+    assert record.cases == {"collection": {"outcome": "left out", "why": "not installed: unsloth"}}
+
+
+def test_another_failure_to_import_is_one(tmp_path: Path) -> None:
+    code, record = worker(tmp_path, "import no_such_module_of_ours\n")
+    assert code == DONE
+    assert record.cases["collection"]["outcome"] == "failed"
+    assert "no_such_module_of_ours" in record.cases["collection"]["why"]

@@ -85,7 +85,7 @@ bench: $(VENV)/installed
 gpu:
 	WHEELS=$(if $(WHEELS),$(abspath $(WHEELS))) $(PYTHON) bench/gpu/start.py $(if $(PART),--part $(PART)) \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(RESULTS),--results $(abspath $(RESULTS))) \
-		$(if $(PACKED),--packed $(abspath $(PACKED)))
+		$(if $(PACKED),--packed $(abspath $(PACKED))) || [ $$? -eq 75 ]
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output real-task-output

@@ -40,7 +40,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", default="", help="a folder [default: bench/results/<gpu>]")
     parser.add_argument("--packed", default="", help="a .tar.gz of it, written after each item and read at the start")
     parser.add_argument("--list", action="store_true", help="show the items and what became of them, and run nothing")
-    options = parser.parse_args([argument for argument in given or sys.argv[1:] if argument])
+    options = parser.parse_args(given)
     if options.minutes is None:
         options.minutes = MINUTES if options.part else FOREVER
     if not options.minutes > 0:

@@ -154,7 +154,9 @@ class Runner:
         counts: dict[str, int] = {}
         for case in record.cases.values():
             counts[case["outcome"]] = counts.get(case["outcome"], 0) + 1
-        shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing yet"
+        shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or (
+            "nothing for a GPU" if record.finished else "nothing yet"
+        )
         state = "" if record.finished else "; goes on next time"
         self.say(f"{item.name}: {shown} ({seconds:.0f} s){state}")
         for name, case in record.cases.items():

@@ -1,4 +1,4 @@
-"""What the hardware counts while a kernel runs, by ncu; times alone, by torch's profiler, where that isn't permitted."""
+"""What the hardware counts while a kernel runs, by ncu; where that isn't permitted, times alone by torch's profiler."""
 
 from __future__ import annotations
 

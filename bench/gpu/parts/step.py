@@ -100,8 +100,9 @@ def plain_model() -> Any:
 
 def adapted(model: Any, who: str, method: str) -> Any:
     """With NF4 weights and an adapter on every linear layer but the head."""
-    import lorafam
     import torch
+
+    import lorafam
 
     if who == "lorafam":
         return lorafam.adapt(model, lorafam.AdapterConfig(method=method, r=RANK, alpha=2 * RANK, quantize="nf4"))

@@ -126,3 +126,15 @@ class FakeDevice:
             if any(part.split("/")[-1] == name for part in command):
                 return subprocess.CompletedProcess(command, 0, output, "")
         raise AssertionError(f"not rehearsed: {command}")
+
+
+class SimulatedDevice(FakeDevice):
+    """The real kernels, compiled for sm_90 and run by ptxsim: LORAFAM_BACKEND=simulate, LORAFAM_SIMULATE=sm_90."""
+
+    largest = 64
+
+    @property
+    def ops(self) -> Any:  # type: ignore[override]
+        from lorafam.backends import triton_gpu
+
+        return triton_gpu

@@ -81,7 +81,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m lorafam.bench.run
 	$(BIN)/python -m lorafam.bench.cpu
 
-# the running Python as it is: nothing is installed
+# the running Python as it is: nothing is installed. 75: the time is up, and something is left
 gpu:
 	WHEELS=$(if $(WHEELS),$(abspath $(WHEELS))) $(PYTHON) bench/gpu/start.py $(if $(PART),--part $(PART)) \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(RESULTS),--results $(abspath $(RESULTS))) \

@@ -18,6 +18,8 @@ from ..store import Record
 
 # what the parameters of such tests say
 ON_GPU = ("triton", "cuda", "triton_gpu on cuda")
+# how the parameters are called that say where a test runs
+WHERE = ("kernels", "backend")
 MISSING = re.compile(r"No module named '(\w+)")
 LIMIT, EXPECTS = 180.0, 5.0
 COLLECTION = "collection"
@@ -99,12 +101,13 @@ class Watcher:
 
 
 def needs_gpu(item: pytest.Item) -> bool:
-    """By its parameters, or marked so."""
+    """Marked so, or by the parameter that says where it runs; by any where it has none of that name."""
+    if item.get_closest_marker("gpu") is not None:
+        return True
     callspec = getattr(item, "callspec", None)
-    values = callspec.params.values() if callspec else ()
-    return item.get_closest_marker("gpu") is not None or any(
-        isinstance(value, str) and value in ON_GPU for value in values
-    )
+    values = callspec.params if callspec else {}
+    where = [values[name] for name in WHERE if name in values] or values.values()
+    return any(isinstance(value, str) and value in ON_GPU for value in where)
 
 
 def case_name(nodeid: str) -> str:

@@ -22,8 +22,9 @@ def test_by_parameter(backend):
     assert backend == "triton"
 
 @pytest.mark.parametrize("kernels", ["sm_90", "cuda"])
+@pytest.mark.parametrize("by", ["triton"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_wrong(kernels, number):
+def test_wrong(kernels, number, by):
     assert number == 1, "two is wrong"
 
 def test_of_the_cpu():
@@ -63,25 +64,25 @@ def test_only_what_needs_the_gpu_and_each_once(tmp_path: Path) -> None:
     assert (code, record.finished) == (DONE, True)
     assert {name: case["outcome"] for name, case in record.cases.items()} == {
         "test_by_parameter[triton]": "passed",
-        "test_wrong[1-cuda]": "passed",
-        "test_wrong[2-cuda]": "failed",
+        "test_wrong[1-triton-cuda]": "passed",
+        "test_wrong[2-triton-cuda]": "failed",
         "test_marked": "left out",
         "test_skipped": "left out",
     }
-    assert record.cases["test_wrong[2-cuda]"]["why"].startswith("AssertionError: two is wrong")
+    assert record.cases["test_wrong[2-triton-cuda]"]["why"].startswith("AssertionError: two is wrong")
     assert record.cases["test_marked"]["why"] == "not installed: unsloth"
     assert record.cases["test_skipped"]["why"] == "Skipped: why not"
 
 
 def test_it_goes_on_after_what_is_done(tmp_path: Path) -> None:
     record = Record(tmp_path / "results" / "tests" / "some.json")
-    record.end("test_wrong[2-cuda]", "hung")
+    record.end("test_wrong[2-triton-cuda]", "hung")
     record.begin("test_marked", 1.0)
     code, record = worker(tmp_path, TESTS, seconds=0)
     assert (code, record.finished, len(record.cases)) == (LATER, False, 1)
     code, record = worker(tmp_path, TESTS)
     assert (code, len(record.cases)) == (DONE, 5)
-    assert record.cases["test_wrong[2-cuda]"] == {"outcome": "hung"}
+    assert record.cases["test_wrong[2-triton-cuda]"] == {"outcome": "hung"}
 
 
 @pytest.mark.parametrize("where", ["file", "conftest"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -57,8 +58,12 @@ class Cuda:
             "memory_bytes": properties.total_memory,
             "l2_bytes": properties.L2_cache_size,
             "multiprocessors": properties.multi_processor_count,
-            "driver": self._asked("driver_version"),
+            "driver": self._driver,
         }
+
+    @functools.cached_property
+    def _driver(self) -> str | None:
+        return self._asked("driver_version")
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -114,7 +119,9 @@ class Cuda:
         return this_gpu()
 
     def clocks(self) -> dict[str, Any]:
-        return parsed_clocks(self._asked(",".join(CLOCKS.values())))
+        # the last one's name depends on the driver
+        fields = list(CLOCKS.values())
+        return parsed_clocks(self._asked(",".join(fields))) or parsed_clocks(self._asked(",".join(fields[:-1])))
 
     def tool(self, name: str) -> str | None:
         return tool(name)
@@ -137,11 +144,11 @@ class Cuda:
 
 
 def parsed_clocks(line: str | None) -> dict[str, Any]:
-    """nvidia-smi's CSV line for CLOCKS: numbers as such, "[N/A]" as None."""
+    """nvidia-smi's CSV line for CLOCKS, the last left out or not: numbers as such, "[N/A]" as None."""
     values = [value.strip() for value in (line or "").split(",")]
-    if len(values) != len(CLOCKS):
+    if len(values) not in (len(CLOCKS) - 1, len(CLOCKS)):
         return {}
-    return {name: _number(value) for name, value in zip(CLOCKS, values, strict=True)}
+    return {name: _number(value) for name, value in zip(CLOCKS, values, strict=False)}
 
 
 def _number(value: str) -> Any:

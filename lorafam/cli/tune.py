@@ -42,11 +42,21 @@ def tune(
     minutes: Annotated[float, typer.Option("--minutes", metavar="NUMBER", help="How long it may take.")] = 30,
     again: Annotated[bool, typer.Option("--again", help="Start over instead of going on.")] = False,
     only_show: Annotated[bool, typer.Option("--show", help="Show the table in use and measure nothing.")] = False,
+    results: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RESULTS", help="Print rows for the shipped tables from what was measured there."
+        ),
+    ] = None,
 ) -> None:
     """Find the fastest launch configurations on this machine's GPU and keep them for it.
 
-    After Ctrl-C, or when the time is up, the same command goes on where it stopped.
+    After Ctrl-C, or when the time is up, the same command goes on where it stopped. With --from nothing is measured,
+    and no GPU is needed.
     """
+    if results is not None:
+        propose(results)
+        return
     try:
         points = asked(op, shape, tokens, rank, dtype, weight)
         if not minutes > 0:
@@ -58,6 +68,24 @@ def tune(
         show(gpu, path)
     else:
         run(points, gpu, path, minutes, again)
+
+
+def propose(results: str) -> None:
+    """Prints rows for kernels/tuned/, a table after the other, from a file, a cache folder or what `make gpu` left."""
+    import json
+    from pathlib import Path
+
+    from ..backends.triton_gpu.tune.proposal import proposal, tables
+
+    paths = tables(Path(results))
+    if not paths:
+        fail(f"--from: expected a table of lorafam tune (tuned-*.json), found none in {results}", command=COMMAND)
+    try:
+        for path in paths:
+            typer.echo(f"from {path}", err=True)
+            typer.echo(json.dumps(proposal(path)))
+    except ValueError as error:
+        fail(one_line(error), command=COMMAND)
 
 
 def asked(

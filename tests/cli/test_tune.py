@@ -117,3 +117,12 @@ def test_show(asked: dict[str, Any]) -> None:
     assert result.stdout.startswith(f"{asked['path']}\n")
     assert "BLOCK_M 16 BLOCK_K 64, 2 warps, 3 stages" in result.stdout
     assert "points" not in asked
+
+
+def test_from_prints_rows_and_needs_no_gpu(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["tune", "--from", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--from: expected a table of lorafam tune (tuned-*.json), found none in" in " ".join(result.stderr.split())
+    (tmp_path / "tuned-x.json").write_text('{"architecture": "sm_90", "points": []}')
+    result = CliRunner().invoke(app, ["tune", "--from", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (0, '{"rows": {}, "paths": {}}\n')

@@ -142,6 +142,13 @@ def test_a_clean_sanitizer_and_none(fake: Any) -> None:
     with pytest.raises(LeftOutError, match="compute-sanitizer is not installed"):
         sanitizer.clean("memcheck", ["dropout"])
 
+    def slow(command: Any, seconds: float) -> Any:
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    fake(run_tool=slow)
+    with pytest.raises(LeftOutError, match="not done after 240 s"):
+        sanitizer.clean("memcheck", ["dropout"])
+
 
 def test_counters_by_ncu_or_times_by_the_profiler(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "_run", lambda *_: None)
@@ -167,6 +174,7 @@ def test_clocks_as_nvidia_smi_prints_them() -> None:
     assert cuda.parsed_clocks("1980, 2619, [N/A], 41, 0x0000000000000004") == {
         "sm_mhz": 1980.0, "memory_mhz": 2619.0, "watts": None, "celsius": 41.0, "limited_by": "0x0000000000000004",
     }  # fmt: skip
+    assert list(cuda.parsed_clocks("1980, 2619, 312.45, 41")) == ["sm_mhz", "memory_mhz", "watts", "celsius"]
     assert cuda.parsed_clocks(None) == cuda.parsed_clocks("No devices were found") == {}
 
 

@@ -76,6 +76,15 @@ def test_one_wrong_one_aborts_one_hangs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("light_tree")
+def test_an_illegal_address_costs_one_case_and_its_process(tmp_path: Path) -> None:
+    assert run(tmp_path, [item("check/x", "a", "loses", "b")])[0]
+    found = Record(tmp_path / "check/x.json").cases
+    assert outcomes(tmp_path, "check/x") == {"a": "passed", "loses": "failed", "b": "passed"}
+    assert found["loses"]["why"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert found["loses"]["lost"] == found["loses"]["why"]
+
+
+@pytest.mark.usefixtures("light_tree")
 def test_the_time_is_up_and_the_next_call_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     items = [item("check/slow", *"abcdefgh", seconds=0.4), item("check/later", "z")]

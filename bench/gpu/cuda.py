@@ -30,6 +30,8 @@ class Cuda:
 
     def __init__(self) -> None:
         self.where = torch.device("cuda")
+        # what is measured is what a GPU's tensors run on unasked
+        os.environ.pop("LORAFAM_BACKEND", None)
 
     @property
     def ops(self) -> ModuleType:

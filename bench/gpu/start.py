@@ -7,6 +7,7 @@ by path, so it imports the standard library alone until the wheels are there.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ RESULTS = "LORAFAM_GPU_RESULTS"
 
 
 def main(arguments: list[str]) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise SystemExit(f"gpu: {sys.executable} has no torch: name one that has with PYTHON=")
     tree = linked_tree(ROOT / "build" / "gpu-tree")
     places = [tree, *unpacked(os.environ.get("WHEELS", ""), ROOT / "build" / "gpu-wheels")]
     before = os.environ.get("PYTHONPATH")

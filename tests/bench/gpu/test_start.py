@@ -45,6 +45,13 @@ def test_the_tree_follows_the_checkout(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tree / "lorafam/c.py").is_file()
 
 
+def test_a_python_without_torch_is_refused() -> None:
+    command = [sys.executable, "-I", "-S", start.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"gpu: {sys.executable} has no torch: name one that has with PYTHON=\n"
+
+
 def wheel(folder: Path, name: str, module: str) -> None:
     with zipfile.ZipFile(folder / name, "w") as archive:
         archive.writestr(f"{module}/__init__.py", "here = True\n")

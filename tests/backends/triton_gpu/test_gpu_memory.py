@@ -15,6 +15,7 @@ from lorafam import quantize_nf4
 from lorafam.backends import triton_gpu
 from lorafam.backends.triton_gpu import graph_counts, split, weight
 from lorafam.backends.triton_gpu.memory import kept_memory
+from lorafam.backends.triton_gpu.staged import decoded_weight
 from lorafam.ops.by_storage import Storage, joined
 from tests.backends.triton_gpu.fake_gpu import FakeGpu, Launched, on
 from tests.conftest import INTERPRETING
@@ -35,7 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     launch = importlib.import_module("lorafam.backends.triton_gpu.launch")
     monkeypatch.setattr(launch, "_gpu_architecture", lambda index: "sm_90")
     triton_gpu.forget()
-    for name in ("lora_linear", "lora_linear_group"):
+    for name in ("lora_linear", "lora_linear_group", "nf4_dequantize"):
         # compiled for the fake
         function = getattr(importlib.import_module(f"lorafam.kernels.{name}"), f"{name}_kernel")
         monkeypatch.setattr(function, "device_caches", type(function.device_caches)(function.create_binder))
@@ -182,6 +183,17 @@ def test_without_an_eager_call_before_a_graph_has_counts_in_its_own_memory(gpu: 
     gpu.capturing = False
     triton_gpu.lora_linear(*given)
     assert len(split._kept) == 1
+
+
+def test_weights_are_decoded_into_memory_of_their_own(gpu: FakeGpu) -> None:
+    """Else a thread would multiply with the weight that another decoded meanwhile."""
+    x, codes, scales, layout = arguments()[:4]
+    first, second = (decoded_weight(codes, scales, layout, None, x.dtype) for _ in range(2))
+    assert first.data_ptr() != second.data_ptr()
+    assert [address(launch.arguments["decoded_ptr"]) for launch in gpu.launches] == [
+        first.data_ptr(),
+        second.data_ptr(),
+    ]
 
 
 def test_counts_for_graphs_are_reserved_in_time_and_given_once() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from lorafam.kernels.kernel_call import KernelCall
 
 from lorafam.backends import triton_gpu
 from lorafam.backends.triton_gpu import shipped
@@ -37,9 +38,8 @@ def wrong_kernel(x_ptr):
 
 
 def does_not_compile() -> None:
-    launch(
-        torch.device("cpu"), ("x_ptr",), lambda x: wrong_kernel[(1,)](x_ptr=x, enable_fp_fusion=True), x=torch.zeros(16)
-    )
+    call = KernelCall(wrong_kernel, (1,), {"x_ptr": torch.zeros(16), "enable_fp_fusion": True})
+    launch(torch.device("cpu"), ("x_ptr",), lambda: call)
 
 
 def calls(**sizes: int) -> Iterator[shipped.Call]:

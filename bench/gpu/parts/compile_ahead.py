@@ -1,6 +1,6 @@
 """Every kernel that the checks launch, compiled for this GPU side by side into Triton's cache, without launching one.
 
-What is compiled is what a launch would compile (`ahead_of_time.caught`), so that a launch finds it.
+What is compiled is what a launch would compile (`ahead_of_time.compiled`), so that a launch finds it.
 """
 
 from __future__ import annotations

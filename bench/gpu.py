@@ -38,8 +38,11 @@ PACKAGES = ("lorafam", "torch", "triton", "bitsandbytes", "peft", "unsloth", "ax
 INTERRUPTED = 130
 SELF_CHECK = """
 import json, torch
-from lorafam.backends.self_check import failures
-print(json.dumps(failures(torch.device("cuda", torch.cuda.current_device()))))
+from lorafam.backends.self_check import verdict
+found = verdict(torch.device("cuda", torch.cuda.current_device()))
+if found.unchecked is not None:
+    raise SystemExit(found.unchecked)
+print(json.dumps(found.failures))
 """
 TUNE = "from lorafam.cli.main import app; app()"
 TUNE_MINUTES = 10
@@ -120,7 +123,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def checked(environment: Mapping[str, str]) -> dict[str, str]:
-    """Op → why it is switched off on this GPU; a crash counts as one called "self-check"."""
+    """Path → why it is switched off on this GPU; a crash counts as one called "self-check"."""
     command = [sys.executable, "-c", SELF_CHECK]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(done.stderr, end="")

@@ -28,7 +28,7 @@ from ..ops.by_storage import Storage, is_dense
 from ..reference.ratio_rule import MIN_ELEMENTS, assert_as_good_as_eager
 from .eager import dequantize_4bit
 from .self_check_cases import Arguments, Case, Draw, cases
-from .user_files import user_file, write_whole
+from .user_files import alone, user_file, write_whole
 
 Tensor = torch.Tensor
 
@@ -107,17 +107,21 @@ def _formed(index: int) -> Verdict:
         return Verdict({}, "a CUDA graph is being captured before the first call outside of one: warm up first")
     if index in _troubles and time.monotonic() < _troubles[index][0]:
         return _troubles[index][1]
-    known = {} if kept is None else kept.failures
-    try:
-        found = _checked(index, model, known)
-    except InterruptedCheckError as interrupted:
-        if interrupted.lost:
-            _keep(path, Kept(known | interrupted.found, complete=False))
-        told = Verdict({}, str(interrupted))
-        _troubles[index] = time.monotonic() + AGAIN_SECONDS, told
-        return told
-    _keep(path, Kept(found, complete=True))
-    return _verdicts.setdefault(index, Verdict(found))
+    with alone(path):
+        # another process may have checked meanwhile
+        kept = _kept(path) if path.is_file() else None
+        if kept is None or not kept.complete:
+            known = {} if kept is None else kept.failures
+            try:
+                kept = Kept(_checked(index, model, known), complete=True)
+            except InterruptedCheckError as interrupted:
+                if interrupted.lost:
+                    _keep(path, Kept(known | interrupted.found, complete=False))
+                told = Verdict({}, str(interrupted))
+                _troubles[index] = time.monotonic() + AGAIN_SECONDS, told
+                return told
+            _keep(path, kept)
+    return _verdicts.setdefault(index, Verdict(kept.failures))
 
 
 def _checked(index: int, model: str, known: dict[str, str]) -> dict[str, str]:

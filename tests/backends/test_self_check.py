@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -182,8 +183,9 @@ class Gpu:
         self_check.forget()
 
     def kept(self) -> Any:
-        (path,) = self.folder.iterdir()
-        return json.loads(path.read_text())
+        """What the file says, None where there is none."""
+        paths = list(self.folder.glob("checked*"))
+        return json.loads(paths[0].read_text()) if paths else None
 
 
 @pytest.fixture
@@ -246,7 +248,7 @@ def test_a_passing_trouble_is_not_written_down_and_tried_again(gpu: Gpu) -> None
     gpu.result = self_check.InterruptedCheckError("no memory", {"dropout, float16": "wrong"}, lost=False)
     assert backend("dropout, float32") == "eager"
     assert selection.choose("cuda", ("dropout, float32",)).reason.endswith("aren't checked on this GPU yet: no memory")
-    assert not list(gpu.folder.iterdir())
+    assert gpu.kept() is None
     assert len(gpu.checks) == 1
     gpu.now, gpu.result = self_check.AGAIN_SECONDS, {}
     assert backend("dropout, float32") == "triton"
@@ -259,7 +261,7 @@ def test_nothing_is_checked_inside_a_capture(gpu: Gpu) -> None:
     assert choice.backend == "eager"
     assert "a CUDA graph is being captured" in choice.reason
     assert gpu.checks == []
-    assert not list(gpu.folder.iterdir())
+    assert gpu.kept() is None
     gpu.capturing = False
     assert backend("dropout, float16") == "triton"
 
@@ -280,6 +282,19 @@ def test_after_a_lost_gpu_the_next_process_checks_the_rest(gpu: Gpu) -> None:
     assert backend("dropout, float32") == "triton"
     assert backend("dropout, float16") == "eager"
     assert gpu.checks == [{}, {"dropout, float16": "illegal"}]
+
+
+def test_of_several_processes_one_checks(gpu: Gpu) -> None:
+    found: list[str] = []
+    other = threading.Thread(target=lambda: found.append(backend("dropout, float16")))
+    # the lock is that of another opening of the file, as another process's
+    with user_files.alone(self_check._file(MODEL)):
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        user_files.write_whole(self_check._file(MODEL), {"failures": {"dropout, float16": "wrong"}, "complete": True})
+    other.join()
+    assert (found, gpu.checks) == (["eager"], [])
 
 
 def test_the_report_has_a_row_for_what_is_switched_off(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,13 @@ def test_every_path_of_a_call_is_checked() -> None:
     assert called <= checked
 
 
+def test_a_group_in_one_launch_is_checked_with_biases_and_without() -> None:
+    draw = Draw(0, eager, CPU)
+    calls = [case.make(draw) for case in CASES if case.op == "lora_linear_group"]
+    one = [call for call in calls if paths_of("lora_linear_group", call)[0].endswith("one launch")]
+    assert {tuple(bias is not None for bias in call[-1]) for call in one} == {(True, True), (False, False)}
+
+
 @pytest.mark.parametrize("op", sorted(selection.OPS))
 def test_a_wrong_kernel_is_found(op: str) -> None:
     which = [case for case in CASES if case.op == op]

@@ -1,4 +1,4 @@
-"""Correct first: before a case is timed, its output and gradients must satisfy the rule of `tests/tolerances.py`."""
+"""Correct first: before a case is timed, its output and gradients must satisfy `reference.ratio_rule`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from lorafam import reference
 from lorafam.backends.eager import dequantize_4bit
+from lorafam.reference.ratio_rule import MIN_ELEMENTS, assert_as_good_as_eager
 from lorafam.weights import NF4Weight
 
 from .case import Case
@@ -42,16 +43,12 @@ def exact(case: Case, weight: Tensor) -> tuple[Tensor, ...]:
 
 
 def check(case: Case, contender: str = "lorafam") -> None:
-    """Raises AssertionError, in one line, where the contender's result is worse than the rule allows, RuntimeError
-    outside the repository. Eager has the contender's dtypes.
+    """Raises AssertionError, in one line, where the contender's result is worse than the rule allows. Eager has the
+    contender's dtypes.
 
     A gradient of fewer elements than the rule needs (AdaLoRA's E, one number a rank) is only checked to be finite here;
     `tests/test_functional.py` holds it to the rule at a rank where there are enough.
     """
-    try:
-        from tests.tolerances import MIN_ELEMENTS, assert_as_good_as_eager
-    except ImportError as error:
-        raise RuntimeError("the gate needs tests/tolerances.py: run this from the repository's root") from error
     case = case_for(contender, case)
     names = ["y", "dx", *(f"d{name}" for name in case.leaves())]
     weight: Any = case.layer.base_layer.weight

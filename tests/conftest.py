@@ -39,7 +39,7 @@ def need_ptxsim() -> None:
 @pytest.fixture(autouse=True)
 def _poisoned_allocations() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
-    # memory is filled in this mode alone; on a GPU an op that isn't deterministic (kthvalue) shall not raise for it
+    # memory is filled in this mode alone; on a GPU PEFT's allocator (kthvalue) shall not raise for it
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -63,6 +63,14 @@ def test_imports_point_left(path: Path) -> None:
         assert LEVEL[name] < LEVEL[own], f"{own} imports {name}, which is not to its left"
 
 
+def test_nothing_that_is_installed_imports_the_tests() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert "tests" not in {name.split(".")[0] for name in names}, path
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.name)
 def test_kernels_import_triton_and_themselves_only(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

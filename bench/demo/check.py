@@ -30,7 +30,7 @@ def same_logits(run: Run, model_folder: Path, adapter: Path, chunks: torch.Tenso
     from transformers import AutoModelForCausalLM
 
     import lorafam
-    from tests.tolerances import assert_as_good_as_eager
+    from lorafam.reference.ratio_rule import assert_as_good_as_eager
 
     def base() -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)

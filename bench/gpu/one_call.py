@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 
+from lorafam.backends.processes import die_with_parent
+
 from .device import device
-from .worker import die_with_parent
 
 
 def main(ops: list[str]) -> None:
-    from lorafam.backends import eager, self_check
+    from lorafam.backends import eager, self_check, self_check_cases
 
     die_with_parent()
-    done = set()
-    for op, what, arguments in self_check._cases(eager, device().where):
+    draw, done = self_check_cases.Draw(0, eager, device().where), set()
+    for case in self_check_cases.cases():
         # bf16 comes first
-        kind = (op, what.split(",")[0])
-        if op in ops and kind not in done:
+        kind = (case.op, case.what.split(",")[0])
+        if case.op in ops and kind not in done:
             done.add(kind)
-            self_check.results_of(op, getattr(device().ops, op), arguments)
+            self_check.results_of(case.op, getattr(device().ops, case.op), case.make(draw))
             device().synchronize()
-            print(f"done: {op}, {what}", flush=True)
+            print(f"done: {case.op}, {case.what}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from lorafam.backends.processes import die_with_parent
+
 from .parts.counters import main
-from .worker import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()

@@ -6,20 +6,19 @@ no longer answers, or with all cases done.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
+
+from lorafam.backends.processes import die_with_parent
 
 from .cases import FAILED, LEFT_OUT, PASSED, Case, Context, LeftOutError, cases_of
 from .store import Record
 
 # exit codes: all cases are done; the time is up; the GPU must be started anew
 DONE, LATER, LOST = 0, 75, 76
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -74,12 +73,6 @@ def told(error: Exception) -> str:
     """An error in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
-
-
-def die_with_parent() -> None:
-    """This process is killed when the one that started it ends, however that ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

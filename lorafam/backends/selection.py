@@ -12,13 +12,16 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..ops.library import LIBRARY, OPS, Op
+
+if TYPE_CHECKING:
+    from .self_check import Verdict
 
 VARIABLE = "LORAFAM_BACKEND"
 _TRITON = "lorafam.backends.triton_gpu"
@@ -89,13 +92,13 @@ def _triton_failure(device_type: str) -> str | None:
     return missing_to_launch()
 
 
-def choose(device_type: str, op: str | None = None) -> Choice:
-    """The backend for tensors on `device_type`; for one op, if it is named.
+def choose(device_type: str, paths: Sequence[str] = ()) -> Choice:
+    """The backend for tensors on `device_type`; for a call on these paths (`triton_gpu.call_paths`), if they are given.
 
     Raises ValueError for an unknown LORAFAM_BACKEND, RuntimeError when the one asked for can't run.
     """
     choice = _choose(device_type, os.environ.get(VARIABLE, ""))
-    return choice if op is None else _for_op(choice, op)
+    return _unless_switched_off(choice, _verdict(), paths) if paths and choice.backend == "triton" else choice
 
 
 @functools.cache
@@ -119,14 +122,20 @@ def _choose(device_type: str, wanted: str) -> Choice:
     return Choice("eager", failure, False)
 
 
-def _for_op(choice: Choice, op: str) -> Choice:
-    """The choice for one op: eager where the GPU's self-check switched it off."""
-    if choice.backend != "triton":
-        return choice
+def _verdict() -> Verdict:
     from . import self_check
 
-    failure = self_check.failures(torch.device("cuda", torch.cuda.current_device())).get(op)
-    return choice if failure is None else Choice("eager", f"{op} failed its check on this GPU: {failure}", False)
+    return self_check.verdict(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _unless_switched_off(choice: Choice, verdict: Verdict, paths: Sequence[str]) -> Choice:
+    """Eager where the GPU's self-check switched one of the paths off, or couldn't be made yet."""
+    if verdict.unchecked is not None:
+        return Choice("eager", f"the kernels aren't checked on this GPU yet: {verdict.unchecked}", False)
+    for path in paths:
+        if path in verdict.failures:
+            return Choice("eager", f"{path}: failed its check on this GPU: {verdict.failures[path]}", False)
+    return choice
 
 
 def _has_double(value: Any) -> bool:
@@ -157,7 +166,7 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
         if result is not None:
             return result
     op.check(*args)
-    choice = choose(device_type, op.name)
+    choice = _choose_for(op.name, device_type, args)
     if _MODULES[choice.backend] == _TRITON and any(map(_has_double, args)):
         choice = _NO_DOUBLE
     _announce(choice)
@@ -166,6 +175,18 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
         with torch.no_grad(), torch.autocast(device_type, enabled=False):
             return implementation(*args)
     return implementation(*args)
+
+
+def _choose_for(op: str, device_type: str, args: Sequence[Any]) -> Choice:
+    choice = _choose(device_type, os.environ.get(VARIABLE, ""))
+    if choice.backend != "triton":
+        return choice
+    verdict = _verdict()
+    if not verdict.failures:
+        return _unless_switched_off(choice, verdict, ())
+    from .triton_gpu.call_paths import paths_of
+
+    return _unless_switched_off(choice, verdict, paths_of(op, args))
 
 
 def repeat(op: str, again: Callable[..., Any]) -> None:
@@ -181,9 +202,21 @@ def _runs_triton(device_type: str) -> bool:
 
 
 def report() -> list[ReportRow]:
-    """Every op on every device type present, with its backend and the reason."""
+    """Every op on every device type present, with its backend and the reason; below it each of its paths that is
+    switched off.
+    """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return [ReportRow(name, device, *choose(device, name)[:2]) for device in devices for name in sorted(OPS)]
+    return [row for device in devices for name in sorted(OPS) for row in _rows(name, device)]
+
+
+def _rows(op: str, device: str) -> list[ReportRow]:
+    choice = _choose(device, os.environ.get(VARIABLE, ""))
+    if choice.backend != "triton":
+        return [ReportRow(op, device, *choice[:2])]
+    verdict = _verdict()
+    off = [path for path in verdict.failures if path.startswith(f"{op}, ")]
+    rows = [ReportRow(op, device, *_unless_switched_off(choice, verdict, (op,))[:2])]
+    return rows + [ReportRow(path, device, *_unless_switched_off(choice, verdict, (path,))[:2]) for path in off]
 
 
 def register() -> None:

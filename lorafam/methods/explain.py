@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..backends import selection
+from ..ops.by_storage import dense_storage
 from ..weights import NF4Weight
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight
@@ -75,7 +76,7 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         weight = layer_or_weight
     else:
         raise TypeError(f"layer_or_weight: expected a lorafam layer or a weight, got {type(layer_or_weight).__name__}")
-    choice = selection.choose(weight.device.type, "lora_linear")
+    choice = _choice(weight, M, rank)
     reason = f"{why}; {choice.reason}" if why else choice.reason
     if choice.backend in ("triton", "simulate", "interpret"):
         from ..backends.triton_gpu.plan import plan
@@ -95,3 +96,15 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
     if isinstance(weight, torch.Tensor):
         return Explanation("dense", choice.backend, reason, M)
     return Explanation("dequantise, then multiply", choice.backend, reason, M)
+
+
+def _choice(weight: torch.Tensor | NF4Weight, tokens: int, rank: int) -> selection.Choice:
+    """The backend of the product with this weight."""
+    choice = selection.choose(weight.device.type)
+    if choice.backend != "triton":
+        return choice
+    from ..backends.triton_gpu.call_paths import product_path
+
+    storage = weight.storage() if isinstance(weight, NF4Weight) else dense_storage(weight)
+    path = product_path("lora_linear", tokens, weight.dtype, storage.data, storage.layout, rank)
+    return selection.choose(weight.device.type, (path,))

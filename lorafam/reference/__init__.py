@@ -8,6 +8,7 @@ Every fast path is measured against these functions, called in fp64. One equatio
     dropout               the mask: Philox4x32-10
     adalora_importance, rank_schedule, orthogonality       how AdaLoRA spends its rank budget
     peft_order            the four methods again in PEFT's order of operations and casts: the "eager" of the ratio rule
+    ratio_rule            how wrong a result may be
 
 Each forward `f` has its gradient `f_grad`, which takes the gradient of the output and then f's arguments.
 Shapes: x [..., K] in, Y [..., N] out, W [N, K], A [r, K], B [N, r], E [r, 1], magnitude [N], bias [N]; r is the rank.

@@ -66,4 +66,5 @@ def keep_mask(scores: Tensor, ranks: int) -> Tensor:
     prune = scores.numel() - ranks
     if prune == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    return ~(scores <= torch.kthvalue(scores, prune).values)
+    # kthvalue would raise on a GPU in torch's deterministic mode
+    return ~(scores <= scores.sort().values[prune - 1])

@@ -20,6 +20,7 @@ GROUP = ("tests/backends/triton_gpu/test_lora_linear_group.py",)
 STAGED = ("tests/backends/triton_gpu/test_staged.py",)
 REPLAY = ("tests/backends/triton_gpu/test_replay.py",)
 ADALORA = ("tests/backends/triton_gpu/test_adalora.py",)
+LARGE = ("tests/backends/triton_gpu/test_large_tensors.py",)
 
 
 LIMITS = ("tests/backends/triton_gpu/test_launch_limits.py",)
@@ -334,4 +335,36 @@ BUGS = (
     Bug("dropout.py", "lose the scale", "x * keep_scale", "x"),
     Bug(AHEAD_OF_TIME, "drop the barriers", COMPILED, COMPILED + WITHOUT.format(text="bar.sync")),
     Bug(AHEAD_OF_TIME, "drop the waits for copies", COMPILED, COMPILED + WITHOUT.format(text="cp.async.wait_group")),
+    Bug(
+        "tiles/packed_product.py",
+        "32 bits for a row of codes",
+        "N - 1).to(tl.int64) * (K // 2)",
+        "N - 1).to(tl.uint32) * (K // 2)",
+        LARGE,
+        "large_weight and packed",
+    ),
+    Bug(
+        "tiles/columns_product.py",
+        "32 bits for a turn's rows of codes",
+        "n * (K // 2).to(tl.int64)",
+        "n * (K // 2)",
+        LARGE,
+        "large_weight and packed",
+    ),
+    Bug(
+        "lora_linear.py",
+        "32 bits for a row of Y",
+        "offs_m.to(tl.int64)[None, :] * N",
+        "offs_m[None, :] * N",
+        LARGE,
+        "many_tokens",
+    ),
+    Bug(
+        "nf4_dequantize.py",
+        "32 bits for an element",
+        "element = first.to(tl.int64) *",
+        "element = first *",
+        LARGE,
+        "dequantize",
+    ),
 )

@@ -86,6 +86,16 @@ def test_ties_with_the_threshold_are_pruned() -> None:
     assert keep_mask(torch.tensor([0.1, 0.2, 0.2, 0.2, 0.3]), 3).tolist() == [False, False, False, False, True]
 
 
+def test_the_threshold_is_kthvalue_s_without_what_raises_in_deterministic_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randn(200, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    thresholds = [scores.kthvalue(200 - ranks).values for ranks in range(200)]
+    # on a GPU it has no deterministic implementation, on a CPU it never raises
+    monkeypatch.setattr(torch, "kthvalue", None)
+    monkeypatch.setattr(torch.Tensor, "kthvalue", None)
+    for ranks, threshold in enumerate(thresholds):
+        assert torch.equal(keep_mask(scores, ranks), ~(scores <= threshold))
+
+
 def test_a_budget_outside_the_scores_is_refused() -> None:
     for ranks in (-1, 4):
         with pytest.raises(ValueError, match=f"ranks: expected 0 to 3, the number of scores, got {ranks}"):

@@ -13,23 +13,35 @@ from ..device import device
 
 
 def cases(context: Context, op: str) -> Iterator[Case]:
-    from lorafam.backends import eager, self_check
+    from lorafam.backends import eager
+    from lorafam.backends.self_check_cases import Draw
+
+    draw = functools.cache(lambda number: Draw(number, eager, device().where))
+    for title, checked in titled(op):
+        yield Case(title, functools.partial(compared, checked, draw))
+
+
+def titled(op: str) -> Iterator[tuple[str, Any]]:
+    """The self-check's cases of an op by names of their own."""
+    from lorafam.backends import self_check_cases
 
     seen: Counter[str] = Counter()
-    for name, what, arguments in self_check._cases(eager, device().where):
-        if name == op:
-            seen[what] += 1
-            title = what if seen[what] == 1 else f"{what} ({seen[what]})"
-            yield Case(title, functools.partial(compared, op, arguments))
+    for case in self_check_cases.cases():
+        if case.op == op:
+            seen[case.what] += 1
+            yield case.what if seen[case.what] == 1 else f"{case.what} ({seen[case.what]})", case
 
 
-def compared(op: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+def compared(case: Any, draw: Any) -> dict[str, Any]:
     """Raises AssertionError where the op is worse than the rule allows."""
-    from lorafam.backends import eager
-    from lorafam.backends.self_check import compare, expected, results_of
+    from lorafam.backends import eager, self_check
+    from lorafam.reference.ratio_rule import MIN_ELEMENTS
+
+    def run(*arguments: Any) -> Any:
+        results = getattr(device().ops, case.op)(*arguments)
+        device().synchronize()
+        return results
 
     with counted() as counts:
-        got = results_of(op, getattr(device().ops, op), arguments)
-        device().synchronize()
-    compare(op, got, expected(op, getattr(eager, op), arguments))
+        self_check.check(case, run, getattr(eager, case.op), draw, MIN_ELEMENTS)
     return dict(counts)

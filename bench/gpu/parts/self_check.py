@@ -15,7 +15,7 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def failures() -> dict[str, Any]:
-    """How many launches found their kernel compiled. Raises RuntimeError where an op is switched off."""
+    """How many launches found their kernel compiled. Raises RuntimeError where a path is switched off."""
     from lorafam.backends import eager, self_check
 
     gpu = device()
@@ -23,9 +23,12 @@ def failures() -> dict[str, Any]:
         if gpu.where.type == "cuda":
             import torch
 
-            found = self_check.failures(torch.device("cuda", torch.cuda.current_device()))
+            verdict = self_check.verdict(torch.device("cuda", torch.cuda.current_device()))
+            if verdict.unchecked is not None:
+                raise RuntimeError(verdict.unchecked)
+            found = verdict.failures
         else:
             found = self_check.run_checks(gpu.ops, eager, gpu.where)
     if found:
-        raise RuntimeError("switched off: " + "; ".join(f"{op} ({why})" for op, why in found.items()))
+        raise RuntimeError("switched off: " + "; ".join(f"{path} ({why})" for path, why in found.items()))
     return dict(counts)

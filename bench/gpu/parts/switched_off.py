@@ -1,4 +1,4 @@
-"""What the self-check would have left, where it took its process down: the ops that were found bad one by one."""
+"""What the self-check would have left, where it took its process down: the paths that were found bad one by one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..cases import BAD, Case, Context
 from ..device import device
 from ..plan import CHECKED_OPS
 from ..store import Record
+from .op import titled
 
 
 def cases(context: Context) -> Iterator[Case]:
@@ -16,21 +17,23 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def kept(context: Context) -> dict[str, Any]:
-    """Writes the self-check's file if it isn't there, so that no later process has to go through the same."""
-    from lorafam.backends.user_files import user_file, write_whole
+    """Writes the self-check's result if there is none, so that no later process has to go through the same."""
+    from lorafam.backends import eager, self_check
+    from lorafam.backends.self_check_cases import Draw
+    from lorafam.backends.triton_gpu.call_paths import paths_of
 
-    path = user_file("checked", device().card()["name"], ("lorafam", "torch", "triton"))
-    if path.is_file():
+    model = device().card()["name"]
+    path = self_check.result_file(model)
+    before = self_check.kept_result(path)
+    if before is not None and before.complete:
         return {"file": str(path), "written": False}
-    found = {}
+    found = {} if before is None else dict(before.failures)
+    draw = Draw(0, eager, device().where)
     for op in CHECKED_OPS:
-        bad = {
-            name: case
-            for name, case in Record(context.folder / f"check/op-{op}.json").cases.items()
-            if case["outcome"] in BAD
-        }
-        if bad:
-            name, case = next(iter(bad.items()))
-            found[op] = f"{name}: {case['outcome']}: {case.get('why', '')}"
-    write_whole(path, found)
+        record = Record(context.folder / f"check/op-{op}.json").cases
+        for title, case in titled(op):
+            if title in record and record[title]["outcome"] in BAD:
+                name = paths_of(op, case.make(draw))[0]
+                found.setdefault(name, f"{title}: {record[title]['outcome']}: {record[title].get('why', '')}")
+    self_check.keep_result(path, self_check.Kept(found, complete=True))
     return {"file": str(path), "written": True, "switched_off": found}

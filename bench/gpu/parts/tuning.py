@@ -14,9 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lorafam.backends.processes import die_with_parent
+
 from ..cases import Case, Context
 from ..device import device
-from ..worker import die_with_parent, told
+from ..worker import told
 
 # seconds for a point, at most, and for compiling everything beforehand
 POINT, COMPILING = 60.0, 400.0
@@ -45,8 +47,8 @@ def use_folder(folder: Path) -> None:
 
 def compiled(several: Sequence[Any], workers: int | None = None) -> dict[str, Any]:
     """Compiles the points' candidates, side by side, into Triton's cache: how many, and what couldn't be."""
-    architecture = device().architecture
-    jobs = [(architecture, tuple(point), row) for point in several for row in candidates(point)]
+    architecture, multiprocessors = device().architecture, device().card()["multiprocessors"]
+    jobs = [(architecture, multiprocessors, tuple(point), row) for point in several for row in candidates(point)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers or os.cpu_count() or 1, context, die_with_parent) as pool:
         errors = [future.result() for future in [pool.submit(compile_one, *job) for job in jobs]]
@@ -76,13 +78,16 @@ def candidates(point: Any) -> list[dict[str, Any]]:
     return [as_dict(config) for config in dict.fromkeys(configs)]
 
 
-def compile_one(architecture: str, point: tuple[Any, ...], row: dict[str, Any]) -> str:
+def compile_one(architecture: str, multiprocessors: int, point: tuple[Any, ...], row: dict[str, Any]) -> str:
     """Compiles what the point launches with one configuration; why it can't, or ""."""
     from lorafam.kernels.launch_table import prefer
 
+    from lorafam.backends.triton_gpu import split
     from lorafam.backends.triton_gpu.launch import compiled_only
     from lorafam.backends.triton_gpu.tune.points import Point
 
+    # how K is split decides what is compiled
+    split.stand_in_for(multiprocessors)
     work = _work_on_cpu(Point(*point), architecture)
     try:
         prefer(architecture, {work.kernel: [row]})

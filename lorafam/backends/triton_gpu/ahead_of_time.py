@@ -6,16 +6,41 @@ What is compiled is what a launch on that GPU would compile: the launcher's own 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import triton
 
-from ...compat.triton import GPUTarget, bound
+from ...compat.triton import ASTSource, GPUTarget, bound
 from ...kernels.kernel_call import KernelCall
 from ...kernels.launch_table import NVIDIA, machine_of
 
 _compiled: dict[tuple[Any, ...], Any] = {}
+
+
+class Source(NamedTuple):
+    """What `triton.compile` takes."""
+
+    source: ASTSource
+    target: GPUTarget
+    options: dict[str, Any]
+
+
+# where kernels are only noted, innermost last
+_noted: list[dict[tuple[Any, ...], Source]] = []
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[dict[tuple[Any, ...], Source]]:
+    """What launches would compile meanwhile; nothing is compiled, their kernels are None."""
+    found: dict[tuple[Any, ...], Source] = {}
+    _noted.append(found)
+    try:
+        yield found
+    finally:
+        _noted.pop()
 
 
 @functools.cache
@@ -31,6 +56,9 @@ def compiled(call: KernelCall, architecture: str) -> tuple[Any, dict[str, Any]]:
     target = gpu_target(architecture)
     source, options, arguments, specialisation = bound(call.function, target, call.arguments)
     key = (call.function, target, *specialisation)
+    if _noted:
+        _noted[-1][key] = Source(source, target, options)
+        return None, arguments
     kernel = _compiled.get(key)
     if kernel is None:
         kernel = _compiled[key] = triton.compile(source, target=target, options=options)

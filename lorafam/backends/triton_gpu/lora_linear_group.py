@@ -94,7 +94,7 @@ def lora_linear_group(
     bias: list[Tensor | None],
 ) -> list[Tensor]:
     each: list[Member] = list(members(data, scales, layout, P, B_hat, bias))
-    if _in_one_launch(x, each):
+    if in_one_launch(x, each):
         return _one_launch(x, each, layout)
     results = []
     for member in each:
@@ -103,7 +103,7 @@ def lora_linear_group(
     return results
 
 
-def _in_one_launch(x: Tensor, each: list[Member]) -> bool:
+def in_one_launch(x: Tensor, each: list[Member]) -> bool:
     """Whether the weights are alike, their rows of whole blocks, but for the numbers of rows and ranks."""
     if not (2 <= len(each) <= MEMBERS and 0 < x.shape[0] <= FEW and x.dtype in (torch.bfloat16, torch.float16)):
         return False

@@ -94,3 +94,10 @@ def _allocated(device: torch.device) -> dict[str, Tensor]:
         "parts": torch.empty(max(EACH * programs * SMALL_TILE, programs * LARGEST_TILE), device=device),
         "arrivals": torch.zeros(EACH * programs, dtype=torch.int32, device=device),
     }
+
+
+def stand_in_for(programs: int) -> None:
+    """Splits over CPU tensors as a GPU of so many multiprocessors would: for what is compiled in its stead."""
+    global _MULTIPROCESSORS
+    _MULTIPROCESSORS = programs
+    multiprocessors.cache_clear()

@@ -67,11 +67,9 @@ def test_the_order_is_that_of_worth() -> None:
 
 
 def test_every_op_that_the_self_check_compares_is_an_item() -> None:
-    import torch
+    from lorafam.backends import self_check_cases
 
-    from lorafam.backends import eager, self_check
-
-    assert {op for op, *_ in self_check._cases(eager, torch.device("cpu"))} == set(plan.CHECKED_OPS)
+    assert {case.op for case in self_check_cases.cases()} == set(plan.CHECKED_OPS)
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,10 +246,13 @@ def test_what_a_self_check_that_died_would_have_left(
 ) -> None:
     fake()
     monkeypatch.setenv("LORAFAM_CACHE_DIR", str(tmp_path / "user"))
-    Record(tmp_path / "check/op-dropout.json").end("dense", "aborted", why="its process ended by SIGABRT")
-    Record(tmp_path / "check/op-row_norm.json").end("dense", "passed")
+    Record(tmp_path / "check/op-dropout.json").end("float16, 3 tokens", "aborted", why="its process ended by SIGABRT")
+    Record(tmp_path / "check/op-row_norm.json").end("dense, float16, rank 20", "passed")
     context = Context(tmp_path, time.time(), None)
     found = switched_off.kept(context)
     assert found["written"]
-    assert json.loads(Path(found["file"]).read_text()) == {"dropout": "dense: aborted: its process ended by SIGABRT"}
+    assert json.loads(Path(found["file"]).read_text()) == {
+        "failures": {"dropout, float16": "float16, 3 tokens: aborted: its process ended by SIGABRT"},
+        "complete": True,
+    }
     assert not switched_off.kept(context)["written"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tolerances import assert_as_good_as_eager, unit_roundoff
+from lorafam.reference.ratio_rule import assert_as_good_as_eager, unit_roundoff
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

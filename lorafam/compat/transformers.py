@@ -45,3 +45,15 @@ def experts_of(module: Any) -> Experts | None:
     # the decorator gives a gate to every class that has none, in all versions
     computes = "_apply_gate" if found.has_gate else "act_fn"
     return found if hasattr(module, found.projections[0]) and hasattr(module, computes) else None
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Makes `TrainingArguments` forget all GPUs but one. Seen in 5.0.0, 5.17.0 and 5.24.0."""
+    arguments._n_gpu = 1
+
+
+def let_adapters_train(model: Any) -> None:
+    """Sets what Trainer asks for before it trains adapters on a model that was loaded quantised. Seen in 5.0.0, 5.17.0
+    and 5.24.0.
+    """
+    model._hf_peft_config_loaded = True

@@ -32,7 +32,8 @@ def private_names(path: Path) -> list[str]:
             continue
         for name in names:
             parts = name.split(".")
-            if parts[0] in LIBRARIES and (name.startswith(INTERNAL) or any(part.startswith("_") and not part.startswith("__") for part in parts)):
+            private = any(part.startswith("_") and not part.startswith("__") for part in parts)
+            if parts[0] in LIBRARIES and (private or name.startswith(INTERNAL)):
                 found.append(name)
     return found
 

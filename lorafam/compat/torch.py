@@ -38,6 +38,16 @@ def is_recomputed_or_backward() -> bool:
     )
 
 
+def current_cuda_device() -> int:
+    """`torch.cuda.current_device()` of a process that has used CUDA: without asking that first."""
+    return torch._C._cuda_getDevice()
+
+
+def raw_cuda_stream(index: int) -> int:
+    """The handle of a device's current stream, without a `torch.cuda.Stream` around it."""
+    return torch._C._cuda_getCurrentRawStream(index)
+
+
 def onednn_linear() -> Any:
     """oneDNN's linear layer, with an overload that adds to a tensor: what torch.compile makes of one. Asked for where
     `torch.backends.mkldnn` is available.

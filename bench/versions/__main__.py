@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..report import write_json, write_text
+from ..files import write_json, write_text
 from .environment import Environment
 from .matrix import FAST, ROWS, Row
 from .page import failed, page

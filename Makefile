@@ -7,6 +7,8 @@
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 # make kernel-table   writes the tables of docs/kernels.md from compiled code; needs no GPU. KERNELS=build/kernels/kernels.json
 #                  takes what make compiled left
+# make versions    tries every combination of versions that is claimed, in environments of their own, and writes
+#                  docs/versions.md; VERSIONS=fast, or rows of bench/versions/matrix.py by name, takes those
 # make peft-suite  PEFT's own tests, plain and with every layer accelerated: none may fail that passes plain. PEFT_SUITE=quick
 #                  takes a few files
 # make real-task   fine-tunes a real model with the four methods at equal budgets, three seeds each; half an hour
@@ -27,7 +29,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py \
 	tests/test_grouped_lora_linear.py
 
-.PHONY: demo test lint bench gpu simulated compiled kernel-table peft-suite real-task bugs clean
+.PHONY: demo test lint bench gpu simulated compiled kernel-table versions peft-suite real-task bugs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +64,9 @@ compiled: $(VENV)/installed
 
 kernel-table: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m lorafam.bench.kernel_table $(if $(KERNELS),--kernels $(KERNELS))
+
+versions: $(VENV)/installed
+	$(BIN)/python -m lorafam.bench.versions $(VERSIONS)
 
 peft-suite: $(VENV)/peft-suite-installed
 	$(BIN)/python -m lorafam.bench.peft_suite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,13 +10,14 @@ from xml.etree import ElementTree
 LONGEST_REASON = 300
 
 
-def outcome(path: Path) -> dict[str, Any]:
-    """{"passed", "failed", "skipped": numbers of tests, "failures": name → first line of the reason}.
+def outcome(path: Path, keep: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    """Of the tests whose names `keep` takes: {"passed", "failed", "skipped": numbers of tests, "failures": name → first
+    line of the reason}.
 
     A test that fails and then can't be torn down has failed once. Raises ValueError where the file isn't whole.
     """
     try:
-        cases = list(ElementTree.parse(path).getroot().iter("testcase"))
+        cases = [case for case in ElementTree.parse(path).getroot().iter("testcase") if keep(_name(case))]
     except (OSError, ElementTree.ParseError) as error:
         raise ValueError(f"{path}: not a whole JUnit file: {error}") from error
     skipped: set[str] = set()

@@ -44,11 +44,16 @@ def gradients(call: Callable[[torch.Tensor], torch.Tensor], layer: AdapterLayer,
     return list(torch.autograd.grad(call(x).square().sum(), [x, *layer.active.parameters()]))
 
 
-@each_method
+DROPOUTS: list[dict[str, Any]] = [{}, {"dropout": 0.3}]
+WAYS = [(method, settings) for method in sorted(METHODS) for settings in DROPOUTS]
+WAYS.append(("dora", {"dropout": 0.3, "dora_dropout": "input"}))
+each_way = pytest.mark.parametrize(("method", "settings"), WAYS, ids=str)
+
+
+@each_way
 @each_base
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_whole_graph_with_the_same_gradients(method: str, base: str, dropout: float) -> None:
-    layer = layer_of(method, base, dropout=dropout)
+def test_whole_graph_with_the_same_gradients(method: str, base: str, settings: dict[str, Any]) -> None:
+    layer = layer_of(method, base, **settings)
     x = torch.randn(9, K)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.manual_seed(1)
@@ -57,6 +62,54 @@ def test_whole_graph_with_the_same_gradients(method: str, base: str, dropout: fl
     found = gradients(compiled, layer, x)
     for mine, right in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5)
+
+
+class Watched(torch.fx.Interpreter):
+    """Runs a forward's graph, keeping what each operation was given and gave."""
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.gave: dict[str, tuple[torch.Tensor, tuple[Any, ...]]] = {}
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        result = super().run_node(node)
+        if node.op.startswith("call_") and isinstance(result, torch.Tensor):
+            self.gave[node.name] = result, self.fetch_args_kwargs_from_env(node)[0]
+        return result
+
+
+class Outer(torch.fx.Interpreter):
+    """Runs a graph; the forwards of its autograd Functions are watched first."""
+
+    watched: list[Watched]
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.ops.higher_order.autograd_function_apply:
+            self.watched.append(Watched(args[0]))
+            with torch.no_grad():
+                self.watched[-1].run(*args[2:])
+        return super().call_function(target, args, kwargs)
+
+
+@each_way
+@each_base
+def test_no_operation_of_a_forward_returns_its_input(method: str, base: str, settings: dict[str, Any]) -> None:
+    """torch 2.11 makes every intermediate of a compiled Function's forward an output of it; the gradient of an output
+    that is an intermediate too (`y.to` its own dtype) is lost there, without a word.
+    """
+    watched: list[Watched] = []
+
+    def watch(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        outer = Outer(graph)
+        outer.watched = watched
+        return outer.run
+
+    layer = layer_of(method, base, **settings)
+    torch.compile(layer, backend=watch, fullgraph=True)(torch.randn(9, K, requires_grad=True))
+    assert watched
+    for forward in watched:
+        for name, (result, given) in forward.gave.items():
+            assert all(result is not one for one in given), name
 
 
 @each_method

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
-from ..ops.library import accumulate_dtype
+from ..ops.library import accumulate_dtype, in_dtype
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -42,7 +42,7 @@ class DoraInputDropout(torch.autograd.Function):
         *scales: Tensor,
     ) -> Tensor:
         tokens = x.shape[0]
-        wide = x.to(accumulate_dtype(x.dtype))
+        wide = in_dtype(x, accumulate_dtype(x.dtype))
         dropped = call("dropout", wide, seed, dropout_p)
         P = call("lora_project", dropped, A, None, 0.0)
         both = torch.cat([wide, dropped])
@@ -55,7 +55,8 @@ class DoraInputDropout(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, U, A, B, saved_scale, magnitude, norm, seed, data, *scales)
-        return y.to(x.dtype)
+        # not y.to(): torch 2.11 loses the gradient of a compiled Function whose last operation returns its input
+        return in_dtype(y, x.dtype)
 
     @staticmethod
     @once_differentiable

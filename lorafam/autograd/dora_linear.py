@@ -50,8 +50,8 @@ class DoraLinear(torch.autograd.Function):
         ctx.saves_product = torch.compiler.is_compiling()
         if ctx.saves_product:
             kept = call("lora_linear", x, data, scales, layout, P, B_hat, None, None)
-            y = c * kept if bias is None else c * kept + bias
-            y = y.to(x.dtype)
+            # not y.to(): torch 2.11 loses the gradient of a compiled Function whose last operation returns its input
+            y = in_dtype(c * kept if bias is None else c * kept + bias, x.dtype)
         else:
             y = kept = call("lora_linear", x, data, scales, layout, P, B_hat, c, bias)
         ctx.dropout_p, ctx.layout = dropout_p, layout

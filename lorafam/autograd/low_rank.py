@@ -12,6 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
+from ..ops.library import in_dtype
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -28,7 +29,7 @@ class LowRank(torch.autograd.Function):
         ctx.dropout_p = dropout_p
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, A, B, saved_scale, seed)
-        return call("lora_linear", P, scaled(B, scale).to(P.dtype), [], [], None, None, None, None)
+        return call("lora_linear", P, in_dtype(scaled(B, scale), P.dtype), [], [], None, None, None, None)
 
     @staticmethod
     @once_differentiable

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat.torch import somebody_listens
 from ..ops.library import OPS
 from .selection import run
 
@@ -19,20 +20,9 @@ _TENSORS = (torch.Tensor, nn.Parameter)
 
 def call(name: str, *args: Any) -> Any:
     """`torch.ops.lorafam.<name>(*args)`: same checks, backend and result."""
-    if torch.compiler.is_compiling() or _somebody_listens() or not _are_plain(args):
+    if torch.compiler.is_compiling() or somebody_listens() or not _are_plain(args):
         return getattr(torch.ops.lorafam, name)(*args)
     return run(OPS[name], "cpu", *args)
-
-
-def _somebody_listens() -> bool:
-    """Whether a mode (fake tensors, a counter of flops), a transform, a trace or the profiler wants to see every op."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd._profiler_enabled()
-    )
 
 
 def _are_plain(args: Sequence[Any]) -> bool:

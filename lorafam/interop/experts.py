@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat.transformers import Experts, experts_of
 from ..functional.grouped import aligned, expert_product, sorted_by_expert
 from ..methods.base_weight import has_hooks
 from ..ops.by_storage import FLOAT_DTYPES
@@ -23,25 +24,23 @@ from .way import Way, without_adapter
 
 Tensor = torch.Tensor
 
-# what an experts module tells of itself
-_TOLD = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "num_experts", "_is_expert_parallel")
-
 
 def experts_way(layer: Any, x: Tensor | None = None) -> Way:
     """The way of the outermost `ParamWrapper` of an experts module."""
     wrappers, experts = _chain(layer)
-    if not all(hasattr(experts, name) for name in _TOLD):
+    told = experts_of(experts)
+    if told is None:
         return Way(PEFT, f"{type(experts).__name__} doesn't say how its experts compute")
-    if experts._is_expert_parallel or has_hooks(experts):
+    if told.is_expert_parallel or has_hooks(experts):
         return Way(PEFT, "hooks on the experts, or experts on other devices")
     if torch.is_autocast_enabled(next(experts.parameters()).device.type):
         return Way(PEFT, "autocast")
     for wrapper in wrappers:
         name = wrapper.parameter_name
-        problem = _problem(wrapper, _active(wrapper), experts)
+        problem = _problem(wrapper, _active(wrapper), told)
         if problem is not None:
             return problem._replace(reason=f"{name}: {problem.reason}")
-    weights = [getattr(experts, name) for name in _projections(experts)]
+    weights = [getattr(experts, name) for name in told.projections]
     if any(type(weight) is not nn.Parameter or weight.ndim != 3 or weight.requires_grad for weight in weights):
         return Way(PEFT, "the experts' weights are trained, parametrised or not [E, N, K]")
     if any(weight.dtype not in FLOAT_DTYPES or not aligned(weight) for weight in weights):
@@ -55,25 +54,26 @@ def experts_way(layer: Any, x: Tensor | None = None) -> Way:
 def experts_forward(layer: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """x [T, H], experts and weights [T, k] of each token → Σ over its experts [T, H]."""
     wrappers, experts = _chain(layer)
+    told = experts_of(experts)
+    assert told is not None, "asked for without `experts_way`"
     by_name = {wrapper.parameter_name: wrapper for wrapper in wrappers}
     chosen = top_k_index.reshape(-1)
-    order, ends = sorted_by_expert(chosen, experts.num_experts)
-    first, last = _projections(experts)
-    hidden = _project(experts, by_name, first, x[order // top_k_index.shape[-1]], chosen[order], ends)
-    hidden = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
-    y = _project(experts, by_name, last, hidden, chosen[order], ends)
-    if experts.has_post_expert_norm:
+    order, ends = sorted_by_expert(chosen, told.num_experts)
+    first, last = told.projections
+
+    def project(x: Tensor, name: str) -> Tensor:
+        weight = getattr(experts, name)
+        weight = weight.transpose(1, 2) if told.is_transposed else weight
+        factors = None if name not in by_name else _factors(by_name[name], told.num_experts)
+        y = expert_product(x, weight, factors, ends)
+        return y + getattr(experts, f"{name}_bias")[chosen[order]] if told.has_bias else y
+
+    hidden = project(x[order // top_k_index.shape[-1]], first)
+    y = project(experts._apply_gate(hidden) if told.has_gate else experts.act_fn(hidden), last)
+    if told.has_post_expert_norm:
         y = experts.post_expert_norm(y)
     y = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
     return y[order.argsort()].view(*top_k_index.shape, -1).sum(1).to(x.dtype)
-
-
-def _project(experts: Any, wrappers: dict[str, Any], name: str, x: Tensor, chosen: Tensor, ends: Tensor) -> Tensor:
-    weight = getattr(experts, name)
-    weight = weight.transpose(1, 2) if experts.is_transposed else weight
-    factors = None if name not in wrappers else _factors(wrappers[name], experts.num_experts)
-    y = expert_product(x, weight, factors, ends)
-    return y + getattr(experts, f"{name}_bias")[chosen] if experts.has_bias else y
 
 
 def _factors(wrapper: Any, experts: int) -> tuple[Tensor, Tensor]:
@@ -88,15 +88,15 @@ def _active(wrapper: Any) -> tuple[str, ...]:
     return tuple(name for name in wrapper.active_adapters if name in wrapper.lora_A)
 
 
-def _problem(wrapper: Any, adapters: tuple[str, ...], experts: Any) -> Way | None:
+def _problem(wrapper: Any, adapters: tuple[str, ...], told: Experts) -> Way | None:
     alone = without_adapter(wrapper, adapters)
     if alone is not None:
         return alone
-    if wrapper.parameter_name not in _projections(experts):
+    if wrapper.parameter_name not in told.projections:
         return Way(PEFT, "no projection of the experts")
     if len(adapters) > 1:
         return Way(PEFT, f"{len(adapters)} active adapters")
-    if wrapper.num_experts != experts.num_experts or wrapper.num_experts < 2:
+    if wrapper.num_experts != told.num_experts or wrapper.num_experts < 2:
         return Way(PEFT, "one expert")
     linears = [wrapper.lora_A[adapters[0]], wrapper.lora_B[adapters[0]]]
     if any(type(linear) is not nn.Linear or has_hooks(linear) for linear in linears):
@@ -104,10 +104,6 @@ def _problem(wrapper: Any, adapters: tuple[str, ...], experts: Any) -> Way | Non
     if any(type(linear.weight) is not nn.Parameter or linear.weight.ndim != 2 for linear in linears):
         return Way(PEFT, "sharded factors")
     return None
-
-
-def _projections(experts: Any) -> tuple[str, str]:
-    return ("gate_up_proj" if experts.has_gate else "up_proj"), "down_proj"
 
 
 def _chain(layer: Any) -> tuple[list[Any], Any]:

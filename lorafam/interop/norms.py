@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import dora as peft_dora
-from peft.utils.integrations import dequantize_module_weight
 
 from .. import functional as F
+from ..compat.peft import caches_dora_norms, dequantize_module_weight, forget_dora_norms, kept_dora_norm
 from ..weights import NF4Weight
 from .sharded import is_gathered
 
@@ -50,10 +49,10 @@ def norm_of(
     layer: Any, name: str, weight: Tensor | NF4Weight | None, A: Tensor, B: Tensor, scale: Tensor | float
 ) -> Tensor:
     """n [N] in fp32; `weight` None: what PEFT dequantises of the base layer."""
-    if not layer.training and peft_dora.ENABLE_DORA_CACHING:
+    if not layer.training and caches_dora_norms():
         return _peft_norm(layer, name)
     # as PEFT does in a forward without caching
-    layer._modules["lora_magnitude_vector"][name]._cache_clear()
+    forget_dora_norms(layer._modules["lora_magnitude_vector"][name])
     kept: Norms = layer._lorafam.norms
     if is_gathered(layer):
         kept.forget()
@@ -77,7 +76,7 @@ def norm_of(
 @torch.no_grad()
 def _peft_norm(layer: Any, name: str) -> Tensor:
     magnitude = layer.lora_magnitude_vector[name]
-    norm = magnitude._cache_get(f"weight-norm-{name}", None)
+    norm = kept_dora_norm(magnitude, name)
     if norm is None:
         if name in layer.lora_embedding_A:
             A, B = layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat.torch import hooks_of_fsdp
+
 
 def is_sharded(tensor: Any) -> bool:
     """Whether it is a DTensor; never imports them."""
@@ -29,9 +31,4 @@ def is_gathered(layer: nn.Module) -> bool:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
-    # the mark FSDP2 leaves on a module whose parameters it manages
-    return any(
-        getattr(hook, "__module__", "").startswith("torch.distributed.fsdp.")
-        for module in layer.modules()
-        for hook in module._load_state_dict_pre_hooks.values()
-    )
+    return any(map(hooks_of_fsdp, layer.modules()))

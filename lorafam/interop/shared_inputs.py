@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import functional as F
+from ..compat.torch import is_recomputed_or_backward
 from ..methods.base_weight import has_hooks
 from ..weights import NF4Weight
 from . import fast_forward
@@ -137,8 +138,7 @@ class Group:
 
     def _fall_apart(self, reason: str) -> None:
         # under checkpointing the forward is run again, and must then do what it did
-        again = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-        if not again and torch._C._current_graph_task_id() < 0:
+        if not is_recomputed_or_backward():
             self.apart = reason
 
 

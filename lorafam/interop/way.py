@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..compat.torch import is_transformed
 from ..methods.base_weight import base_weight, has_hooks
 from ..ops.by_storage import FLOAT_DTYPES
 from ..weights import NF4Weight
@@ -78,11 +79,7 @@ def _transformed() -> bool:
     """Whether jit traces, torch.func transforms or forward-mode AD runs, which autograd Functions stop."""
     if torch.compiler.is_compiling():
         return False
-    return (
-        torch.jit.is_tracing()
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    return torch.jit.is_tracing() or is_transformed()
 
 
 def without_adapter(layer: Any, names: tuple[str, ...]) -> Way | None:

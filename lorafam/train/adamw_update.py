@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..compat.torch import fused_adamw_
 from ..weights.dynamic_levels import dynamic_levels
 from .paged_memory import PagedFile, UnifiedMemory, bitsandbytes_functional
 from .paged_state import BLOCK, Place
@@ -103,7 +104,7 @@ def _update_32bit(batch: list[Piece], group: Mapping[str, Any], scratch: Scratch
     for memory in {id(piece.memory): piece.memory for piece in batch}.values():
         memory.prefetch(state for piece in batch if piece.memory is memory for state in piece.states.values())
     beta1, beta2 = group["betas"]
-    torch._fused_adamw_(
+    fused_adamw_(
         parameters,
         [scratch.wide(piece.gradient) for piece in batch],
         [piece.states["exp_avg"] for piece in batch],

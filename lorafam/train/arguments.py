@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..compat.transformers import use_one_gpu
 from .paged_adamw import PagedAdamW
 from .settings import FinetuneConfig
 
@@ -45,7 +46,7 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
     )
     if arguments.n_gpu > 1:
         # several GPUs in one process would mean nn.DataParallel, which copies the layers at every step
-        arguments._n_gpu = 1
+        use_one_gpu(arguments)
     return arguments
 
 

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..backends.selection import SlowPathWarning
+from ..compat.torch import active_ddp
 from .checkpoints import ALLOCATOR
 from .peft_allocator import PeftAllocator
 from .rank_allocator import RankAllocator
@@ -115,7 +116,7 @@ class AdaLoraCallback(TrainerCallback):
         if not model.training or not torch.is_grad_enabled():
             return output
         # Trainer tells a callback nothing of the wrapper, which runs this forward
-        self._ddp = DistributedDataParallel._get_active_ddp_module()
+        self._ddp = active_ddp()
         loss = output.get("loss") if isinstance(output, dict) else None
         if loss is None:
             raise RuntimeError("AdaLoraCallback: the model's output has no loss to add the penalty to")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..compat.torch import set_up_anew
 from ..methods import AdaLoraLinear
 from .paged_adamw import PagedAdamW
 
@@ -56,7 +57,7 @@ def compact_layers(
     if isinstance(paged, PagedAdamW):
         paged.adopt()
     if ddp is not None:
-        _set_up_anew(ddp)
+        set_up_anew(ddp)
     return dropped
 
 
@@ -81,22 +82,3 @@ def _kept(value: Any, old: nn.Parameter, kept: Tensor, dim: int) -> Any:
     if isinstance(value, Tensor) and value.shape == old.shape:
         return value.index_select(dim, kept.to(value.device))
     return value
-
-
-def _set_up_anew(ddp: DistributedDataParallel) -> None:
-    hooks, training = ddp._comm_hooks, ddp.training
-    ddp.__init__(  # type: ignore[misc]
-        ddp.module,
-        device_ids=ddp.device_ids,
-        output_device=ddp.output_device,
-        dim=ddp.dim,
-        broadcast_buffers=ddp.broadcast_buffers,
-        process_group=ddp.process_group,
-        bucket_cap_mb=None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / 2**20,
-        find_unused_parameters=ddp.find_unused_parameters,
-        gradient_as_bucket_view=ddp.gradient_as_bucket_view,
-        static_graph=ddp.static_graph,
-    )
-    ddp.train(training)
-    for hook, state in hooks:
-        ddp.register_comm_hook(state, hook)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..compat.transformers import let_adapters_train
 from ..model import adapt, adapter_layers
 from .arguments import paged_optimizer, training_arguments
 from .base_model import check_length, check_model_path, load_base_model, load_tokenizer
@@ -154,8 +155,7 @@ def _prepare(model: Any, config: FinetuneConfig) -> Any:
     except (TypeError, ValueError) as error:
         raise InputError(one_line(error)) from error
     if getattr(model, "is_quantized", False):
-        # what transformers asks for before it trains adapters on a model that was loaded quantised
-        model._hf_peft_config_loaded = True
+        let_adapters_train(model)
     return model
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class RunLog:
 
     def write(self, record: Record) -> Record:
         """Adds the memory and the time to a record, appends it and returns it."""
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {**record, "resident_memory": resident(), "time": now}
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:

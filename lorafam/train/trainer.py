@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..compat.trainer import Trainer
 from ..model import adapter_layers, save_adapter
 from . import checkpoints
 from .callbacks import AdaLoraCallback

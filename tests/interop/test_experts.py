@@ -178,6 +178,40 @@ def test_what_goes_to_peft(change: Any, reason: str, products: int, calls: list[
     assert len(calls) == products
 
 
+@pytest.mark.parametrize(
+    "unsaid",
+    [
+        ["has_gate", "has_post_expert_norm", "_is_expert_parallel"],
+        ["has_post_expert_norm", "_is_expert_parallel"],
+    ],
+    ids=["as in transformers 5.0", "as in transformers 5.17"],
+)
+def test_modules_that_say_less_are_recognised(unsaid: list[str], calls: list[str]) -> None:
+    model = model_of("mixtral")
+    expected = model(batch()).logits
+    experts_module = _wrapper(model).get_base_layer()
+    for name in unsaid:
+        vars(experts_module).pop(name, None)
+    lorafam.accelerate(model)
+    torch.testing.assert_close(model(batch()).logits, expected, rtol=1e-4, atol=1e-5)
+    assert calls == ["product"] * 2
+
+
+@pytest.mark.parametrize("unsaid", ["num_experts", "has_bias", "is_transposed"])
+def test_modules_that_say_nothing_are_pefts(unsaid: str) -> None:
+    model = model_of("mixtral")
+    delattr(_wrapper(model).get_base_layer(), unsaid)
+    (row,) = (row for row in lorafam.accelerate(model).rows if row.name.endswith("mlp.experts"))
+    assert (row.path, "doesn't say how its experts compute" in row.reason) == ("PEFT", True)
+
+
+def test_experts_on_other_devices_are_pefts() -> None:
+    model = model_of("mixtral")
+    _wrapper(model).get_base_layer()._is_expert_parallel = True
+    (row,) = (row for row in lorafam.accelerate(model).rows if row.name.endswith("mlp.experts"))
+    assert (row.path, "experts on other devices" in row.reason) == ("PEFT", True)
+
+
 def test_under_autocast_it_is_pefts(calls: list[str]) -> None:
     model = model_of("mixtral")
     lorafam.accelerate(model)

@@ -44,6 +44,7 @@ class Rounded(nn.Module):
 
 
 def hqq(net: Net) -> Net:
+    pytest.importorskip("hqq", reason="needs hqq, which the dev extra installs")
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     for name in ("up", "down"):
@@ -53,6 +54,7 @@ def hqq(net: Net) -> Net:
 
 
 def torchao(net: Net) -> Net:
+    pytest.importorskip("torchao", reason="needs torchao, which the dev extra installs")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(net, Int8WeightOnlyConfig())

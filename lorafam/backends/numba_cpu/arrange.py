@@ -10,9 +10,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from ...compat.numba import signature
 from .decoding import IN_ORDER, PAIRS
 from .vectors import I64, Vectors, times
 

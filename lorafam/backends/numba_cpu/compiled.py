@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit, types
-from numba.core.ccallback import CFunc
+
+from ...compat.numba import AnnouncedCFunc
 
 _Maker = Callable[..., Callable[[int], None]]
 _lock = threading.RLock()
@@ -32,21 +33,20 @@ def _digest() -> int:
 SOURCES = _digest()
 
 
-class _Kernel(CFunc):
+class _Kernel(AnnouncedCFunc):
     """Says when it is compiled, not when it comes from disk."""
 
-    def _compile_uncached(self) -> Any:
+    def announce(self) -> None:
         if "compiling" not in _told:
             _told.add("compiling")
             print("lorafam: compiling CPU kernels, once for this processor…", file=sys.stderr, flush=True)
-        return super()._compile_uncached()  # type: ignore[misc]
 
 
 def compiled(maker: _Maker) -> Callable[..., int]:
     """A maker of kernels as a function that gives the compiled kernel's address; its arguments are constants to the
     kernel, which takes the address of a team's data.
     """
-    kept: dict[tuple[int, ...], CFunc] = {}
+    kept: dict[tuple[int, ...], _Kernel] = {}
     # looked up on every call
     addresses: dict[tuple[int, ...], int] = {}
 
@@ -63,7 +63,7 @@ def compiled(maker: _Maker) -> Callable[..., int]:
     return address
 
 
-def _compile(function: Callable[[int], None]) -> CFunc:
+def _compile(function: Callable[[int], None]) -> _Kernel:
     try:
         return _built(function, keep=True)
     except (OSError, RuntimeError) as error:
@@ -74,7 +74,7 @@ def _compile(function: Callable[[int], None]) -> CFunc:
         return _built(function, keep=False)
 
 
-def _built(function: Callable[[int], None], keep: bool) -> CFunc:
+def _built(function: Callable[[int], None], keep: bool) -> _Kernel:
     takes_and_gives = (types.int64,), types.void
     found = _Kernel(function, takes_and_gives, {}, {"nopython": True, "error_model": "numpy"})
     if keep:

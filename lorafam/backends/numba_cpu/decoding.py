@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from numba import njit, types
-from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from ...compat.numba import signature
 from .vectors import Vectors
 
 # how decoded weights are stored: evens and odds apart, in their own order, or as pairs of bf16

@@ -9,9 +9,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from ...compat.numba import signature
 from ...ops.by_storage import NESTED_BLOCK_SIZE
 from .vectors import F32, I8, I32, I64, Vectors, fetch_ahead, loop, times
 

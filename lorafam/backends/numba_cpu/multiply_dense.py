@@ -11,9 +11,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from ...compat.numba import signature
 from .vectors import F32, I64, Vectors, fetch_ahead, loop, times
 
 WIDE, WIDENED, PAIRED = 0, 1, 2

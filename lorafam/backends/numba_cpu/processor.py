@@ -13,7 +13,7 @@ import functools
 import os
 from typing import NamedTuple
 
-from numba.core.registry import cpu_target
+from ...compat.numba import features
 
 VARIABLE = "LORAFAM_CPU"
 
@@ -38,7 +38,7 @@ def processor() -> Processor:
 
 @functools.cache
 def _choose(wanted: str) -> Processor:
-    have = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
+    have = features()
     able = {
         "avx512": have >= _AVX512,
         "avx2": have >= {"+avx2", "+fma"},

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ...compat.torch import onednn_linear
+
 Tensor = torch.Tensor
 
 # 1.15 times MKL's error; 1.35 at 384
@@ -37,8 +39,7 @@ def _suits_onednn(a: Tensor) -> bool:
 
 def sum_of_products(factors: Sequence[tuple[Tensor, Tensor]], start: Tensor | None = None) -> Tensor:
     """start + Σ a bᵀ [M, N] over pairs a [M, K], b [N, K], K at most `TERMS`, b or bᵀ contiguous; by oneDNN."""
-    # what torch.compile makes of a linear layer
-    linear = torch.ops.mkldnn._linear_pointwise
+    linear = onednn_linear()
     result = start
     for a, b in factors:
         alone = result is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ...compat.torch import foreach_copy_
 from ...kernels.adalora_importance import adalora_importance as importance_kernel
 from ...kernels.adalora_scores import adalora_scores as scores_kernel
 from ...kernels.launch_table import launch_config
@@ -41,8 +42,8 @@ def adalora_importance(
             beta2=beta2,
             config=launch_config("adalora_importance", architecture(smoothed.device), "float32"),
         )
-    torch._foreach_copy_(sensitivity, taken_apart(smoothed, sensitivity))
-    torch._foreach_copy_(uncertainty, taken_apart(spread, uncertainty))
+    foreach_copy_(sensitivity, taken_apart(smoothed, sensitivity))
+    foreach_copy_(uncertainty, taken_apart(spread, uncertainty))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...compat.torch import raw_cuda_stream
 from ...kernels.kernel_call import KernelCall
 from . import user_table
 from .replay import Started, forget
@@ -85,7 +86,7 @@ def architecture_and_stream(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What a launch over `tensor` is made for, and the stream whose memory it may use: quickly found."""
     if tensor.is_cuda:
         index = tensor.get_device()
-        return index, torch._C._cuda_getCurrentRawStream(index)
+        return index, raw_cuda_stream(index)
     return (architecture(tensor.device),)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...compat.torch import current_cuda_device
 from ...kernels.launch_config import LaunchConfig
 from ...kernels.launch_table import launch_config
 from ...kernels.lora_linear import lora_linear as kernel
@@ -60,7 +61,7 @@ def may_be_known(x: Tensor) -> bool:
         return False
     if not x.is_cuda:
         return True
-    return x.get_device() == torch._C._cuda_getDevice() and not torch.cuda.is_current_stream_capturing()
+    return x.get_device() == current_cuda_device() and not torch.cuda.is_current_stream_capturing()
 
 
 class _Weight(NamedTuple):

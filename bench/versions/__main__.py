@@ -1,0 +1,68 @@
+"""`python -m lorafam.bench.versions [ROW ...]`: the rows named, else all; `fast`: those of every submission.
+
+A row's results are kept in build/versions and stand in the page until it is run again. Exit code 1 where something
+failed or didn't finish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json, write_text
+from .environment import Environment
+from .matrix import FAST, ROWS, Row
+from .page import failed, page
+from .parts import PARTS, merged, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    names = [row.name for row in ROWS]
+    parser = argparse.ArgumentParser(prog="versions", description=__doc__)
+    parser.add_argument("rows", nargs="*", choices=[*names, "fast", []], help="default: all")
+    parser.add_argument("--minutes", type=float, default=60, help="after which a part is given up")
+    options = parser.parse_args(arguments)
+    wanted = [name for row in options.rows for name in (FAST if row == "fast" else (row,))] or names
+    folder = root / "build" / "versions"
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
+    for row in ROWS:
+        kept = folder / f"{row.name}.json"
+        if row.name in wanted:
+            print(f"{row.name}: {', '.join(f'{name} {version}' for name, version in row.packages.items())}", flush=True)
+            results[row.name] = tried(row, Environment(row, folder / row.name), root, options.minutes)
+            write_json(kept, results[row.name])
+        elif kept.is_file():
+            results[row.name] = json.loads(kept.read_text(encoding="utf-8"))
+    text = page(ROWS, results)
+    print(text)
+    # a part of the rows, tried for a submission, is no page
+    if options.rows != ["fast"]:
+        write_text(root / "docs" / "versions.md", text)
+    bad = failed([row for row in ROWS if row.name in wanted], results)
+    print("\n".join(f"not passed: {line}" for line in bad) or "all passed")
+    return bool(bad)
+
+
+def tried(row: Row, environment: Environment, root: Path, minutes: float) -> dict[str, Any]:
+    """{"versions", "columns"}, or {"error"} where it has no environment."""
+    try:
+        environment.make(root)
+        versions = environment.versions()
+    except RuntimeError as error:
+        return {"error": str(error)}
+    columns: dict[str, dict[str, Any]] = {}
+    for part in PARTS:
+        if set(part.columns) & set(row.runs):
+            for column, outcome in run(part, environment, root, minutes).items():
+                columns[column] = merged(columns.get(column), outcome)
+    return {"versions": versions, "columns": columns}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

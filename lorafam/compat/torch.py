@@ -1,0 +1,86 @@
+"""torch beside its documented interface. All of it was seen alike in 2.10.0, 2.11.0, 2.13.0 and 2.14.1, where nothing
+else is said; none of it needs a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+# AdamW's fused step over lists of tensors, and copies between lists: no public name of theirs takes lists
+fused_adamw_ = torch._fused_adamw_
+foreach_copy_ = torch._foreach_copy_
+
+
+def somebody_listens() -> bool:
+    """Whether a mode (fake tensors, a counter of flops), a transform, a trace or the profiler wants to see every op."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD runs."""
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_recomputed_or_backward() -> bool:
+    """Whether a forward will be run again or is (checkpointing: saved tensors go through hooks), or a backward runs."""
+    return (
+        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None or torch._C._current_graph_task_id() >= 0
+    )
+
+
+def current_cuda_device() -> int:
+    """`torch.cuda.current_device()` of a process that has used CUDA: without asking that first."""
+    return torch._C._cuda_getDevice()
+
+
+def raw_cuda_stream(index: int) -> int:
+    """The handle of a device's current stream, without a `torch.cuda.Stream` around it."""
+    return torch._C._cuda_getCurrentRawStream(index)
+
+
+def onednn_linear() -> Any:
+    """oneDNN's linear layer, with an overload that adds to a tensor: what torch.compile makes of one. Asked for where
+    `torch.backends.mkldnn` is available.
+    """
+    return torch.ops.mkldnn._linear_pointwise
+
+
+def active_ddp() -> DistributedDataParallel | None:
+    """The DistributedDataParallel in whose forward this is called."""
+    return DistributedDataParallel._get_active_ddp_module()
+
+
+def set_up_anew(ddp: DistributedDataParallel) -> None:
+    """Makes DDP's buckets of the sizes that the parameters have now, with its settings and hooks as they were."""
+    hooks, training = ddp._comm_hooks, ddp.training
+    ddp.__init__(  # type: ignore[misc]
+        ddp.module,
+        device_ids=ddp.device_ids,
+        output_device=ddp.output_device,
+        dim=ddp.dim,
+        broadcast_buffers=ddp.broadcast_buffers,
+        process_group=ddp.process_group,
+        bucket_cap_mb=None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / 2**20,
+        find_unused_parameters=ddp.find_unused_parameters,
+        gradient_as_bucket_view=ddp.gradient_as_bucket_view,
+        static_graph=ddp.static_graph,
+    )
+    ddp.train(training)
+    for hook, state in hooks:
+        ddp.register_comm_hook(state, hook)
+
+
+def hooks_of_fsdp(module: torch.nn.Module) -> list[Callable[..., Any]]:
+    """The hooks by which FSDP2 marks a module whose parameters it manages."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    return [hook for hook in hooks if getattr(hook, "__module__", "").startswith("torch.distributed.fsdp.")]

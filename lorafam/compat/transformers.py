@@ -1,0 +1,59 @@
+"""transformers beside its documented interface. Never imports it: it reads what a module of its carries."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Experts(NamedTuple):
+    """What an experts module says of how it computes (`use_experts_implementation`)."""
+
+    num_experts: int
+    has_gate: bool
+    has_bias: bool
+    has_post_expert_norm: bool
+    is_transposed: bool
+    is_expert_parallel: bool
+
+    @property
+    def projections(self) -> tuple[str, str]:
+        """The names of the weights, in the order in which they are used."""
+        return ("gate_up_proj" if self.has_gate else "up_proj"), "down_proj"
+
+
+# in every version seen: 5.0.0, 5.1.0, 5.2.0, 5.3.0, 5.4.0, 5.17.0, 5.24.0
+_ALWAYS = ("num_experts", "has_bias", "is_transposed")
+
+
+def experts_of(module: Any) -> Experts | None:
+    """What the module says, with what held for all modules before a version let them say it; None where it says
+    nothing.
+    """
+    if not all(hasattr(module, name) for name in (*_ALWAYS, "down_proj")):
+        return None
+    found = Experts(
+        num_experts=module.num_experts,
+        # from 5.3.0
+        has_gate=getattr(module, "has_gate", True),
+        has_bias=module.has_bias,
+        # in 5.24.0, not in 5.17.0
+        has_post_expert_norm=getattr(module, "has_post_expert_norm", False),
+        is_transposed=module.is_transposed,
+        # in 5.24.0, not in 5.17.0: before, hooks on the experts or a forward of the module's own tell
+        is_expert_parallel=getattr(module, "_is_expert_parallel", False),
+    )
+    # the decorator gives a gate to every class that has none, in all versions
+    computes = "_apply_gate" if found.has_gate else "act_fn"
+    return found if hasattr(module, found.projections[0]) and hasattr(module, computes) else None
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Makes `TrainingArguments` forget all GPUs but one. Seen in 5.0.0, 5.17.0 and 5.24.0."""
+    arguments._n_gpu = 1
+
+
+def let_adapters_train(model: Any) -> None:
+    """Sets what Trainer asks for before it trains adapters on a model that was loaded quantised. Seen in 5.0.0, 5.17.0
+    and 5.24.0.
+    """
+    model._hf_peft_config_loaded = True

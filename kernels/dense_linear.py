@@ -24,6 +24,31 @@ from .tiles.exact_dot import exact_dot
 from .tiles.tile_order import tile_order
 
 
+@triton.jit
+def _low_rank_step(
+    acc,
+    f_ptr,
+    h_ptr,
+    offs_m,
+    offs_n,
+    r,
+    mask_m,
+    mask_n,
+    R,
+    stride_hr,
+    stride_hn,
+    TARGET: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """acc + F H over BLOCK_R of R from `r` on."""
+    offs_r = r + tl.arange(0, BLOCK_R)
+    mask_f = mask_m[:, None] & (offs_r < R)[None, :]
+    f = tl.load(f_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_f, other=0.0)
+    mask_h = (offs_r < R)[:, None] & mask_n[None, :]
+    at = offs_r.to(tl.int64)[:, None] * stride_hr + offs_n.to(tl.int64)[None, :] * stride_hn
+    return exact_dot(f, tl.load(h_ptr + at, mask=mask_h, other=0.0), acc, TARGET)
+
+
 @triton.jit(do_not_specialize=["threshold"])
 def dense_linear_kernel(
     x_desc,
@@ -57,13 +82,19 @@ def dense_linear_kernel(
         mask_m, mask_n = offs_m < M, offs_n < N
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if f_ptr is not None:
-            for r in range(0, R, BLOCK_R):
-                offs_r = r + tl.arange(0, BLOCK_R)
-                mask_f = mask_m[:, None] & (offs_r < R)[None, :]
-                f = tl.load(f_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_f, other=0.0)
-                mask_h = (offs_r < R)[:, None] & mask_n[None, :]
-                at = offs_r.to(tl.int64)[:, None] * stride_hr + offs_n.to(tl.int64)[None, :] * stride_hn
-                acc = exact_dot(f, tl.load(h_ptr + at, mask=mask_h, other=0.0), acc, TARGET)
+            if TARGET == "tcgen05":
+                # no `for`: before Triton 3.8 tensor memory of six products is held across it, 768 of 512 columns
+                r = 0
+                while r < R:
+                    acc = _low_rank_step(
+                        acc, f_ptr, h_ptr, offs_m, offs_n, r, mask_m, mask_n, R, stride_hr, stride_hn, TARGET, BLOCK_R
+                    )
+                    r += BLOCK_R
+            else:
+                for r in range(0, R, BLOCK_R):
+                    acc = _low_rank_step(
+                        acc, f_ptr, h_ptr, offs_m, offs_n, r, mask_m, mask_n, R, stride_hr, stride_hn, TARGET, BLOCK_R
+                    )
             if seed_ptr is not None:
                 keep = kept(tl.load(seed_ptr), offs_m, tile_n * BLOCK_N, threshold, BLOCK_M, BLOCK_N)
                 acc = tl.where(keep, acc * keep_scale, 0.0)

@@ -46,14 +46,17 @@ def _low_rank(
     if q_ptr is not None:
         offs_m = first_m + tl.arange(0, BLOCK_M)
         offs_k = first_k + tl.arange(0, BLOCK_K)
-        # one stage: copied ahead, Q would lie in shared memory with two lanes a bank
-        for r in tl.range(0, rank, BLOCK_R, num_stages=1):
+        # no `for`: copied ahead, Q would lie in shared memory with two lanes a bank; and before Triton 3.8 the tensor
+        # memory of six products is held across it, 768 of 512 columns
+        r = 0
+        while r < rank:
             offs_r = r + tl.arange(0, BLOCK_R)
             mask_q = (offs_m < M)[:, None] & (offs_r < R)[None, :]
             q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
             mask_a = (offs_r < R)[:, None] & (offs_k < K)[None, :]
             a = tl.load(a_ptr + offs_r.to(tl.int64)[:, None] * K + offs_k[None, :], mask=mask_a, other=0.0)
             acc = exact_dot(q, a, acc, TARGET)  # [BLOCK_M, BLOCK_R] [BLOCK_R, BLOCK_K]
+            r += BLOCK_R
         if seed_ptr is not None:
             threshold, keep_scale = dropout
             keep = kept(tl.load(seed_ptr), offs_m, first_k, threshold, BLOCK_M, BLOCK_K)

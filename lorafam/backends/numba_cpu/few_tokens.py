@@ -17,7 +17,7 @@ from . import team
 from .arrange import pack_line
 from .compiled import compiled
 from .decoding import IN_ORDER, apart
-from .four_bit import WEIGHT, Weight, block_scale, own, weight_at, weight_of
+from .four_bit import WEIGHT, Weight, block_scale, gained, own, weight_at, weight_of
 from .memory import clear, load_float, store_float, store_value
 from .multiply import add_rows, dot_rows
 from .pack import pack
@@ -158,7 +158,7 @@ def forward(x: torch.Tensor, members: Sequence[Member], cpu: Processor) -> None:
         P = None if member.P is None else _rows(member.P, tokens)
         kept.append(P)
         rank = 0 if P is None else P.shape[1]
-        arguments += [*member.weight, address(member.B_hat), address(P), rank]
+        arguments += [*(gained(member.weight) if pairs else member.weight), address(member.B_hat), address(P), rank]
         arguments += [address(member.c), address(member.bias), member.y.data_ptr()]
         parts += -(-member.weight.rows // _ROWS_A_PART)
     entry = _forward(cpu.lanes, rows, tokens, runs, narrow, pairs, int(weight.absmax_codes != 0))

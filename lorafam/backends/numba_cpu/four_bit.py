@@ -14,6 +14,7 @@ from numba import njit
 
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout
+from ..nf4_gain import FP4, GAINS, NF4
 from .decoding import IN_ORDER, decode_groups, decode_row_pairs
 from .memory import load_byte, load_float, store_float
 from .multiply import NESTED_BITS
@@ -21,6 +22,12 @@ from .team import argument
 
 _LEVELS = tuple(np.array(levels, dtype=np.float32) for levels in (NF4_LEVELS, FP4_LEVELS))
 _LEVELS_AT = tuple(levels.ctypes.data for levels in _LEVELS)
+# gain · level and, after them, 1 / gain: what is rounded to bf16 before it meets its scale
+_GAINED = tuple(
+    np.append(levels * np.float32(gain), np.float32(1 / gain)).astype(np.float32)
+    for levels, gain in zip(_LEVELS, (GAINS[kind][torch.bfloat16] for kind in (NF4, FP4)), strict=True)
+)
+_GAINED_AT = {at: gained.ctypes.data for at, gained in zip(_LEVELS_AT, _GAINED, strict=True)}
 
 
 class Weight(NamedTuple):
@@ -58,6 +65,11 @@ def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) 
         shape.out_features,
         shape.in_features,
     )
+
+
+def gained(weight: Weight) -> Weight:
+    """The weight with gain · level for its levels (`nf4_gain`), and 1 / gain behind them."""
+    return weight._replace(levels=_GAINED_AT[weight.levels])
 
 
 @njit

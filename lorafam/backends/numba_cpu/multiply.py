@@ -99,7 +99,8 @@ def dot_rows(
     A line is 8 · lanes weights: a lane looks up the eight codes of 32 bits one after the other, and their sum is
     multiplied by the lane's scale. A line has `runs` of them: that of block (line · runs + run) >> shift after `block`,
     the first row's first; a row has `blocks`. x is fp32 [lines, tokens, 8, lanes], or with `pairs` bf16 [lines, tokens,
-    4, lanes, 2], columns 1 and 5, 0 and 4, 3 and 7, 2 and 6 of a lane's eight; B̂ [rows, rank], P [tokens, rank] fp32.
+    4, lanes, 2], columns 1 and 5, 0 and 4, 3 and 7, 2 and 6 of a lane's eight, and the levels are those of
+    `four_bit.gained`, rounded to bf16; B̂ [rows, rank], P [tokens, rank] fp32.
     """
     width, height, across, several = (value.literal_value for value in (lanes, rows, tokens, runs))
     doubly = bool(nested.literal_value)
@@ -171,6 +172,9 @@ def dot_rows(
 
         start = [token, ir.Constant(I64, 0), *[vectors.zero] * (height * across)]
         _, _, *sums = loop(builder, count, start, body)
+        if by_pairs:
+            without_gain = vectors.splat_load(table_at, 4 * 16)
+            sums = [builder.fmul(value, without_gain) for value in sums]
         whole = builder.sdiv(terms, ir.Constant(I64, width))
 
         def low_rank(sums: list[Any], index: Any) -> list[Any]:

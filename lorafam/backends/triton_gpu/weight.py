@@ -10,8 +10,8 @@ import torch
 from ...kernels.launch_table import DENSE, ELEMENTS, NVIDIA, PACKED, machine_of
 from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout, is_dense
+from ..nf4_gain import GAINS
 from .memory import kept_memory
-from .nf4_gain import GAINS
 
 Tensor = torch.Tensor
 

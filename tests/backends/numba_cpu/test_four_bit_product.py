@@ -38,13 +38,15 @@ def forward_case(
     double: bool = True,
     rank: int = 18,
     extras: bool = True,
+    mean: float = 0.5,
+    quant_type: str = "nf4",
 ) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
     def case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(1000 * seed + N + K + M)
-        storage = quantize_nf4(torch.randn(N, K) * K**-0.5, block, double).storage()
+        storage = quantize_nf4(torch.randn(N, K) * K**-0.5, block, double, quant_type=quant_type).storage()
         weight = eager.dequantize_4bit(*storage, torch.float32)
         # not zero-mean, and strided
-        x = (torch.randn(K, M) + 0.5).to(dtype).T
+        x = (torch.randn(K, M) + mean).to(dtype).T
         P, B_hat = torch.randn(M, rank), torch.randn(N, rank) * 0.1
         c, bias = (torch.rand(N) + 0.5, torch.randn(N)) if extras else (None, None)
         if not extras:
@@ -124,6 +126,15 @@ def test_ranks(M: int, rank: int, way: Processor) -> None:
 def test_alone(M: int, way: Processor) -> None:
     """Neither low-rank part nor scale nor bias."""
     pooled(forward_case(96, 256, M, torch.bfloat16, extras=False), M * 96, "y")
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("M", [1, 3, 8, 40])
+def test_tokens_far_from_zero_mean(M: int, quant_type: str, double: bool, way: Processor) -> None:
+    """Errors of rounded levels don't add up: they all have one sign if levels are rounded as they are."""
+    case = forward_case(128, 1024, M, torch.bfloat16, double=double, extras=False, mean=2.0, quant_type=quant_type)
+    pooled(case, M * 128, "y")
 
 
 @pytest.mark.parametrize("M", [2, 40])

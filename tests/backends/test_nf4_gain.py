@@ -7,7 +7,7 @@ import torch
 from lorafam.kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 
 from lorafam import quantize_nf4
-from lorafam.backends.triton_gpu.nf4_gain import FP4, GAINS, NF4
+from lorafam.backends.nf4_gain import FP4, GAINS, NF4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

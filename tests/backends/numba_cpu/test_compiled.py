@@ -75,7 +75,7 @@ def test_nothing_to_write_to(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object) -> None:
         raise RuntimeError("cannot cache function: no locator available")
 
-    monkeypatch.setattr(compiled.CFunc, "enable_caching", refuse)
+    monkeypatch.setattr(compiled.AnnouncedCFunc, "enable_caching", refuse)
     monkeypatch.setattr(compiled, "_told", set())
     from lorafam.backends.numba_cpu import pack
     from lorafam.backends.numba_cpu.processor import processor

@@ -7,6 +7,7 @@ import pytest
 
 BENCH = Path(__file__).parents[3] / "bench"
 LIGHT = ("__init__", "cases", "device", "plan", "runner", "store", "worker")
+OF_LORAFAM = ("processes",)
 
 
 @pytest.fixture
@@ -20,6 +21,12 @@ def light_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for package in (gpu.parent, gpu / "parts"):
         (package / "__init__.py").write_text("")
     (gpu.parent / "files.py").symlink_to(BENCH / "files.py")
+    backends = tree / "lorafam" / "backends"
+    backends.mkdir(parents=True)
+    for package in (backends.parent, backends):
+        (package / "__init__.py").write_text("")
+    for name in OF_LORAFAM:
+        (backends / f"{name}.py").symlink_to(BENCH.parent / "lorafam" / "backends" / f"{name}.py")
     for name in LIGHT:
         (gpu / f"{name}.py").symlink_to(BENCH / "gpu" / f"{name}.py")
     (gpu / "parts" / "made_up.py").symlink_to(Path(__file__).parent / "made_up.py")

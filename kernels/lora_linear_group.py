@@ -37,17 +37,19 @@ def _chosen(which, first, second, third, ALIGNED: tl.constexpr, TARGET: tl.const
 @triton.jit
 def _opaque(x, ALIGNED: tl.constexpr, TARGET: tl.constexpr):
     """x, which the compiler doesn't see through; what it knew of x's alignment it is told anew."""
-    if not runs_ptx(TARGET):
-        return x
-    elif x.dtype.is_ptr():
-        at = tl.inline_asm_elementwise(
-            "mov.b64 $0, $1;", "=l,l", [x.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
-        )
-        at = at.to(x.dtype)
+    if runs_ptx(TARGET):
+        if x.dtype.is_ptr():
+            at = tl.inline_asm_elementwise(
+                "mov.b64 $0, $1;", "=l,l", [x.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
+            )
+            at = at.to(x.dtype)
+        else:
+            at = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+        # here, since before Triton 3.9 a call's result loses it
+        return tl.multiple_of(at, 16) if ALIGNED else at
     else:
-        at = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
-    # here, since before Triton 3.9 a call's result loses it
-    return tl.multiple_of(at, 16) if ALIGNED else at
+        # nothing may follow: Triton 3.6 goes on after an `if` that returned
+        return x
 
 
 @triton.jit

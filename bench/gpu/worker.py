@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from lorafam.backends.processes import die_with_parent
+from lorafam.backends.told import told
 
 from .cases import FAILED, LEFT_OUT, PASSED, Case, Context, LeftOutError, cases_of
 from .store import Record
@@ -67,12 +68,6 @@ def done(case: Case, record: Record) -> bool:
             alive, found["lost"] = False, told(error)
     record.end(case.name, outcome, **found)
     return alive
-
-
-def told(error: Exception) -> str:
-    """An error in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
 
 
 if __name__ == "__main__":

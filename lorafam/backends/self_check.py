@@ -28,6 +28,7 @@ from ..ops.by_storage import Storage, is_dense
 from ..reference.ratio_rule import MIN_ELEMENTS, assert_as_good_as_eager
 from .eager import dequantize_4bit
 from .self_check_cases import Arguments, Case, Draw, cases
+from .told import told
 from .user_files import alone, user_file, write_whole
 
 Tensor = torch.Tensor
@@ -117,9 +118,9 @@ def _formed(index: int) -> Verdict:
             except InterruptedCheckError as interrupted:
                 if interrupted.lost:
                     keep_result(path, Kept(known | interrupted.found, complete=False))
-                told = Verdict({}, str(interrupted))
-                _troubles[index] = time.monotonic() + AGAIN_SECONDS, told
-                return told
+                unchecked = Verdict({}, str(interrupted))
+                _troubles[index] = time.monotonic() + AGAIN_SECONDS, unchecked
+                return unchecked
             keep_result(path, kept)
     return _verdicts.setdefault(index, Verdict(kept.failures))
 
@@ -211,13 +212,13 @@ def run_checks(
             if not any(path in found for path in paths):
                 check(case, getattr(kernels, case.op), getattr(eager, case.op), draw, least)
         except Exception as error:  # whatever a compiler or a launch raises switches the path off
-            told = f"{case.what}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            why = f"{case.what}: {told(error)}"
             lost = any(text in str(error) for text in _LOST_TEXTS)
             if not lost and (isinstance(error, _PASSING) or any(text in str(error) for text in _PASSING_TEXTS)):
-                raise InterruptedCheckError(f"{case.op}, {told}", found, lost=False) from error
-            found[paths[0]] = told
+                raise InterruptedCheckError(f"{case.op}, {why}", found, lost=False) from error
+            found[paths[0]] = why
             if lost:
-                raise InterruptedCheckError(f"{paths[0]}, {told}; start the process again", found, lost=True) from error
+                raise InterruptedCheckError(f"{paths[0]}, {why}; start the process again", found, lost=True) from error
     return found
 
 

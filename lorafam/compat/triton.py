@@ -15,8 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["ASTSource", "Bound", "GPUTarget", "bound", "launcher", "missing_to_launch"]
+__all__ = ["ASTSource", "Bound", "GPUTarget", "bound", "launcher", "missing_to_launch", "with_rounding"]
 
 # up to here a launcher is compiled for every kernel; later ones compile a single launcher
 _LAST_WITH_A_LAUNCHER_EACH = (3, 6)
@@ -63,6 +64,13 @@ def launcher(kernel: Any, grid: tuple[int, ...]) -> Callable[[list[Any]], None]:
         run(x, y, z, stream, function, packed, metadata, enter, leave, *arguments)
 
     return start
+
+
+def with_rounding(argument: Any) -> Any:
+    """A kernel's argument; a tensor descriptor says that fp32 isn't rounded to tf32, which 3.6's doesn't say."""
+    if isinstance(argument, TensorDescriptor) and not hasattr(argument, "round_f32_to_tf32"):
+        argument.round_f32_to_tf32 = False
+    return argument
 
 
 def missing_to_launch() -> str | None:

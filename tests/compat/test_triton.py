@@ -17,6 +17,7 @@ if INTERPRETING:
 
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lorafam.compat import triton as compat
 
@@ -164,3 +165,11 @@ def test_a_launcher_in_the_cache_needs_no_compiler_where_it_is_the_only_one(
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     monkeypatch.setattr(triton, "__version__", version)
     assert (compat.missing_to_launch() is not None) == needed
+
+
+def test_a_descriptor_says_whether_it_rounds() -> None:
+    descriptor = TensorDescriptor.from_tensor(torch.zeros(16, 16), [16, 16])
+    vars(descriptor).pop("round_f32_to_tf32", None)
+    assert compat.with_rounding(descriptor) is descriptor
+    assert vars(descriptor)["round_f32_to_tf32"] is False
+    assert compat.with_rounding(3) == 3

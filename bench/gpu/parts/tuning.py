@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lorafam.backends.processes import die_with_parent
+from lorafam.backends.told import told
 
 from ..cases import Case, Context
 from ..device import device
-from ..worker import told
 
 # seconds for a point, at most, and for compiling everything beforehand
 POINT, COMPILING = 60.0, 400.0

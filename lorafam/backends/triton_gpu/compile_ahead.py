@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..processes import die_with_parent
+from ..told import told
 from . import split, user_table
 from .ahead_of_time import Source, noted
 from .launch import architecture, compiled_only
@@ -98,7 +99,7 @@ def _compile(index: int) -> tuple[bool, str | None]:
     try:
         triton.compile(source, target=target, options=options)
     except Exception as error:
-        return False, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        return False, told(error)
     return any(hits), None
 
 

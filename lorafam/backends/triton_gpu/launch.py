@@ -151,6 +151,7 @@ def _without_gpu(call: KernelCall, outputs: tuple[str, ...]) -> Started:
 def _run_without_gpu(
     kernel: Any, grid: tuple[int, ...], outputs: tuple[str, ...], names: tuple[str, ...], values: list[Any]
 ) -> None:
+    from ...compat.triton import with_rounding
     from .launch_limits import most_dynamic_of, refusal
 
     arguments = dict(zip(names, values, strict=True))
@@ -161,7 +162,8 @@ def _run_without_gpu(
     if refused is not None:
         raise RuntimeError(f"{kernel.src.fn.__name__}: a driver refuses this launch: {refused}")
     most = most_dynamic_of(kernel)
-    result = simulator().run(kernel, grid, uninit=outputs, max_dynamic_shared=most, **arguments)
+    whole = {name: with_rounding(value) for name, value in arguments.items()}
+    result = simulator().run(kernel, grid, uninit=outputs, max_dynamic_shared=most, **whole)
     missing = {name: count for name, count in result.unwritten.items() if count}
     if missing:
         raise RuntimeError(f"{kernel.src.fn.__name__}: bytes never written, by parameter: {missing}")

@@ -46,12 +46,20 @@ def _of_nvidia(kernel: Any) -> MachineCode:
     opcodes = [instruction.opcode for instruction in program.code]
     return MachineCode(
         registers=int(registers[1]),
-        spill_instructions=sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
+        spill_instructions=_spills(opcodes),
         # what Triton allocates, and the decoder's table
         shared_bytes=kernel.metadata.shared + int(static[1]),
         tensor_core_instructions=sum("MMA" in opcode for opcode in opcodes),
         loops=[{"total": loop.total(), "ops": dict(loop.most_common())} for loop in loops(program)],
     )
+
+
+def _spills(opcodes: list[str]) -> int:
+    """Loads and stores of local memory. Stores alone aren't spills, which are loaded again: a zero before a call, by
+    which the ptxas of Triton 3.6 reports a bulk copy to another program's shared memory (sm_120).
+    """
+    loads, stores = (sum(opcode.startswith(name) for opcode in opcodes) for name in ("LDL", "STL"))
+    return loads + stores if loads else 0
 
 
 def disassembly(kernel: Any) -> str:

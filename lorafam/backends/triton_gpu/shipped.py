@@ -19,6 +19,7 @@ import torch
 
 from ...kernels.paths import CUBLAS, TRITON
 from ...ops.by_storage import NESTED_BLOCK_SIZE, Storage, joined
+from ..told import told
 from .instructions import global_accesses, per_weight
 from .launch import Launch, compiled_only
 from .launch_limits import refusal
@@ -194,14 +195,6 @@ def _dump_one(folder: Path, architecture: str) -> list[Row]:
                 found = {"error": f"{launch.name}: {told(error)}"}
             rows[id(launch.kernel)] = {**described, **found}
     return list(rows.values())
-
-
-def told(error: BaseException) -> str:
-    """An error's cause in a line: Triton tells the innermost function's last, after the source."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 def configuration(kernel: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...self_check import Expected, compare, results_of
+from ...told import told
 from .gpu import Gpu
 
 RIGHT, WRONG, BROKEN = "right", "wrong", "broken"
@@ -35,9 +36,3 @@ def failure(gpu: Gpu, op: str, arguments: tuple[Any, ...], wanted: Expected, tri
     except AssertionError as error:
         return WRONG, told(error)
     return RIGHT, ""
-
-
-def told(error: Exception) -> str:
-    """An error in a line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

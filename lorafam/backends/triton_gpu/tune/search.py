@@ -16,8 +16,9 @@ from ....kernels.launch_table import Question, config_of, launch_config, observe
 from ....kernels.paths import prefer_paths
 from ... import eager
 from ...self_check import Expected, expected
+from ...told import told
 from .candidates import as_dict, neighbours, shipped_configs
-from .check import BROKEN, WRONG, failure, told
+from .check import BROKEN, WRONG, failure
 from .gpu import Gpu
 from .workload import Workload
 

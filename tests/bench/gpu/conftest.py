@@ -7,7 +7,7 @@ import pytest
 
 BENCH = Path(__file__).parents[3] / "bench"
 LIGHT = ("__init__", "cases", "device", "plan", "runner", "store", "worker")
-OF_LORAFAM = ("processes",)
+OF_LORAFAM = ("processes", "told")
 
 
 @pytest.fixture

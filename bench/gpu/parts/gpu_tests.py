@@ -59,14 +59,14 @@ class Watcher:
         """A file that imports what isn't installed is left out, by name."""
         outcome = yield
         report = outcome.get_result()
-        if report.outcome == "failed":
+        reason = missing_package(report)
+        # importorskip of a whole file skips it
+        if reason and report.outcome != "passed":
+            self.record.end(COLLECTION, LEFT_OUT, why=reason)
+            report.outcome, report.result = "passed", []
+        elif report.outcome == "failed":
             text = str(report.longrepr)
-            missing = MISSING.findall(text)
-            if missing and missing[-1] in OPTIONAL:
-                self.record.end(COLLECTION, LEFT_OUT, why=f"not installed: {missing[-1]}")
-                report.outcome, report.result = "passed", []
-            else:
-                self.record.end(COLLECTION, FAILED, why=text.strip().splitlines()[-1] if text.strip() else "failed")
+            self.record.end(COLLECTION, FAILED, why=text.strip().splitlines()[-1] if text.strip() else "failed")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -89,7 +89,7 @@ class Watcher:
             reason = missing_package(report)
             self.found |= {"outcome": LEFT_OUT if reason else FAILED, "why": reason or first_line(report)}
         elif report.skipped and self.found["outcome"] == PASSED:
-            self.found |= {"outcome": LEFT_OUT, "why": skip_reason(report)}
+            self.found |= {"outcome": LEFT_OUT, "why": missing_package(report) or skip_reason(report)}
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         seconds = round(time.perf_counter() - self.found.pop("start"), 3)
@@ -115,7 +115,7 @@ def case_name(nodeid: str) -> str:
     return nodeid.partition("::")[2]
 
 
-def missing_package(report: pytest.TestReport) -> str | None:
+def missing_package(report: pytest.TestReport | pytest.CollectReport) -> str | None:
     found = MISSING.findall(str(report.longrepr))
     return f"not installed: {found[-1]}" if found and found[-1] in OPTIONAL else None
 

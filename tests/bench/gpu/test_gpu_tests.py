@@ -37,6 +37,10 @@ def test_marked():
 @pytest.mark.gpu
 def test_skipped():
     pytest.skip("why not")
+
+@pytest.mark.gpu
+def test_asked_for():
+    pytest.importorskip("unsloth")
 """
 PYPROJECT = '[tool.pytest.ini_options]\nmarkers = ["gpu: x", "compiled: x"]\n'
 
@@ -68,9 +72,11 @@ def test_only_what_needs_the_gpu_and_each_once(tmp_path: Path) -> None:
         "test_wrong[2-triton-cuda]": "failed",
         "test_marked": "left out",
         "test_skipped": "left out",
+        "test_asked_for": "left out",
     }
     assert record.cases["test_wrong[2-triton-cuda]"]["why"].startswith("AssertionError: two is wrong")
     assert record.cases["test_marked"]["why"] == "not installed: unsloth"
+    assert record.cases["test_asked_for"]["why"] == "not installed: unsloth"
     assert record.cases["test_skipped"]["why"] == "Skipped: why not"
 
 
@@ -81,13 +87,20 @@ def test_it_goes_on_after_what_is_done(tmp_path: Path) -> None:
     code, record = worker(tmp_path, TESTS, seconds=0)
     assert (code, record.finished, len(record.cases)) == (LATER, False, 1)
     code, record = worker(tmp_path, TESTS)
-    assert (code, len(record.cases)) == (DONE, 5)
+    assert (code, len(record.cases)) == (DONE, 6)
     assert record.cases["test_wrong[2-triton-cuda]"] == {"outcome": "hung"}
 
 
-@pytest.mark.parametrize("where", ["file", "conftest"])
-def test_a_package_that_is_missing_is_named(where: str, tmp_path: Path) -> None:
-    text = {where: "import unsloth\n"}
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("file", "import unsloth\n"),
+        ("file", "import pytest; pytest.importorskip('unsloth')\n"),
+        ("conftest", "import unsloth\n"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(where: str, line: str, tmp_path: Path) -> None:
+    text = {where: line}
     code, record = worker(tmp_path, text.get("file", "") + TESTS, conftest=text.get("conftest", ""))
     assert code == DONE
     assert record.cases == {"collection": {"outcome": "left out", "why": "not installed: unsloth"}}

@@ -114,9 +114,8 @@ def main(given: list[str] | None = None) -> int:
         refuse_old_bitsandbytes()
     packages = ["torch", "triton" if on_gpu else "numba", "bitsandbytes", *(["peft"] if "peft" in together else [])]
     lacking = absent(packages)
-    versions = [f"{name} {version(name)}" for name in packages if name not in lacking] + [
-        f"{name} {PEERS[name].version()}" for name in alone
-    ]
+    versions = [f"{name} {version(name)}" for name in packages if name not in lacking]
+    versions += [f"{name} {PEERS[name].version()}" for name in alone]
     print(f"{machine(options.device)}; {', '.join(versions)}")
     print(f"{options.dtype}, rank {options.rank}; median ms of lorafam, and how many times as long the others take\n")
     sys.stdout.flush()

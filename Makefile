@@ -88,9 +88,8 @@ bench: $(VENV)/installed
 
 # the running Python as it is: nothing is installed. 75: the time is up, and something is left
 gpu:
-	WHEELS=$(if $(WHEELS),$(abspath $(WHEELS))) $(PYTHON) bench/gpu/start.py $(if $(PART),--part $(PART)) \
-		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(RESULTS),--results $(abspath $(RESULTS))) \
-		$(if $(PACKED),--packed $(abspath $(PACKED))) || [ $$? -eq 75 ]
+	WHEELS="$(WHEELS)" $(PYTHON) bench/gpu/start.py $(if $(PART),--part $(PART)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(RESULTS),--results "$(RESULTS)") $(if $(PACKED),--packed "$(PACKED)") || [ $$? -eq 75 ]
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output real-task-output

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def contenders(device: str) -> tuple[list[str], list[str], list[Row]]:
-    """Those that can run here, in one process and in one each, and who is left out and why, which is told."""
-    missing = [name for name in ("peft", "bitsandbytes") if importlib.util.find_spec(name) is None]
-    if "bitsandbytes" in missing:
-        raise SystemExit("bench: eager PyTorch decodes with bitsandbytes, which is not installed (extra: bench)")
+def contenders(device: str, methods: Sequence[str]) -> tuple[list[str], list[str], list[Row]]:
+    """Those that can run here, in one process and in one each, and who is left out and why, which is told.
+
+    Eager PyTorch and PEFT read 4-bit weights with bitsandbytes.
+    """
+    decoder = ["bitsandbytes"] if any(CASES[method][1] for method in methods) else []
     wanted = ["lorafam", "eager", "peft", *(["dense", *PEERS] if device == "cuda" else [])]
-    lacking = {"peft": missing} | {name: peer.missing() for name, peer in PEERS.items()}
+    lacking = {"eager": absent(decoder), "peft": absent(["peft", *decoder])}
+    lacking |= {name: peer.missing() for name, peer in PEERS.items()}
     left_out = [
         {"contender": name, "reason": f"{', '.join(lacking[name])} not installed"}
         for name in wanted
@@ -74,8 +77,14 @@ def contenders(device: str) -> tuple[list[str], list[str], list[Row]]:
     return [name for name in able if name not in PEERS], [name for name in able if name in PEERS], left_out
 
 
+def absent(packages: Sequence[str]) -> list[str]:
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
 def refuse_old_bitsandbytes() -> None:
     """SystemExit where what is installed is older than what lorafam is compared with on a GPU."""
+    if absent(["bitsandbytes"]):
+        return
     found = version("bitsandbytes")
     if Version(found) < Version(BITSANDBYTES):
         raise SystemExit(f"bench: expected bitsandbytes >= {BITSANDBYTES} on a GPU, got {found}")
@@ -100,11 +109,13 @@ def main(given: list[str] | None = None) -> int:
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise SystemExit(f"bench: {NO_GPU}")
-    together, alone, left_out = contenders(options.device)
+    together, alone, left_out = contenders(options.device, options.methods)
     if on_gpu:
         refuse_old_bitsandbytes()
-    packages = ("torch", "triton" if on_gpu else "numba", "bitsandbytes", *(["peft"] if "peft" in together else []))
-    versions = [f"{name} {version(name)}" for name in packages] + [f"{name} {PEERS[name].version()}" for name in alone]
+    packages = ["torch", "triton" if on_gpu else "numba", "bitsandbytes", *(["peft"] if "peft" in together else [])]
+    lacking = absent(packages)
+    versions = [f"{name} {version(name)}" for name in packages if name not in lacking]
+    versions += [f"{name} {PEERS[name].version()}" for name in alone]
     print(f"{machine(options.device)}; {', '.join(versions)}")
     print(f"{options.dtype}, rank {options.rank}; median ms of lorafam, and how many times as long the others take\n")
     sys.stdout.flush()

@@ -14,13 +14,15 @@ BAD = (FAILED, ABORTED, HUNG)
 
 class Case(NamedTuple):
     """`run` returns what is to be kept, as plain data, and raises where it is wrong. It isn't begun with less than
-    `expects` seconds left, and is ended after `limit`.
+    `expects` seconds left, and is ended after `limit`. One that `resumes` goes on where it was cut off, and may be
+    begun any number of times.
     """
 
     name: str
     run: Callable[[], dict[str, Any]]
     expects: float = 5
     limit: float = 120
+    resumes: bool = False
 
 
 class LeftOutError(Exception):

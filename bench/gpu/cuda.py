@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -77,6 +78,9 @@ class Cuda:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
+
+    def stream(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(torch.cuda.Stream())
 
     def graph(self, call: Call) -> Call:
         stream = torch.cuda.Stream()

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 VARIABLE = "LORAFAM_GPU_DEVICE"
@@ -43,6 +44,9 @@ class Device(Protocol):
 
     def seconds(self, call: Call) -> float:
         """Of the GPU, for what `call` puts on the current stream."""
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """A stream of its own for what is launched inside, by this thread."""
 
     def graph(self, call: Call) -> Call:
         """Captures what `call` launches; the result replays it. Raises where it can't be captured."""

@@ -73,6 +73,7 @@ def _check() -> Iterator[Item]:
     yield Item("check/switched-off", "switched_off")
     for kernel in CONFIGURED:
         yield Item(f"check/configurations-{kernel}", "configurations", {"kernel": kernel}, alone=False)
+    yield Item("check/splits", "splits")
     for tool in ("memcheck", "racecheck"):
         yield Item(f"check/sanitizer-{tool}", "sanitizer", {"tool": tool})
 

@@ -7,6 +7,7 @@ by path, so it imports the standard library alone until the wheels are there.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
@@ -22,6 +23,8 @@ FILES = ("pyproject.toml", "README.md")
 # what a wheel never replaces: they fit the machine's driver and each other
 MACHINES_OWN = ("torch", "triton")
 RESULTS = "LORAFAM_GPU_RESULTS"
+# arguments that are paths
+PATHS = ("--results", "--packed")
 
 
 def main(arguments: list[str]) -> None:
@@ -32,10 +35,21 @@ def main(arguments: list[str]) -> None:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, places), *([before] if before else [])])
     os.environ.setdefault(RESULTS, str(ROOT / "bench" / "results"))
+    arguments = absolute(arguments)
     # `python -m` looks in the folder it is called from first
     os.chdir(tree)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "lorafam.bench.gpu", *arguments])
+
+
+def absolute(arguments: list[str]) -> list[str]:
+    """With paths as they are meant where this was called from."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in PATHS:
+        parser.add_argument(name)
+    known, rest = parser.parse_known_args(arguments)
+    paths = [(name, getattr(known, name.strip("-"))) for name in PATHS]
+    return [*rest, *(f"{name}={Path(path).absolute()}" for name, path in paths if path)]
 
 
 def linked_tree(tree: Path) -> Path:

@@ -126,11 +126,22 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """What `pack` left, where `folder` has no run yet."""
-    if archive.is_file() and _run_of(folder) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(archive) as packed:
-            packed.extractall(folder, filter="data")
+    """What `pack` left, where `folder` has no run yet. Raises OtherRunError where it has one that `archive` isn't of,
+    which the next `pack` would overwrite.
+    """
+    if not archive.is_file():
+        return
+    known = _run_of(folder)
+    with tarfile.open(archive) as packed:
+        if known is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            # the run last: cut off before, all is unpacked again
+            members = sorted(packed.getmembers(), key=lambda member: member.name == RUN)
+            packed.extractall(folder, members, filter="data")
+            return
+        file = packed.extractfile(RUN) if RUN in packed.getnames() else None
+        if file is None or json.load(file) != known:
+            raise OtherRunError(f"{archive} and {folder} hold different runs' results: name another file or folder")
 
 
 def _run_of(folder: Path) -> dict[str, Any] | None:

@@ -48,6 +48,8 @@ def done(case: Case, record: Record) -> bool:
     """Does a case and writes it down; False where the GPU no longer answers, which is the case's own failure."""
     from .device import device
 
+    if case.resumes:
+        record.attempts = 0
     record.begin(case.name, min(case.limit, device().longest or case.limit))
     start = time.perf_counter()
     try:

@@ -23,6 +23,7 @@ from lorafam.backends.triton_gpu.shipped import dump_kernels, failures
 
 from . import code, formulas, measured, moved, times, wavefronts
 from .cards import CARDS, Card
+from .measured import Call, Models
 from .page import PAGE, filled
 from .variants import Variant
 
@@ -58,13 +59,14 @@ def generated(rows: Rows) -> dict[str, list[str]]:
     """The page's sections."""
     launches = {target: moved.launches(target) for target in moved.TARGETS}
     dequantize = {target: _wavefronts_of_dequantize(found) for target, found in launches.items()}
+    found = models(rows, dequantize)
     return {
         "formulas": formulas.table(),
         "resources": code.resources(rows),
         "instructions": code.instructions(rows),
         "bytes": moved.table(launches),
-        "times": _times(rows, dequantize),
-        "measured": measured.table(Path(__file__).parents[1] / "results"),
+        "times": _times(found),
+        "measured": measured.table(Path(__file__).parents[1] / "results", found),
     }
 
 
@@ -80,36 +82,44 @@ def simulated_target(card: Card) -> str | None:
     return {"sm_90": "sm_90", "sm_100": None}.get(card.architecture, "sm_80")
 
 
-def _times(rows: Rows, dequantize: Mapping[str, float]) -> list[str]:
+def models(rows: Rows, dequantize: Mapping[str, float]) -> Models:
+    """The rows of the page's table of times, each with its cards."""
     variants = code.by_variant(rows)
-    lines = [f"| µs | {' | '.join(f'{card.name}, modelled' for card in CARDS)} |", "|" + "---|" * (len(CARDS) + 1)]
     shared = {(target, tokens): wavefronts.of_product(target, tokens) for target in moved.TARGETS for tokens in TOKENS}
+    found: Models = {}
     for N, K in SHAPES:
         for tokens in TOKENS:
-            cells = []
+            cards = found[Call("lora_linear", N, K, tokens)] = {}
             for card in CARDS:
                 config = launch_config("lora_linear", card.architecture, "bfloat16", tokens, PACKED, N=N, K=K)
                 variant = Variant("lora_linear", PACKED, config["BLOCK_M"])
                 work = times.of_product(card, dict(config.blocks), tokens, N, K)
                 target = simulated_target(card)
-                cells.append(_cell(card, work, variants[variant], shared.get((target, tokens)) if target else None))
-            lines.append(f"| `lora_linear`, {N} x {K}, {tokens} token{'s' * (tokens > 1)} | {' | '.join(cells)} |")
+                turns = shared.get((target, tokens)) if target else None
+                cards[card] = _modelled(card, work, variants[variant], turns)
     for N, K in SHAPES:
-        cells = []
+        cards = found[Call("nf4_dequantize", N, K, 0)] = {}
         for card in CARDS:
             own = variants[Variant("nf4_dequantize", "", 0)]
             work = times.of_dequantize(own[card.architecture][0]["config"], N, K)
             # no tensor cores in it: the same code everywhere
-            cells.append(_cell(card, work, own, dequantize[simulated_target(card) or "sm_90"]))
-        lines.append(f"| `nf4_dequantize` to bf16, {N} x {K} | {' | '.join(cells)} |")
-    return lines
+            cards[card] = _modelled(card, work, own, dequantize[simulated_target(card) or "sm_90"])
+    return found
 
 
-def _cell(card: Card, work: times.Work, rows: Mapping[str, Rows], wavefronts_: float | None) -> str:
+def _modelled(card: Card, work: times.Work, rows: Mapping[str, Rows], wavefronts_: float | None) -> times.Modelled:
     per_weight = code.worst(rows[card.architecture])
     if per_weight is None:
         raise ValueError(f"nothing is decoded by look-ups on {card.architecture}")
-    found = times.modelled(card, work, per_weight, wavefronts_)
+    return times.modelled(card, work, per_weight, wavefronts_)
+
+
+def _times(found: Models) -> list[str]:
+    lines = [f"| µs | {' | '.join(f'{card.name}, modelled' for card in CARDS)} |", "|" + "---|" * (len(CARDS) + 1)]
+    return lines + [f"| {call} | {' | '.join(_cell(cards[card]) for card in CARDS)} |" for call, cards in found.items()]
+
+
+def _cell(found: times.Modelled) -> str:
     parts = f" to {1e6 * found.with_parts:.1f}" if found.with_parts > 1.05 * found.seconds else ""
     return f"{1e6 * found.seconds:.1f}{parts} {found.bound_by}"
 

@@ -39,11 +39,16 @@ class Work(NamedTuple):
 
 
 class Modelled(NamedTuple):
-    """`seconds` with parts staying in L2; `with_parts` if they went to memory and back."""
+    """`seconds` with parts staying in L2, the largest of `terms`; `with_parts` if they went to memory and back; `bytes`
+    of memory, and `wavefronts` of shared memory by all programs, None where unknown.
+    """
 
     seconds: float
     bound_by: str
     with_parts: float
+    terms: Mapping[str, float]
+    bytes: float
+    wavefronts: float | None
 
 
 def of_product(card: Card, config: Mapping[str, Any], M: int, N: int, K: int) -> Work:
@@ -90,4 +95,5 @@ def modelled(card: Card, work: Work, per_weight: Mapping[str, Any], wavefronts: 
         seconds["shared memory"] = fullest * wavefronts * work.weights / clocks
     bound_by = max(seconds, key=lambda name: seconds[name])
     with_parts = max(seconds[bound_by], (work.bytes + work.parts) / card.bandwidth)
-    return Modelled(seconds[bound_by], bound_by, with_parts)
+    all_wavefronts = None if wavefronts is None else wavefronts * work.weights
+    return Modelled(seconds[bound_by], bound_by, with_parts, seconds, work.bytes, all_wavefronts)

@@ -89,7 +89,7 @@ def peers_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(bench, "contenders", lambda _: (["lorafam", "eager"], ["unsloth", "lorafusion"], []))
+    monkeypatch.setattr(bench, "contenders", lambda *_: (["lorafam", "eager"], ["unsloth", "lorafusion"], []))
     return folder
 
 
@@ -129,7 +129,7 @@ def test_a_wrong_or_crashing_peer_is_left_out(peers_on_the_cpu: Path, tmp_path: 
 
 def test_who_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(type(bench.PEERS["axolotl"]), "missing", lambda peer: [peer.name] * (peer.name != "axolotl"))
-    together, alone, left_out = bench.contenders("cuda")
+    together, alone, left_out = bench.contenders("cuda", ["lora", "qlora"])
     assert together == ["lorafam", "eager", "peft", "dense"]
     assert alone == ["axolotl"]
     assert left_out[0] == {"contender": "unsloth", "reason": "unsloth not installed"}
@@ -137,7 +137,28 @@ def test_who_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: p
         "Unsloth is left out: unsloth not installed",
         "LoRAFusion is left out: lorafusion not installed",
     ]
-    assert bench.contenders("cpu") == (["lorafam", "eager", "peft"], [], [])
+    assert bench.contenders("cpu", ["qlora"]) == (["lorafam", "eager", "peft"], [], [])
+
+
+def test_without_bitsandbytes_who_needs_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "absent", lambda packages: [name for name in packages if name == "bitsandbytes"])
+    assert bench.contenders("cpu", ["lora"]) == (["lorafam", "eager", "peft"], [], [])
+    reason = "bitsandbytes not installed"
+    left_out = [{"contender": name, "reason": reason} for name in ("eager", "peft")]
+    assert bench.contenders("cpu", ["lora", "qlora"]) == (["lorafam"], [], left_out)
+    bench.refuse_old_bitsandbytes()
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(ROOT)
+    output = tmp_path / "results.json"
+    assert bench.main([*SMALL, "--methods", "qlora", "--json", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert (len(rows(found)), found["left_out"]) == (2, left_out)
+    shown = capfd.readouterr().out
+    assert f"left out: eager: {reason}" in shown
+    assert "bitsandbytes 0" not in shown
 
 
 @pytest.mark.parametrize(("found", "refused"), [("0.49.2", True), ("0.50.0", False), ("1.0", False)])

@@ -9,7 +9,6 @@ import io
 import pickle
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from torch import nn
@@ -46,6 +45,7 @@ class Scaled(nn.Module):
 
 
 def bitsandbytes_base() -> nn.Module:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     base = bitsandbytes.nn.Linear4bit(
         K, N, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True, device="cpu"
     )

@@ -13,7 +13,7 @@ from ..device import device
 
 def cases(context: Context) -> Iterator[Case]:
     # cut off by the end of the time it goes on with what the cache has
-    yield Case("kernels", compiled, expects=60, limit=900)
+    yield Case("kernels", compiled, expects=60, limit=900, resumes=True)
 
 
 def compiled() -> dict[str, Any]:

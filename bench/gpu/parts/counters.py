@@ -39,8 +39,12 @@ CALLS = (
 
 def cases(context: Context) -> Iterator[Case]:
     for op, tokens in CALLS:
-        name = f"{op}, {tokens} tokens" if tokens else op
+        name = name_of(op, tokens)
         yield Case(name, functools.partial(counted, name, op, tokens), expects=60, limit=SECONDS + 60)
+
+
+def name_of(op: str, tokens: int) -> str:
+    return f"{op}, {tokens} tokens" if tokens else op
 
 
 def counted(name: str, op: str, tokens: int) -> dict[str, Any]:
@@ -98,15 +102,15 @@ def _run(op: str, tokens: int) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def call_of(op: str, tokens: int) -> Any:
-    """The op on a large layer's operands."""
+def call_of(op: str, tokens: int, shape: tuple[int, int] = (N, K)) -> Any:
+    """The op on a layer's operands."""
     from lorafam.kernels.paths import prefer_paths
 
     from lorafam.backends.triton_gpu.tune.points import points
     from lorafam.backends.triton_gpu.tune.workload import workload
 
     gpu = device()
-    n, k = (min(size, gpu.largest or size) for size in (N, K))
+    n, k = (min(size, gpu.largest or size) for size in shape)
     point = points([op], [(n, k)], [tokens or 1], RANK)[0]
     work = workload(point, gpu.where)
     # as lorafam would run it: many tokens take the staged path

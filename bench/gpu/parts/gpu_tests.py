@@ -15,6 +15,7 @@ from ..cases import ABORTED, FAILED, LEFT_OUT, PASSED, Case, Context
 from ..device import device
 from ..plan import OPTIONAL
 from ..store import Record
+from ..worker import LOST, told
 
 # what the parameters of such tests say
 ON_GPU = ("triton", "cuda", "triton_gpu on cuda")
@@ -33,6 +34,9 @@ def cases(context: Context, file: str) -> Iterator[Case]:
     with contextlib.redirect_stderr(said):
         code = pytest.main(arguments, plugins=[watcher])
     missing = MISSING.findall(said.getvalue())
+    if watcher.lost:
+        # what is left is for a new process, at once
+        raise SystemExit(LOST)
     if watcher.cut:
         # what is left is for the next process
         yield Case("the rest", dict, expects=float("inf"))
@@ -51,7 +55,7 @@ class Watcher:
     def __init__(self, context: Context) -> None:
         self.record: Record = context.record
         self.deadline = context.deadline
-        self.cut = False
+        self.cut = self.lost = False
         self.found: dict[str, Any] = {}
 
     @pytest.hookimpl(hookwrapper=True)
@@ -59,14 +63,14 @@ class Watcher:
         """A file that imports what isn't installed is left out, by name."""
         outcome = yield
         report = outcome.get_result()
-        if report.outcome == "failed":
+        reason = missing_package(report)
+        # importorskip of a whole file skips it
+        if reason and report.outcome != "passed":
+            self.record.end(COLLECTION, LEFT_OUT, why=reason)
+            report.outcome, report.result = "passed", []
+        elif report.outcome == "failed":
             text = str(report.longrepr)
-            missing = MISSING.findall(text)
-            if missing and missing[-1] in OPTIONAL:
-                self.record.end(COLLECTION, LEFT_OUT, why=f"not installed: {missing[-1]}")
-                report.outcome, report.result = "passed", []
-            else:
-                self.record.end(COLLECTION, FAILED, why=text.strip().splitlines()[-1] if text.strip() else "failed")
+            self.record.end(COLLECTION, FAILED, why=text.strip().splitlines()[-1] if text.strip() else "failed")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,9 +78,9 @@ class Watcher:
         items[:] = [item for item in chosen if case_name(item.nodeid) not in self.record.cases]
 
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        if time.time() + EXPECTS > self.deadline:
-            self.cut = True
-            item.session.shouldstop = "the time is up"
+        self.cut = time.time() + EXPECTS > self.deadline
+        if self.cut or self.lost:
+            item.session.shouldstop = "the GPU no longer answers" if self.lost else "the time is up"
             return True
         return None
 
@@ -89,15 +93,17 @@ class Watcher:
             reason = missing_package(report)
             self.found |= {"outcome": LEFT_OUT if reason else FAILED, "why": reason or first_line(report)}
         elif report.skipped and self.found["outcome"] == PASSED:
-            self.found |= {"outcome": LEFT_OUT, "why": skip_reason(report)}
+            self.found |= {"outcome": LEFT_OUT, "why": missing_package(report) or skip_reason(report)}
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         seconds = round(time.perf_counter() - self.found.pop("start"), 3)
         outcome = self.found.pop("outcome")
-        self.record.end(case_name(nodeid), outcome, **self.found, seconds=seconds)
         if outcome == FAILED:
-            # raises where the GPU is gone: the process ends with this test's failure written down
-            device().synchronize()
+            try:
+                device().synchronize()
+            except Exception as error:
+                self.lost, self.found["lost"] = True, told(error)
+        self.record.end(case_name(nodeid), outcome, **self.found, seconds=seconds)
 
 
 def needs_gpu(item: pytest.Item) -> bool:
@@ -115,7 +121,7 @@ def case_name(nodeid: str) -> str:
     return nodeid.partition("::")[2]
 
 
-def missing_package(report: pytest.TestReport) -> str | None:
+def missing_package(report: pytest.TestReport | pytest.CollectReport) -> str | None:
     found = MISSING.findall(str(report.longrepr))
     return f"not installed: {found[-1]}" if found and found[-1] in OPTIONAL else None
 

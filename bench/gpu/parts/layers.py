@@ -17,6 +17,7 @@ from typing import Any
 
 from ..cases import PASSED, Case, Context, LeftOutError
 from ..device import device, median_seconds
+from ..worker import told
 
 CONTENDERS = ("lorafam", "eager", "peft", "dense")
 DIRECTIONS = ("forward", "train")
@@ -149,7 +150,7 @@ def measure(calls: Sequence[Call]) -> dict[str, Any]:
             replay = gpu.graph(all_of)
         except RuntimeError as error:
             # launched one by one, so that launching counts where it takes longer than the GPU
-            found["no_graph"] = str(error).strip().splitlines()[0]
+            found["no_graph"] = told(error)
             gpu.synchronize()
             replay = all_of
         seconds, found["rounds"] = median_seconds(replay, BUDGET)

@@ -31,7 +31,7 @@ def cases(context: Context, shape: Sequence[int], tokens: int) -> Iterator[Case]
     largest = device().largest
     n, k = (min(size, largest or size) for size in shape)
     several = points(shapes=[(n, k)], tokens=[min(tokens, largest or tokens)])
-    yield Case("candidates compiled", functools.partial(compiled, several), expects=30, limit=COMPILING)
+    yield Case("candidates compiled", functools.partial(compiled, several), expects=30, limit=COMPILING, resumes=True)
     for point in several:
         yield Case(str(point), functools.partial(tuned, point), expects=15, limit=4 * POINT)
 

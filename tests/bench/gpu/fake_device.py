@@ -6,6 +6,7 @@ Put in place by LORAFAM_GPU_DEVICE=tests.bench.gpu.fake_device:FakeDevice. LORAF
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -23,10 +24,11 @@ OUTPUTS = {
         "==PROF== Disconnected from process 4711\n"
         '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size",'
         '"Device","CC","dram__bytes.sum.per_second","gpu__time_duration.sum",'
-        '"sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"\n'
-        '"","","","","","","","","","","","byte/second","ns","%"\n'
+        '"sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",'
+        '"sm__inst_issued.avg.pct_of_peak_sustained_active","l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum"\n'
+        '"","","","","","","","","","","","byte/second","ns","%","%",""\n'
         '"0","4711","python3.12","127.0.0.1","lora_linear_kernel","1","7","(128, 1, 1)","(224, 1, 1)","0","9.0",'
-        '"2,512,345,678,901.23","18,976","n/a"\n'
+        '"2,512,345,678,901.23","18,976","n/a","61.25","12,345"\n'
     ),
     "racecheck": (
         "========= COMPUTE-SANITIZER\n"
@@ -91,6 +93,9 @@ class FakeDevice:
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
+
+    def stream(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def graph(self, call: Callable[[], Any]) -> Callable[[], Any]:
         call()

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lorafam.bench.gpu import worker
+from lorafam.bench.gpu.cases import Case
 from lorafam.bench.gpu.plan import Item
 from lorafam.bench.gpu.runner import ATTEMPTS, GRACE, batches
 from lorafam.bench.gpu.store import Record
+
+from tests.bench.gpu.fake_device import FakeDevice
 
 WHOLE = """
 import json, sys, time
@@ -105,6 +109,21 @@ def test_a_case_that_the_end_of_the_time_cuts_is_done_next_time(tmp_path: Path) 
     assert not run(folder, [item("check/x", "a", "hangs", limit=50.0)], seconds=GRACE + 1)[0]
     record = Record(folder / "check/x.json")
     assert (record.running, list(record.cases), record.attempts) == ("hangs", ["a"], 1)
+
+
+@pytest.mark.parametrize(("resumes", "attempts"), [(True, 1), (False, ATTEMPTS)])
+def test_a_case_that_resumes_may_be_cut_any_number_of_times(
+    resumes: bool, attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorafam.bench.gpu.device.device", FakeDevice)
+
+    def cut() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    for _ in range(ATTEMPTS):
+        with pytest.raises(KeyboardInterrupt):
+            worker.done(Case("a", cut, resumes=resumes), Record(tmp_path / "x.json"))
+    assert Record(tmp_path / "x.json").attempts == attempts
 
 
 @pytest.mark.usefixtures("light_tree")

@@ -45,6 +45,28 @@ def test_the_tree_follows_the_checkout(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tree / "lorafam/c.py").is_file()
 
 
+def test_paths_are_those_of_where_it_is_called_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--part", "check", "--results", "a b/c", "--packed=/d e.tar.gz", "--minutes", "2"]
+    expected = ["--part", "check", "--minutes", "2", f"--results={tmp_path}/a b/c", "--packed=/d e.tar.gz"]
+    assert start.absolute(given) == expected
+    assert start.absolute(["--list"]) == ["--list"]
+
+
+def test_make_hands_over_paths_with_spaces(tmp_path: Path) -> None:
+    echo = tmp_path / "python"
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "WHEELS=$WHEELS" "$@"\nexit ${CODE}\n')
+    echo.chmod(0o755)
+    given = [f"PYTHON={echo}", "PART=check", "RESULTS=a b", "PACKED=c d.tar.gz", "WHEELS=e f"]
+    for code, expected in (("0", 0), ("75", 0), ("1", 2)):
+        command = ["make", "-s", "-C", str(start.ROOT), "gpu", *given, f"CODE={code}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == expected
+        assert done.stdout.splitlines() == [
+            "WHEELS=e f", "bench/gpu/start.py", "--part", "check", "--results", "a b", "--packed", "c d.tar.gz",
+        ]  # fmt: skip
+
+
 def test_a_python_without_torch_is_refused() -> None:
     command = [sys.executable, "-I", "-S", start.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,31 @@ def test_taken_away_as_one_file_and_given_back(tmp_path: Path) -> None:
     store.unpack(archive, here)
     assert set(Record(here / "check" / "op.json").cases) == {"a", "b"}
     assert list(archive.parent.iterdir()) == [archive]
+    # another run's results would be lost when this one's are packed
+    store.folder_of(tmp_path / "another", {**RUN, "date": "later"})
+    with pytest.raises(OtherRunError, match="hold different runs' results"):
+        store.unpack(archive, tmp_path / "another")
+
+
+def test_unpacking_that_was_cut_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, archive = store.folder_of(tmp_path / "there", RUN)[0], tmp_path / "results.tar.gz"
+    for name in ("bench/a", "tune/b"):
+        Record(there / f"{name}.json").end("a", "passed")
+    store.pack(there, archive)
+    extract = tarfile.TarFile.extract
+
+    def cut(self: tarfile.TarFile, path: Path, members: list[tarfile.TarInfo], **_: Any) -> None:
+        for member in members[:-1]:
+            extract(self, member, path, filter="data")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "extractall", cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.unpack(archive, tmp_path / "here")
+    (tmp_path / "here/tune/b.json").unlink()
+    store.unpack(archive, tmp_path / "here")
+    assert Record(tmp_path / "here/tune/b.json").cases == {"a": {"outcome": "passed"}}
 
 
 def test_a_damaged_run_is_refused(tmp_path: Path) -> None:

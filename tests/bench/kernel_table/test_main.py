@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("triton")
-from lorafam.bench.kernel_table.__main__ import _cell, simulated_target
+from lorafam.bench.kernel_table.__main__ import _cell, _modelled, simulated_target
 from lorafam.bench.kernel_table.cards import CARDS
 from lorafam.bench.kernel_table.times import Work
 
@@ -24,8 +24,8 @@ def test_whose_code_is_run_in_place_of_a_cards() -> None:
 
 def test_a_cell_has_microseconds_and_what_binds() -> None:
     rows = {"sm_80": [{"per_weight": {"total": 2.0, "alu": 0.5, "multiply": 1.5}}]}
-    assert _cell(CARDS[0], WORK, rows, None) == "0.2 half rate"
+    assert _cell(_modelled(CARDS[0], WORK, rows, None)) == "0.2 half rate"
     parts = WORK._replace(parts=2.039e6)
-    assert _cell(CARDS[0], parts, rows, None) == "0.2 to 1.0 half rate"
+    assert _cell(_modelled(CARDS[0], parts, rows, None)) == "0.2 to 1.0 half rate"
     with pytest.raises(ValueError, match="sm_80"):
-        _cell(CARDS[0], WORK, {"sm_80": [{"per_weight": None}]}, None)
+        _modelled(CARDS[0], WORK, {"sm_80": [{"per_weight": None}]}, None)

@@ -30,7 +30,8 @@ def work(**parts: float) -> Work:
 def test_the_term_that_binds(name: str, seconds: float, done: Work, per_weight: dict, wavefronts: float | None) -> None:
     found = modelled(CARD, done, per_weight, wavefronts)
     assert found.bound_by == name
-    assert found.seconds == pytest.approx(seconds)
+    assert found.seconds == found.terms[name] == pytest.approx(seconds)
+    assert (found.bytes, found.wavefronts) == (done.bytes, None if wavefronts is None else wavefronts * done.weights)
 
 
 def test_the_fullest_multiprocessor_counts() -> None:

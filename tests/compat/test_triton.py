@@ -169,7 +169,6 @@ def test_a_launcher_in_the_cache_needs_no_compiler_where_it_is_the_only_one(
 
 def test_a_descriptor_says_whether_it_rounds() -> None:
     descriptor = TensorDescriptor.from_tensor(torch.zeros(16, 16), [16, 16])
-    vars(descriptor).pop("round_f32_to_tf32", None)
     assert compat.with_rounding(descriptor) is descriptor
-    assert vars(descriptor)["round_f32_to_tf32"] is False
+    assert descriptor.round_f32_to_tf32 is False
     assert compat.with_rounding(3) == 3

@@ -31,5 +31,7 @@ def light_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (gpu / f"{name}.py").symlink_to(BENCH / "gpu" / f"{name}.py")
     (gpu / "parts" / "made_up.py").symlink_to(Path(__file__).parent / "made_up.py")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]))
+    # not the lorafam of the current folder
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.setenv("LORAFAM_GPU_DEVICE", "light.gpu.parts.made_up:Device")
     return tree

@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.dropout import kept
-from .tiles.exact_dot import exact_dot
+from .tiles.exact_dot import exact_dot, holds_tensor_memory
 from .tiles.tile_order import tile_order
 
 
@@ -82,8 +82,8 @@ def dense_linear_kernel(
         mask_m, mask_n = offs_m < M, offs_n < N
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if f_ptr is not None:
-            if TARGET == "tcgen05":
-                # no `for`: before Triton 3.8 tensor memory of six products is held across it, 768 of 512 columns
+            if holds_tensor_memory(TARGET):
+                # no `for`, across which it would be held
                 r = 0
                 while r < R:
                     acc = _low_rank_step(

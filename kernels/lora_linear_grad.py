@@ -18,11 +18,22 @@ from .kernel_call import KernelCall, kernel_call
 from .launch_config import LaunchConfig
 from .tiles.columns_product import columns_product
 from .tiles.dropout import kept
-from .tiles.exact_dot import exact_dot
+from .tiles.exact_dot import exact_dot, holds_tensor_memory
 from .tiles.nf4_decode import load_exact_table, runs_ptx
 from .tiles.split_sum import summed
 from .tiles.tile_order import tile_order
 from .tiles.weight_tile import block_tile, in_one_block, weight_tile
+
+
+@triton.jit
+def _low_rank_step(acc, q_ptr, a_ptr, offs_m, offs_k, r, M, K, R, TARGET: tl.constexpr, BLOCK_R: tl.constexpr):
+    """acc + Q A over BLOCK_R of R from `r` on."""
+    offs_r = r + tl.arange(0, BLOCK_R)
+    mask_q = (offs_m < M)[:, None] & (offs_r < R)[None, :]
+    q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
+    mask_a = (offs_r < R)[:, None] & (offs_k < K)[None, :]
+    a = tl.load(a_ptr + offs_r.to(tl.int64)[:, None] * K + offs_k[None, :], mask=mask_a, other=0.0)
+    return exact_dot(q, a, acc, TARGET)  # [BLOCK_M, BLOCK_R] [BLOCK_R, BLOCK_K]
 
 
 @triton.jit
@@ -46,17 +57,16 @@ def _low_rank(
     if q_ptr is not None:
         offs_m = first_m + tl.arange(0, BLOCK_M)
         offs_k = first_k + tl.arange(0, BLOCK_K)
-        # no `for`: copied ahead, Q would lie in shared memory with two lanes a bank; and before Triton 3.8 the tensor
-        # memory of six products is held across it, 768 of 512 columns
-        r = 0
-        while r < rank:
-            offs_r = r + tl.arange(0, BLOCK_R)
-            mask_q = (offs_m < M)[:, None] & (offs_r < R)[None, :]
-            q = tl.load(q_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_q, other=0.0)
-            mask_a = (offs_r < R)[:, None] & (offs_k < K)[None, :]
-            a = tl.load(a_ptr + offs_r.to(tl.int64)[:, None] * K + offs_k[None, :], mask=mask_a, other=0.0)
-            acc = exact_dot(q, a, acc, TARGET)  # [BLOCK_M, BLOCK_R] [BLOCK_R, BLOCK_K]
-            r += BLOCK_R
+        if holds_tensor_memory(TARGET):
+            # no `for`, across which it would be held
+            r = 0
+            while r < rank:
+                acc = _low_rank_step(acc, q_ptr, a_ptr, offs_m, offs_k, r, M, K, R, TARGET, BLOCK_R)
+                r += BLOCK_R
+        else:
+            # one stage: copied ahead, Q would lie in shared memory with two lanes a bank
+            for r in tl.range(0, rank, BLOCK_R, num_stages=1):
+                acc = _low_rank_step(acc, q_ptr, a_ptr, offs_m, offs_k, r, M, K, R, TARGET, BLOCK_R)
         if seed_ptr is not None:
             threshold, keep_scale = dropout
             keep = kept(tl.load(seed_ptr), offs_m, first_k, threshold, BLOCK_M, BLOCK_K)

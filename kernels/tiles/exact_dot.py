@@ -12,6 +12,21 @@ Infinities become NaN on the way (∞ − ∞).
 import triton
 import triton.language as tl
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+
+    @triton.constexpr_function
+    def holds_tensor_memory(target):
+        """Whether a `for` around such products holds the tensor memory of all six, 768 of 512 columns."""
+        return target == "tcgen05"
+
+else:
+
+    @triton.constexpr_function
+    def holds_tensor_memory(target):
+        """Whether a `for` around such products holds the tensor memory of all six: not from Triton 3.8 on."""
+        return False
+
+
 _ROUND = tl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
 
 

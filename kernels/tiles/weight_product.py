@@ -8,7 +8,7 @@ fp32, rounded to x's dtype (fp32: as it is).
 import triton
 import triton.language as tl
 
-from .exact_dot import exact_dot
+from .exact_dot import exact_dot, holds_tensor_memory
 from .packed_product import packed_product
 from .weight_tile import weight_tile
 
@@ -19,8 +19,8 @@ def low_rank_start(
 ):
     """B̂ Pᵀ [BLOCK_N, tokens] in fp32 over the first `rank` of R; B̂ [N, R], P [M, R], its rows `stride_p` apart."""
     acc = tl.zeros((offs_n.shape[0], offs_m.shape[0]), tl.float32)
-    if TARGET == "tcgen05":
-        # no `for`: before Triton 3.8 tensor memory of six products is held across it, 768 of 512 columns
+    if holds_tensor_memory(TARGET):
+        # no `for`, across which it would be held
         r = 0
         while r < rank:
             acc = _low_rank_step(acc, b_hat_ptr, p_ptr, offs_n, offs_m, r, M, N, R, stride_p, TARGET, BLOCK_R)

@@ -10,10 +10,11 @@ between look-up and product. Decoded exactly: a block's scale belongs to a term 
 import triton
 import triton.language as tl
 
+from ..launch_rows import TRITON
 from .nf4_decode import block_scale, decode_exact, load_exact_table
 
 # rows of W whose terms a lane has together: before Triton 3.8 by fours every element would change lanes
-_TOGETHER = tl.constexpr(8 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8) else 4)
+_TOGETHER = tl.constexpr(8 if TRITON < (3, 8) else 4)
 
 
 @triton.jit

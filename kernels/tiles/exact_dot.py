@@ -12,7 +12,9 @@ Infinities become NaN on the way (∞ − ∞).
 import triton
 import triton.language as tl
 
-if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+from ..launch_rows import TRITON
+
+if TRITON < (3, 8):
 
     @triton.constexpr_function
     def holds_tensor_memory(target):

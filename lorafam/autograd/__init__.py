@@ -1,11 +1,12 @@
 """The autograd Functions: what is saved for the backward, and which op is called."""
 
+from .directions import forward as adapted_forward
 from .dora_input_dropout import DoraInputDropout
 from .dora_linear import DoraLinear
 from .frozen_linear import FrozenLinear
 from .grouped_lora_linear import Factors, GroupedLoraLinear, grouped_forward
 from .lora_by_row import LoraByRow
-from .lora_linear import LoraLinear, lora_forward
+from .lora_linear import LoraLinear
 from .low_rank import LowRank
 from .orthogonality import Orthogonality
 from .row_norm import RowNorm
@@ -22,7 +23,7 @@ __all__ = [
     "LowRank",
     "Orthogonality",
     "RowNorm",
+    "adapted_forward",
     "grouped_forward",
-    "lora_forward",
     "scaled",
 ]

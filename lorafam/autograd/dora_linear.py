@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.library import in_dtype
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+from .directions import backward, forward
+from .scaled_factor import Scale, as_saved, scaled
 
 Tensor = torch.Tensor
 
@@ -45,15 +46,15 @@ class DoraLinear(torch.autograd.Function):
         layout: tuple[int, ...],
         *scales: Tensor,
     ) -> Tensor:
-        P = call("lora_project", x, A, seed, dropout_p)
-        c, B_hat = magnitude / norm, scaled(B, scale)
+        c = magnitude / norm
         ctx.saves_product = torch.compiler.is_compiling()
         if ctx.saves_product:
-            kept = call("lora_linear", x, data, scales, layout, P, B_hat, None, None)
+            kept, P = forward(x, A, B, scale, None, None, seed, dropout_p, data, layout, scales)
             # not y.to(): torch 2.11 loses the gradient of a compiled Function whose last operation returns its input
             y = in_dtype(c * kept if bias is None else c * kept + bias, x.dtype)
         else:
-            y = kept = call("lora_linear", x, data, scales, layout, P, B_hat, c, bias)
+            y, P = forward(x, A, B, scale, c, bias, seed, dropout_p, data, layout, scales)
+            kept = y
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
@@ -66,25 +67,41 @@ class DoraLinear(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
         sums = needs_m or needs_n
-        c, B_hat = magnitude / norm, scaled(B, scale)
+        c = magnitude / norm
         y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
         if not sums:
             y = m = offset = None
-        Q, dA, dB_hat, dm, dbias = call(
-            "lora_factors_grad", grad_y, x, P, B_hat, c, y, offset, m, seed, ctx.dropout_p, needs_bias
+        dx, dA, dB, dscale, dm, dbias = backward(
+            grad_y,
+            x,
+            P,
+            A,
+            B,
+            scale,
+            c,
+            y,
+            offset,
+            m,
+            seed,
+            ctx.dropout_p,
+            data,
+            ctx.layout,
+            scales,
+            needs_x=needs_x,
+            needs_b=needs_b,
+            needs_scale=needs_scale,
+            needs_bias=needs_bias,
         )
         if sums and not ctx.saves_product:
             weak = magnitude == 0 if bias is None else c.abs() < WEAK_SCALE
             if weak.any():
-                product = call("lora_linear", x, data, scales, ctx.layout, P, B_hat, None, None)
+                product = call("lora_linear", x, data, scales, ctx.layout, P, scaled(B, scale), None, None)
                 dm = torch.where(weak, _column_sums(grad_y, product) / norm, dm)
-        dx = None
-        if needs_x:
-            dx = call("lora_linear_grad", grad_y, data, scales, ctx.layout, c, Q, A, seed, ctx.dropout_p)
         return (
             dx,
-            in_dtype(dA, A.dtype) if needs_a else None,
-            *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
+            dA if needs_a else None,
+            dB,
+            dscale,
             in_dtype(dm, magnitude.dtype) if needs_m else None,
             in_dtype(-dm * c, norm.dtype) if needs_n else None,
             dbias.to(bias.dtype) if needs_bias else None,

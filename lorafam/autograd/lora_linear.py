@@ -6,34 +6,15 @@ Saved beyond parameters and codes: x, P = drop(x) Aᵀ [M, r] and the seed. The 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..backends.direct import call
-from ..ops.library import in_dtype
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+from .directions import backward, forward
+from .scaled_factor import Scale, as_saved
 
 Tensor = torch.Tensor
-
-
-def lora_forward(
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    scale: Scale,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    data: Tensor,
-    layout: Sequence[int],
-    scales: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Y and P, nothing recorded."""
-    P = call("lora_project", x, A, seed, dropout_p)
-    return call("lora_linear", x, data, scales, layout, P, scaled(B, scale), None, bias), P
 
 
 class LoraLinear(torch.autograd.Function):
@@ -53,7 +34,7 @@ class LoraLinear(torch.autograd.Function):
         layout: tuple[int, ...],
         *scales: Tensor,
     ) -> Tensor:
-        y, P = lora_forward(x, A, B, scale, bias, seed, dropout_p, data, layout, scales)
+        y, P = forward(x, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.scale, saved_scale = as_saved(scale)
@@ -66,16 +47,32 @@ class LoraLinear(torch.autograd.Function):
         x, P, A, B, scale, seed, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
         needs_x, needs_a, needs_b, needs_scale, needs_bias = ctx.needs_input_grad[:5]
-        Q, dA, dB_hat, _, dbias = call(
-            "lora_factors_grad", grad_y, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, needs_bias
+        dx, dA, dB, dscale, _, dbias = backward(
+            grad_y,
+            x,
+            P,
+            A,
+            B,
+            scale,
+            None,
+            None,
+            None,
+            None,
+            seed,
+            ctx.dropout_p,
+            data,
+            ctx.layout,
+            scales,
+            needs_x=needs_x,
+            needs_b=needs_b,
+            needs_scale=needs_scale,
+            needs_bias=needs_bias,
         )
-        dx = None
-        if needs_x:
-            dx = call("lora_linear_grad", grad_y, data, scales, ctx.layout, None, Q, A, seed, ctx.dropout_p)
         return (
             dx,
-            in_dtype(dA, A.dtype) if needs_a else None,
-            *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
+            dA if needs_a else None,
+            dB,
+            dscale,
             dbias.to(ctx.bias_dtype) if needs_bias else None,
             None,
             None,

@@ -1,10 +1,11 @@
 """Ops called without torch's dispatcher where it would only pass the call on: on CPU tensors it takes 6 µs a call, as
-long as a small product.
+long as a small product; and those of a whole direction together, where the CPU backend has them in one piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..compat.torch import somebody_listens
 from ..ops.library import OPS
-from .selection import run
+from .selection import kernels_of_a_direction, run
 
 _VALUES = (type(None), float, int, bool)
 _TENSORS = (torch.Tensor, nn.Parameter)
@@ -23,6 +24,13 @@ def call(name: str, *args: Any) -> Any:
     if torch.compiler.is_compiling() or somebody_listens() or not _are_plain(args):
         return getattr(torch.ops.lorafam, name)(*args)
     return run(OPS[name], "cpu", *args)
+
+
+def together(*args: Any) -> ModuleType | None:
+    """`backends.numba_cpu.together` where all ops over these arguments would go to that backend and nobody listens."""
+    if torch.compiler.is_compiling() or somebody_listens() or not _are_plain(args):
+        return None
+    return kernels_of_a_direction()
 
 
 def _are_plain(args: Sequence[Any]) -> bool:

@@ -177,6 +177,17 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
     return implementation(*args)
 
 
+def kernels_of_a_direction() -> ModuleType | None:
+    """What runs several ops over CPU tensors at once (`numba_cpu.together`); None where another backend runs them."""
+    return _kernels_of_a_direction(os.environ.get(VARIABLE, ""))
+
+
+@functools.cache
+def _kernels_of_a_direction(wanted: str) -> ModuleType | None:
+    chosen = _choose("cpu", wanted).backend == "numba"
+    return importlib.import_module("lorafam.backends.numba_cpu.together") if chosen else None
+
+
 def _choose_for(op: str, device_type: str, args: Sequence[Any]) -> Choice:
     choice = _choose(device_type, os.environ.get(VARIABLE, ""))
     if choice.backend != "triton":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, lora_forward
+from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, adapted_forward
 from ..backends.direct import call
 from ..ops.by_storage import weight_shape
 from ..ops.checks import check_factor, check_vector
@@ -162,5 +162,5 @@ def _lora(
     if recorded(flat, A, B, scale, bias):
         y = LoraLinear.apply(flat, A, B, scale, bias, seed, dropout_p, data, tuple(layout), *scales)
     else:
-        y, _ = lora_forward(flat, A, B, scale, bias, seed, dropout_p, data, layout, scales)
+        y, _ = adapted_forward(flat, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
     return restored(y, x)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from ...compat.numba import signature
 from .decoding import IN_ORDER, PAIRS
-from .vectors import I64, Vectors, times
+from .vectors import I64, Vectors, loop, times
 
 
 @intrinsic(prefer_literal=True)
@@ -88,21 +88,40 @@ def write_rows(
 
 
 @intrinsic(prefer_literal=True)
-def write_scaled(typingctx: Any, source: Any, factor: Any, out: Any, more: Any, lanes: Any) -> Any:
-    """A register of fp32 times a factor to out, with `more` unless 0 added to what is there."""
+def write_scaled(
+    typingctx: Any, source: Any, factor: Any, out: Any, more: Any, scale: Any, scale_step: Any, lanes: Any
+) -> Any:
+    """A register of fp32 times a factor to out, with `more` unless 0 added to what is there; then, unless `scale` is 0,
+    times the fp32 there: one for all lanes with `scale_step` 0, else one a lane.
+    """
     width = lanes.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = Vectors(builder, width)
-        value = builder.fmul(vectors.load(args[0]), vectors.splat(args[1]))
-        with builder.if_else(builder.icmp_signed("!=", args[3], ir.Constant(I64, 0))) as (then, otherwise):
-            with then:
-                vectors.store(builder.fadd(vectors.load(args[2]), value), args[2])
-            with otherwise:
-                vectors.store(value, args[2])
+        source, factor, target, add, scale_at, step = args[:6]
+        zero = ir.Constant(I64, 0)
+
+        def present(address: Any) -> Any:
+            return builder.zext(builder.icmp_signed("!=", address, zero), I64)
+
+        def added(values: list[Any], _: Any) -> list[Any]:
+            return [builder.fadd(vectors.load(target), values[0])]
+
+        def alike(values: list[Any], _: Any) -> list[Any]:
+            return [builder.fmul(values[0], vectors.splat_load(scale_at))]
+
+        def apart(values: list[Any], _: Any) -> list[Any]:
+            return [builder.fmul(values[0], vectors.load(scale_at))]
+
+        values = [builder.fmul(vectors.load(source), vectors.splat(factor))]
+        values = loop(builder, present(add), values, added)
+        scaled, by_lane = present(scale_at), present(step)
+        values = loop(builder, builder.mul(scaled, builder.sub(ir.Constant(I64, 1), by_lane)), values, alike)
+        values = loop(builder, builder.mul(scaled, by_lane), values, apart)
+        vectors.store(values[0], target)
         return context.get_dummy_value()
 
-    return signature(types.void, source, factor, out, more, lanes), codegen
+    return signature(types.void, source, factor, out, more, scale, scale_step, lanes), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -168,7 +168,8 @@ def forward(
         count,
     )
     scratch = 4 * (_ROWS_A_PART * tokens + (count * columns if kind == WIDENED and narrow else 0))
-    team.run(_forward(cpu.lanes, rows, tokens, kind, int(narrow)), arguments, -(-features // _ROWS_A_PART), scratch)
+    entry = _forward(cpu.lanes, rows, tokens, kind, int(narrow))
+    team.run(entry, arguments, -(-features // _ROWS_A_PART), scratch)
 
 
 @compiled
@@ -345,6 +346,13 @@ def backward(
     last = (address(Q), address(A), rank, address(start), dx.data_ptr(), count)
     entry = _add_up(cpu.lanes, int(narrow))
     team.run(entry, (shares, parts, padded, columns, *last), -(-columns // _COLUMNS_A_PART))
+
+
+def add_low_rank(Q: Tensor, A: Tensor, start: Tensor | None, out: Tensor, cpu: Processor) -> None:
+    """out [M, K] = Q A + start, in fp32; all contiguous."""
+    count, columns = out.shape
+    arguments = (0, 0, 0, columns, Q.data_ptr(), A.data_ptr(), Q.shape[1], address(start), out.data_ptr(), count)
+    team.run(_add_up(cpu.lanes, 0), arguments, -(-columns // _COLUMNS_A_PART))
 
 
 # of W at once, by tokens at once: as many as registers hold sums of

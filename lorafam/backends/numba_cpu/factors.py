@@ -8,6 +8,8 @@ added in order. fp32 throughout; up to `TOKENS` tokens at a time.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import njit
@@ -15,6 +17,7 @@ from numba import njit
 from . import team
 from .arrange import write_rows, write_scaled
 from .compiled import compiled
+from .factor_lines import Scale, by_registers, scale_at
 from .memory import clear, load_float, store_float, value_at
 from .multiply import add_tile
 from .multiply_dense import add_shares
@@ -88,6 +91,7 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
         d_b, rank, c = argument(data, 8), argument(data, 9), argument(data, 10)
         y, bias, sums_y, sums = argument(data, 11), argument(data, 12), argument(data, 13), argument(data, 14)
         before, of_group = argument(data, 15), argument(data, 16)
+        scale, scale_step = argument(data, 17), argument(data, 18)
         block = my_scratch(data)
         level = block + 4 * _COLUMNS * _TERMS
         products = level + 8 * _COLUMNS
@@ -134,14 +138,18 @@ def _over_g(lanes: int, narrow: int, narrow_y: int, sources: int):
                     _add_columns(sums_y + 4 * first, block, count, columns, level)
             for column in range(columns):
                 factor = load_float(c + 4 * (first + column)) if c else np.float32(1)
+                row = d_b + 4 * (first + column) * rank
                 for group in range(rank // lanes):
                     at = products + line * (group * _COLUMNS + column)
-                    write_scaled(at, factor, d_b + 4 * ((first + column) * rank + group * lanes), before, lanes)
+                    scale_here = scale + scale_step * group * lanes
+                    write_scaled(at, factor, row + line * group, before, scale_here, scale_step, lanes)
                 for i in range(rank // lanes * lanes, rank):
-                    value = load_float(products + line * (i // lanes * _COLUMNS + column) + 4 * (i % lanes))
-                    to = d_b + 4 * ((first + column) * rank + i)
-                    value *= factor
-                    store_float(to, load_float(to) + value if before else value)
+                    value = load_float(products + line * (i // lanes * _COLUMNS + column) + 4 * (i % lanes)) * factor
+                    if before:
+                        value += load_float(row + 4 * i)
+                    if scale:
+                        value *= load_float(scale + scale_step * i)
+                    store_float(row + 4 * i, value)
             part = next_part(data)
 
     return kernel
@@ -154,12 +162,13 @@ def _add_shares(lanes: int, sources: int):
     def kernel(data: int) -> None:
         shares, parts, rank_groups, padded = argument(data, 0), argument(data, 1), argument(data, 2), argument(data, 3)
         by_lanes, q, tokens, rank = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
+        of_group = argument(data, 8)
         part = next_part(data)
         while part >= 0 and sources:
             last = min((part + 1) * _COLUMNS, tokens)
             for group in range(rank_groups):
                 for token in range(part * _COLUMNS, last):
-                    to = by_lanes + line * (group * tokens + token)
+                    to = by_lanes + line * (group * of_group + token)
                     at = shares + line * (group * padded + token)
                     add_shares(at, line * rank_groups * padded, parts, 0, 0, 0, 0, 0, to, lanes, 1, 0)
                     if q != by_lanes:
@@ -177,7 +186,7 @@ def _over_x(lanes: int, narrow: int, sources: int):
 
     def kernel(data: int) -> None:
         x, tokens, features, rank_groups = argument(data, 0), argument(data, 1), argument(data, 2), argument(data, 3)
-        q, d_a, rank, more = argument(data, 4), argument(data, 5), argument(data, 6), argument(data, 7)
+        q, d_a, rank = argument(data, 4), argument(data, 5), argument(data, 6)
         block = my_scratch(data)
         products = block + 4 * _COLUMNS * _TERMS
         part = next_part(data)
@@ -197,27 +206,107 @@ def _over_x(lanes: int, narrow: int, sources: int):
                     while done + lanes <= columns:
                         out = d_a + 4 * (group * lanes * features + first + done)
                         sums = products + line * (group * _COLUMNS + done)
-                        write_rows(sums, line, out, 4 * features, out if more else 0, lanes, 0, 0)
+                        write_rows(sums, line, out, 4 * features, 0, lanes, 0, 0)
                         done += lanes
                 for i in range(group * lanes, min((group + 1) * lanes, rank)):
                     for column in range(done, columns):
                         value = load_float(products + line * (group * _COLUMNS + column) + 4 * (i % lanes))
-                        to = d_a + 4 * (i * features + first + column)
-                        store_float(to, load_float(to) + value if more else value)
+                        store_float(d_a + 4 * (i * features + first + column), value)
             part = next_part(data)
 
     return kernel
 
 
-def _by_lanes(factor: Tensor, lanes: int) -> Tensor:
-    """[rows, rank] as [rank / lanes][rows][lanes], the last group filled up with zeros."""
-    rows, rank = factor.shape
-    if rank == lanes:
-        return factor.contiguous()
+def _lanes(rank: int, cpu: Processor) -> int:
+    """Of a register of ranks: half of it would be empty."""
+    return min(cpu.lanes, 8) if rank <= 8 else cpu.lanes
+
+
+class Sums(NamedTuple):
+    """Where one pass over G leaves what it sums: Q [M, r], dB̂ [N, r] (dB with a scale), Σ G [N] and Σ G ∘ (Y − bias) [N]
+    unless None, which are 0 before.
+    """
+
+    Q: Tensor
+    dB: Tensor
+    sums: Tensor | None
+    sums_y: Tensor | None
+
+
+class Lined(NamedTuple):
+    """Where Q lies by registers of `lanes` ranks."""
+
+    where: int
+    lanes: int
+
+
+def sums_over_g(
+    grad_y: Tensor,
+    P: Tensor,
+    B: Tensor,
+    scale: Scale | None,
+    c: Tensor | None,
+    y: Tensor | None,
+    bias: Tensor | None,
+    into: Sums,
+    scales_db: bool,
+    cpu: Processor,
+) -> Lined:
+    """The pass over grad_y [M, N], in fp32 or bf16 as y [M, N]; the rest fp32, all contiguous. B̂ = B ∘ scale;
+    `scales_db` makes dB of dB̂.
+    """
+    (tokens, features), rank = grad_y.shape, P.shape[1]
+    lanes = _lanes(rank, cpu)
     groups = -(-rank // lanes)
-    filled = factor.new_zeros(rows, groups * lanes)
-    filled[:, :rank] = factor
-    return filled.view(rows, groups, lanes).transpose(0, 1).contiguous()
+    up = by_registers(B, lanes, "B by registers", scale, c)
+    down = by_registers(P, lanes, "P by registers", meets=False)
+    parts = -(-features // _COLUMNS)
+    most = min(TOKENS, -(-tokens // lanes) * lanes)
+    shares = team.kept("shares", 4 * parts * groups * most * lanes).data_ptr()
+    # of one whole group of ranks Q lies as the kernels read it
+    lined = into.Q.data_ptr() if rank == lanes else team.kept("Q by registers", 4 * groups * tokens * lanes).data_ptr()
+    scratch = _scratch(groups, lanes)
+    narrow, narrow_y = (int(t is not None and t.dtype == torch.bfloat16) for t in (grad_y, y))
+    where, step = scale_at(scale) if scales_db else (0, 0)
+    for first in range(0, tokens, TOKENS):
+        count = min(TOKENS, tokens - first)
+        padded = -(-count // lanes) * lanes
+        ends = first + count == tokens
+        arguments = (
+            _row(grad_y, first),
+            count,
+            features,
+            groups,
+            up,
+            down + 4 * lanes * first,
+            shares,
+            padded,
+            into.dB.data_ptr(),
+            rank,
+            address(c),
+            0 if y is None else _row(y, first),
+            address(bias),
+            address(into.sums_y),
+            address(into.sums),
+            first,
+            tokens,
+            where if ends else 0,
+            step if ends else 0,
+        )
+        team.run(_over_g(lanes, narrow, narrow_y), arguments, parts, scratch)
+        of_q = (shares, parts, groups, padded, lined + 4 * lanes * first, _row(into.Q, first), count, rank, tokens)
+        team.run(_add_shares(lanes), of_q, -(-count // _COLUMNS))
+    return Lined(lined, lanes)
+
+
+def over_x(x: Tensor, lined: Lined, d_a: Tensor, *, meets: bool = True) -> None:
+    """dA = Qᵀ x [r, K]; x [M, K] in fp32 or bf16, all contiguous."""
+    (tokens, columns), rank = x.shape, d_a.shape[0]
+    groups = -(-rank // lined.lanes)
+    arguments = (x.data_ptr(), tokens, columns, groups, lined.where, d_a.data_ptr(), rank)
+    entry = _over_x(lined.lanes, int(x.dtype == torch.bfloat16))
+    parts = -(-columns // _COLUMNS) if tokens else 0
+    team.run(entry, arguments, parts, _scratch(groups, lined.lanes), meets=meets)
 
 
 def gradients(
@@ -230,60 +319,24 @@ def gradients(
     bias: Tensor | None,
     needs_sums: bool,
     cpu: Processor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(Q [M, r], dA [r, K], dB̂ [N, r], Σ G [N] if needed, Σ G ∘ (Y − bias) [N] if Y is given), fp32.
+) -> tuple[Sums, Tensor]:
+    """The sums over G, with dB̂, and dA [r, K], fp32.
 
     grad_y [M, N], x [M, K] and y [M, N] in fp32 or bf16, the rest fp32, all contiguous.
     """
-    lanes, rank = cpu.lanes, P.shape[1]
-    tokens, features, columns = x.shape[0], grad_y.shape[1], x.shape[1]
-    groups = -(-rank // lanes)
+    (tokens, rank), features = P.shape, grad_y.shape[1]
     # tensors nobody writes where there are no tokens
     new = P.new_empty if tokens else P.new_zeros
-    Q, d_b, d_a = P.new_empty(tokens, rank), new(features, rank), new(rank, columns)
     sums = P.new_zeros(features) if needs_sums else None
-    sums_y = None if y is None else P.new_zeros(features)
-    up, down = _by_lanes(B_hat if c is None else B_hat * c.unsqueeze(1), lanes), _by_lanes(P, lanes)
-    parts = -(-features // _COLUMNS)
-    most = min(TOKENS, -(-tokens // lanes) * lanes)
-    shares = team.kept("shares", 4 * parts * groups * most * lanes).data_ptr()
-    # of one group of ranks Q lies as the kernels read it
-    by_lanes = 0 if rank == lanes else team.kept("Q", 4 * groups * most * lanes).data_ptr()
-    scratch = 4 * _COLUMNS * (_TERMS + 2 + groups * lanes)
-    narrow, narrow_x, narrow_y = (int(t is not None and t.dtype == torch.bfloat16) for t in (grad_y, x, y))
-    for first in range(0, tokens, TOKENS):
-        count = min(TOKENS, tokens - first)
-        padded = -(-count // lanes) * lanes
-        team.run(
-            _over_g(lanes, narrow, narrow_y),
-            (
-                _row(grad_y, first),
-                count,
-                features,
-                groups,
-                up.data_ptr(),
-                down.data_ptr() + 4 * lanes * first,
-                shares,
-                padded,
-                d_b.data_ptr(),
-                rank,
-                address(c),
-                0 if y is None else _row(y, first),
-                address(bias),
-                address(sums_y),
-                address(sums),
-                first,
-                tokens,
-            ),
-            parts,
-            scratch,
-        )
-        q = _row(Q, first)
-        lined = by_lanes or q
-        team.run(_add_shares(lanes), (shares, parts, groups, padded, lined, q, count, rank), -(-count // _COLUMNS))
-        arguments = (_row(x, first), count, columns, groups, lined, d_a.data_ptr(), rank, int(first > 0))
-        team.run(_over_x(lanes, narrow_x), arguments, -(-columns // _COLUMNS), scratch)
-    return Q, d_a, d_b, sums, sums_y
+    into = Sums(P.new_empty(tokens, rank), new(features, rank), sums, None if y is None else P.new_zeros(features))
+    d_a = new(rank, x.shape[1])
+    with team.region():
+        over_x(x, sums_over_g(grad_y, P, B_hat, None, c, y, bias, into, False, cpu), d_a)
+    return into, d_a
+
+
+def _scratch(groups: int, lanes: int) -> int:
+    return 4 * _COLUMNS * (_TERMS + 2 + groups * lanes)
 
 
 def _row(tensor: Tensor, row: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from . import team
@@ -62,6 +63,7 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
         shift = max(0, weight.block_bits - line_bits)
         packed = my_scratch(data)
         sums = packed + lines * tokens * line_bytes
+        padded_p = sums + 4 * rows * tokens
         # every thread its own: less than waiting for one another
         for i in range(lines):
             for m in range(tokens):
@@ -71,6 +73,7 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
                 else:
                     clear(to, line_bytes // 4)
         before = 0
+        filled = -1
         part = next_part(data)
         while part >= 0 and sources:
             # parts come in rising order
@@ -82,6 +85,13 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
             b_hat, p, rank = argument(data, own), argument(data, own + 1), argument(data, own + 2)
             c, bias, out = argument(data, own + 3), argument(data, own + 4), argument(data, own + 5)
             vectors = rank // lanes * lanes
+            if count < tokens:
+                # as many rows as are read
+                if filled != at:
+                    filled = at
+                    for i in range(tokens * rank):
+                        store_float(padded_p + 4 * i, load_float(p + 4 * i) if i < count * rank else np.float32(0))
+                p = padded_p
             row = (part - before) * _ROWS_A_PART
             last = min(row + _ROWS_A_PART, weight.rows)
             while row < last:
@@ -153,25 +163,15 @@ def forward(x: torch.Tensor, members: Sequence[Member], cpu: Processor) -> None:
     # scales that a line has
     runs = max(1, 8 * cpu.lanes >> weight.block_bits)
     arguments = [x.data_ptr(), count]
-    parts, kept = 0, []
+    parts = ranks = 0
     for member in members:
-        P = None if member.P is None else _rows(member.P, tokens)
-        kept.append(P)
-        rank = 0 if P is None else P.shape[1]
-        arguments += [*(gained(member.weight) if pairs else member.weight), address(member.B_hat), address(P), rank]
+        rank = 0 if member.P is None else member.P.shape[1]
+        ranks = max(ranks, rank)
+        arguments += [*(gained(member.weight) if pairs else member.weight), address(member.B_hat), address(member.P), rank]
         arguments += [address(member.c), address(member.bias), member.y.data_ptr()]
         parts += -(-member.weight.rows // _ROWS_A_PART)
     entry = _forward(cpu.lanes, rows, tokens, runs, narrow, pairs, int(weight.absmax_codes != 0))
-    team.run(entry, arguments, parts, 4 * tokens * (weight.columns + rows))
-
-
-def _rows(P: torch.Tensor, tokens: int) -> torch.Tensor:
-    """P with as many rows as the kernel reads, the last of zeros."""
-    if P.shape[0] == tokens:
-        return P
-    filled = P.new_zeros(tokens, P.shape[1])
-    filled[: P.shape[0]] = P
-    return filled
+    team.run(entry, arguments, parts, 4 * tokens * (weight.columns + rows + ranks))
 
 
 @compiled
@@ -237,7 +237,7 @@ def backward(
     columns = min(columns, weight.columns)
     arguments = (
         *weight,
-        pack(grad_y, tokens, IN_ORDER, cpu, c),
+        pack(grad_y, tokens, IN_ORDER, cpu, c, meets=False),
         address(start),
         dx.data_ptr(),
         count,

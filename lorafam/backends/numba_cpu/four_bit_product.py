@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ...ops.by_storage import Storage
-from . import few_tokens, tiles
-from .four_bit import describe
+from . import few_tokens, team, tiles
+from .dense_few_tokens import add_low_rank
+from .four_bit import Weight, describe
 from .panels import panels
-from .processor import processor
+from .processor import Processor, processor
 from .product import add_product
 
 Tensor = torch.Tensor
@@ -36,13 +37,26 @@ def forward(
         return forward(x.float(), data, scales, layout, P, B_hat, c, bias).to(x.dtype)
     y = x.new_empty(x.shape[0], layout[0])
     if y.numel():
-        cpu, weight = processor(), describe(data, scales, layout)
-        P, B_hat, c, bias = single(P), single(B_hat), single(c), single(bias)
-        if x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu):
-            few_tokens.forward(x.contiguous(), [few_tokens.Member(weight, P, B_hat, c, bias, y)], cpu)
-        else:
-            tiles.forward(x.contiguous(), weight, P, B_hat, c, bias, y, cpu)
+        weight = describe(data, scales, layout)
+        forward_into(y, x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), processor())
     return y
+
+
+def forward_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Weight,
+    P: Tensor | None,
+    B_hat: Tensor | None,
+    c: Tensor | None,
+    bias: Tensor | None,
+    cpu: Processor,
+) -> None:
+    """The same into y; x and y in fp32 or bf16, the rest fp32, all contiguous."""
+    if x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu):
+        few_tokens.forward(x, [few_tokens.Member(weight, P, B_hat, c, bias, y)], cpu)
+    else:
+        tiles.forward(x, weight, P, B_hat, c, bias, y, cpu)
 
 
 def forward_group(x: Tensor, each: Sequence[tuple[Any, ...]]) -> list[Tensor] | None:
@@ -81,15 +95,30 @@ def backward(
     dx = grad_y.new_empty(grad_y.shape[0], layout[1])
     if not dx.numel():
         return dx
-    cpu, weight = processor(), describe(data, scales, layout)
-    grad_y, c, Q, A, start = grad_y.contiguous(), *(single(tensor) for tensor in (c, Q, A, start))
+    weight = describe(data, scales, layout)
+    backward_into(dx, grad_y.contiguous(), weight, single(c), single(Q), single(A), single(start), processor())
+    return dx
+
+
+def backward_into(
+    dx: Tensor,
+    grad_y: Tensor,
+    weight: Weight,
+    c: Tensor | None,
+    Q: Tensor | None,
+    A: Tensor | None,
+    start: Tensor | None,
+    cpu: Processor,
+) -> None:
+    """The same into dx; grad_y and dx in fp32 or bf16, the rest fp32, all contiguous."""
     if grad_y.shape[0] <= few_tokens.BACKWARD_TOKENS and few_tokens.suits(weight, cpu):
-        if Q is not None and A is not None:
-            start = torch.mm(Q, A) if start is None else start.addmm(Q, A)
+        if Q is not None and A is not None and Q.shape[1]:
+            update = team.kept("Q A", 4 * dx.numel())[: 4 * dx.numel()].view(torch.float32).view(dx.shape)
+            add_low_rank(Q, A, start, update, cpu)
+            start = update
         few_tokens.backward(grad_y, weight, c, start, dx, cpu)
     else:
         tiles.backward(grad_y, weight, c, Q, A, start, dx, cpu)
-    return dx
 
 
 class Plan(NamedTuple):

@@ -37,7 +37,7 @@ def lora_factors_grad(
     given = None if magnitude is None else y
     grad_y, x, given = (_as_read(tensor) for tensor in (grad_y, x, given))  # type: ignore[assignment]
     scale, offset = single(c), single(bias)
-    Q, dA, dB_hat, sums, sums_y = gradients(
+    (Q, dB_hat, sums, sums_y), dA = gradients(
         grad_y, x, _wide(P), _wide(B_hat), scale, given, offset, needs_bias, processor()
     )
     # an op's results are tensors apart

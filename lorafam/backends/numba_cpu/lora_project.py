@@ -6,14 +6,19 @@ import torch
 
 from ...ops.library import accumulate_dtype, in_dtype
 from .dropout import dropped
-from .product import product
+from .four_bit_product import single
+from .processor import processor
+from .project import project
 
 Tensor = torch.Tensor
 
 
 def lora_project(x: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor:
-    dtype = accumulate_dtype(x.dtype)
-    wide = in_dtype(x, dtype)
     if seed is not None:
-        wide = dropped(wide, seed, dropout_p)
-    return product(wide, in_dtype(A, dtype).T)
+        x = dropped(in_dtype(x, accumulate_dtype(x.dtype)), seed, dropout_p)
+    if x.dtype == torch.float64:
+        return torch.mm(x, in_dtype(A, torch.float64).T)
+    narrow = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
+    P = x.new_empty(x.shape[0], A.shape[0], dtype=torch.float32)
+    project(narrow.contiguous(), single(A), P, processor())
+    return P

@@ -70,6 +70,18 @@ def fetch_add(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def call_at(typingctx: Any, function: Any, argument: Any) -> Any:
+    """Calls the compiled `void function(int64)` at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Asks for the cache line at an address, which need not be ours."""
 

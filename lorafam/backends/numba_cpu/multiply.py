@@ -69,6 +69,48 @@ def add_tile(
 
 
 @intrinsic(prefer_literal=True)
+def add_matrix_tile(
+    typingctx: Any,
+    total: Any,
+    matrix: Any,
+    row_bytes: Any,
+    last: Any,
+    tokens: Any,
+    terms: Any,
+    lanes: Any,
+    rows: Any,
+    registers: Any,
+) -> Any:
+    """`add_tile` for rows of an fp32 matrix where they lie: any stride, rows past `last` are that one again."""
+    width, height, across = lanes.literal_value, rows.literal_value, registers.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = Vectors(builder, width)
+        out, source, stride, final, x, count = args[:6]
+        indices = [ir.Constant(I64, row) for row in range(height)]
+        indices = [builder.select(builder.icmp_signed("<", index, final), index, final) for index in indices]
+        row_of = [builder.add(source, builder.mul(index, stride)) for index in indices]
+
+        def body(values: list[Any], index: Any) -> list[Any]:
+            token, *sums = values
+            columns = [vectors.load(token, 4 * width * column) for column in range(across)]
+            found = []
+            for row in range(height):
+                term = vectors.splat_load(builder.add(row_of[row], times(builder, index, 4)))
+                found += [vectors.fma(term, columns[i], sums[row * across + i]) for i in range(across)]
+            return [builder.add(token, ir.Constant(I64, 4 * width * across)), *found]
+
+        _, *sums = loop(builder, count, [x, *[vectors.zero] * (height * across)], body)
+        for place, value in enumerate(sums):
+            before = vectors.load(out, 4 * width * place)
+            vectors.store(builder.fadd(before, value), out, 4 * width * place)
+        return context.get_dummy_value()
+
+    given = (matrix, row_bytes, last, tokens, terms, lanes, rows, registers)
+    return signature(types.void, total, *given), codegen
+
+
+@intrinsic(prefer_literal=True)
 def dot_rows(
     typingctx: Any,
     codes: Any,

@@ -35,11 +35,60 @@ def _pack_one(x: int, columns: int, column: int, token: int, tokens: int, narrow
     return value * load_float(factors + 4 * column) if factors else value
 
 
-@compiled
-def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
+@njit
+def pack_columns(
+    x: int,
+    tokens: int,
+    columns: int,
+    factors: int,
+    first: int,
+    begin: int,
+    last: int,
+    out: int,
+    lanes: int,
+    width: int,
+    order: int,
+    kind: int,
+) -> None:
+    """Columns begin … last of `width` tokens from `first` on, as the module has it, to `out`."""
     narrow = kind % 2
     size = 2 if narrow else 4
-    group = 2 * lanes
+    step = 2 if order == PAIRS else 1
+    base = out - 4 * width * (begin // step)
+    place = 0
+    while place < width:
+        token = first + place
+        column = begin
+        count = 1
+        if width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
+            count = lanes
+            while column + 2 * lanes <= last:
+                pack_block(
+                    x + (token * columns + column) * size,
+                    columns * size,
+                    factors + 4 * column,
+                    base + 4 * (column // step * width + place),
+                    4 * width,
+                    lanes,
+                    order,
+                    kind,
+                )
+                column += 2 * lanes
+        for i in range(count):
+            for k in range(column, last, step):
+                value = _pack_one(x, columns, k, token + i, tokens, narrow, factors)
+                if order == PAIRS:
+                    other = _pack_one(x, columns, k + 1, token + i, tokens, narrow, factors)
+                    at = k // 2 * width + place + i
+                    store_word(base + 4 * at, bf16_bits(value) | bf16_bits(other) << np.uint32(16))
+                else:
+                    row = k if order == IN_ORDER else apart(k, lanes)
+                    store_float(base + 4 * (row * width + place + i), value)
+        place += count
+
+
+@compiled
+def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
     step = 2 if order == PAIRS else 1
 
     def kernel(data: int) -> None:
@@ -50,44 +99,21 @@ def _pack(lanes: int, width: int, order: int, kind: int, sources: int):
         while part >= 0 and sources:
             first, begin = part // chunks * width, part % chunks * _COLUMNS
             last = min(begin + _COLUMNS, columns)
-            base = out + 4 * first * (columns // step)
-            place = 0
-            while place < width:
-                token = first + place
-                column = begin
-                count = 1
-                if width % lanes == 0 and place % lanes == 0 and token + lanes <= tokens:
-                    count = lanes
-                    while column + group <= last:
-                        pack_block(
-                            x + (token * columns + column) * size,
-                            columns * size,
-                            factors + 4 * column,
-                            base + 4 * (column // step * width + place),
-                            4 * width,
-                            lanes,
-                            order,
-                            kind,
-                        )
-                        column += group
-                for i in range(count):
-                    for k in range(column, last, step):
-                        value = _pack_one(x, columns, k, token + i, tokens, narrow, factors)
-                        if order == PAIRS:
-                            other = _pack_one(x, columns, k + 1, token + i, tokens, narrow, factors)
-                            at = k // 2 * width + place + i
-                            store_word(base + 4 * at, bf16_bits(value) | bf16_bits(other) << np.uint32(16))
-                        else:
-                            row = k if order == IN_ORDER else apart(k, lanes)
-                            store_float(base + 4 * (row * width + place + i), value)
-                place += count
+            to = out + 4 * (first * (columns // step) + begin // step * width)
+            pack_columns(x, tokens, columns, factors, first, begin, last, to, lanes, width, order, kind)
             part = next_part(data)
 
     return kernel
 
 
 def pack(
-    x: torch.Tensor, width: int, order: int, cpu: Processor, factors: torch.Tensor | None = None, name: str = "tokens"
+    x: torch.Tensor,
+    width: int,
+    order: int,
+    cpu: Processor,
+    factors: torch.Tensor | None = None,
+    name: str = "tokens",
+    meets: bool = True,
 ) -> int:
     """The address of x [M, K], contiguous, packed for tiles of `width` tokens; valid until the next of that name."""
     tokens, columns = x.shape
@@ -95,5 +121,6 @@ def pack(
     out = team.scratch(name, 4 * groups * width * columns)
     kind = int(x.dtype == torch.bfloat16) + 2 * int(factors is not None)
     entry = _pack(cpu.lanes, width, order, kind)
-    team.run(entry, (x.data_ptr(), tokens, columns, team.address(factors), out), groups * -(-columns // _COLUMNS))
+    arguments = (x.data_ptr(), tokens, columns, team.address(factors), out)
+    team.run(entry, arguments, groups * -(-columns // _COLUMNS), meets=meets)
     return out

@@ -78,6 +78,25 @@ def usable_openmp() -> Callable[..., object] | None:
 @functools.cache
 def openmp() -> Callable[..., object] | None:
     """`GOMP_parallel(body, data, threads, flags)` of the OpenMP runtime that torch has loaded, or None."""
+    library = _library()
+    if library is None:
+        return None
+    parallel = library.GOMP_parallel
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
+
+
+@functools.cache
+def barrier_address() -> int:
+    """The address of that runtime's `GOMP_barrier()`, to be called inside of a parallel region; 0 without one."""
+    barrier = getattr(_library(), "GOMP_barrier", None)
+    return 0 if barrier is None else ctypes.cast(barrier, ctypes.c_void_p).value or 0
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The OpenMP runtime that torch has loaded."""
     if not _MAPS.is_file():
         return None
     home = Path(torch.__file__).parent
@@ -86,11 +105,9 @@ def openmp() -> Callable[..., object] | None:
     # torch's wheel carries its own, beside which another library may have loaded a second one
     own = [path for path in runtimes if home in path.parents or home.with_name("torch.libs") in path.parents]
     for path in own or (runtimes if len(runtimes) == 1 else []):
-        parallel = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
-        if parallel is not None:
-            parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-            parallel.restype = None
-            return parallel
+        library = ctypes.CDLL(str(path))
+        if hasattr(library, "GOMP_parallel"):
+            return library
     return None
 
 

@@ -359,7 +359,7 @@ def forward(
         order = _order(x, weight, weight.columns, cpu)
         height, registers = _shape(part.shape[0], order == PAIRS, cpu)
         width = registers * cpu.lanes
-        packed, rank, b_hat, p = pack(part, width, order, cpu), 0, 0, 0
+        packed, rank, b_hat, p = pack(part, width, order, cpu, meets=first > 0), 0, 0, 0
         if P is not None and B_hat is not None and P.shape[1]:
             rank, b_hat = P.shape[1], B_hat.data_ptr()
             p = pack(P[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
@@ -388,7 +388,7 @@ def backward(
         order = _order(grad_y, weight, weight.rows, cpu)
         height, registers = _shape(part.shape[0], order == PAIRS, cpu)
         width = registers * cpu.lanes
-        packed = pack(part, width, PAIRS if order == PAIRS else IN_ORDER, cpu, c)
+        packed = pack(part, width, PAIRS if order == PAIRS else IN_ORDER, cpu, c, meets=first > 0)
         rank, a, q = 0, 0, 0
         if Q is not None and A is not None and Q.shape[1]:
             rank, a = Q.shape[1], A.data_ptr()

@@ -1,0 +1,126 @@
+"""A whole direction of an adapted 4-bit layer in one parallel region: what the ops do one after the other, the same bits.
+
+    forward     P = x Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
+    backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ...ops.by_storage import is_dense
+from ...ops.library import in_dtype
+from . import four_bit_product, team
+from .factor_lines import Scale, scaled
+from .factors import Sums, over_x, sums_over_g
+from .four_bit import describe
+from .four_bit_product import single
+from .processor import processor
+from .project import project
+
+Tensor = torch.Tensor
+
+
+def suits(x: Tensor, layout: Sequence[int], A: Tensor, *others: Scale | None) -> bool:
+    """Whether a call may go this way: some tokens in fp32 or bf16 over a 4-bit weight, all else fp32 and contiguous."""
+    if is_dense(layout) or x.dtype not in (torch.float32, torch.bfloat16) or not x.numel() or not A.shape[0]:
+        return False
+    return all(map(_is_read, (A, *others)))
+
+
+def _is_read(value: Scale | None) -> bool:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return True
+    return value.dtype == torch.float32 and value.is_contiguous()
+
+
+def forward(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Scale,
+    c: Tensor | None,
+    bias: Tensor | None,
+    data: Tensor,
+    scales: Sequence[Tensor],
+    layout: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Y [M, N] in x's dtype and P [M, r]."""
+    cpu, x, scale = processor(), x.contiguous(), _as_number(scale)
+    tokens, rank = x.shape[0], A.shape[0]
+    y = x.new_empty(tokens, layout[0])
+    P = A.new_empty(tokens, rank)
+    known = scale if type(scale) is float else None
+    key = ("forward", cpu, x.dtype, tokens, rank, *layout, known, c is None, bias is None)
+
+    def make() -> None:
+        project(x, A, P, cpu)
+        B_hat = scaled(B, scale, cpu.lanes)
+        four_bit_product.forward_into(y, x, describe(data, scales, layout), P, B_hat, c, bias, cpu)
+
+    team.again(key, (x, A, B, P, y, data, *scales, None if known else scale, c, bias), make)
+    return y, P
+
+
+class Gradients(NamedTuple):
+    """dx [M, K] if asked for, dA [r, K], dB [N, r], or dB̂ where the scale has a gradient; Σ G [N] and Σ G ∘ (Y − bias)
+    [N] where asked for.
+    """
+
+    dx: Tensor | None
+    dA: Tensor
+    dB: Tensor
+    sums: Tensor | None
+    sums_y: Tensor | None
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    P: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Scale,
+    c: Tensor | None,
+    y: Tensor | None,
+    bias: Tensor | None,
+    data: Tensor,
+    scales: Sequence[Tensor],
+    layout: Sequence[int],
+    *,
+    needs_x: bool,
+    needs_sums: bool,
+    scales_db: bool,
+) -> Gradients:
+    """The gradients for grad_y [M, N] in x's dtype."""
+    cpu, x, grad_y, scale = processor(), x.contiguous(), grad_y.contiguous(), _as_number(scale)
+    y = None if y is None else y.contiguous()
+    (tokens, columns), (features, rank) = x.shape, B.shape
+    dx = x.new_empty(tokens, columns) if needs_x else None
+    d_a, d_b = A.new_empty(rank, columns), B.new_empty(features, rank)
+    sums = A.new_zeros(features) if needs_sums else None
+    sums_y = None if y is None else A.new_zeros(features)
+    known = scale if type(scale) is float else None
+    asked = needs_x, needs_sums, scales_db, c is None, y is None, bias is None
+    key = ("backward", cpu, x.dtype, tokens, rank, *layout, known, *asked)
+
+    def make() -> None:
+        Q = team.kept("Q", 4 * tokens * rank)[: 4 * tokens * rank].view(torch.float32).view(tokens, rank)
+        into = Sums(Q, d_b, sums, sums_y)
+        lined = sums_over_g(grad_y, P, B, scale, c, y, bias, into, scales_db, cpu)
+        if dx is not None:
+            four_bit_product.backward_into(dx, grad_y, describe(data, scales, layout), c, Q, A, None, cpu)
+        # beside dx, where there is one: it needs what that needs
+        over_x(x, lined, d_a, meets=dx is None)
+
+    others = (None if known else scale, c, y, bias, sums, sums_y, dx)
+    team.again(key, (grad_y, x, P, A, B, d_a, d_b, data, *scales, *others), make)
+    return Gradients(dx, d_a, d_b, sums, sums_y)
+
+
+def _as_number(scale: Scale) -> Scale:
+    """What is one value for all ranks as a number, and that as the kernels take it."""
+    return scale if isinstance(scale, Tensor) and scale.ndim else float(scale)

@@ -1,5 +1,5 @@
-"""Forward and backward of an adapted product, as LoRA and DoRA share them: in one piece where the CPU backend has it, else
-op by op. Nothing is recorded.
+"""Forward and backward of an adapted product, as LoRA and DoRA share them: in one piece where the CPU backend has it,
+else op by op. Nothing is recorded.
 
     P = drop(x) Aᵀ    Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias    B̂ = B ∘ scale
 """
@@ -7,7 +7,7 @@ op by op. Nothing is recorded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,14 +46,16 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """In the dtypes of what they are the gradients of, None where not asked for; of c's m and bias in that of sums."""
+    """In the dtypes of what they are the gradients of, None where not asked for; dm and dbias in that of sums, of which one
+    that isn't asked for is anything.
+    """
 
     dx: Tensor | None
     dA: Tensor
     dB: Tensor | None
     dscale: Tensor | None
-    dm: Tensor
-    dbias: Tensor
+    dm: Any
+    dbias: Any
 
 
 def backward(

@@ -26,7 +26,7 @@ _LONG = 64
 def write_row(
     source: int, out: int, group_bytes: int, rank: int, filled: int, factor: float, scale: int, step: int, lanes: int
 ) -> None:
-    """out = row ∘ scale · factor, with the r-th rank of group g at out + g · group_bytes; zeros up to `filled` ranks."""
+    """out = row ∘ scale · factor, ranks of group g from out + g · group_bytes on; zeros up to `filled` ranks."""
     whole = rank // lanes * lanes
     for j in range(0, whole, lanes):
         write_scaled(source + 4 * j, np.float32(1), out + j // lanes * group_bytes, 0, scale + step * j, step, lanes)

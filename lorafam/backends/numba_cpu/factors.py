@@ -223,8 +223,8 @@ def _lanes(rank: int, cpu: Processor) -> int:
 
 
 class Sums(NamedTuple):
-    """Where one pass over G leaves what it sums: Q [M, r], dB̂ [N, r] (dB with a scale), Σ G [N] and Σ G ∘ (Y − bias) [N]
-    unless None, which are 0 before.
+    """Where one pass over G leaves what it sums: Q [M, r], dB̂ [N, r] (dB with a scale), and unless None Σ G [N] and
+    Σ G ∘ (Y − bias) [N], which are 0 before.
     """
 
     Q: Tensor

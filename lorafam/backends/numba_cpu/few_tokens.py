@@ -167,7 +167,12 @@ def forward(x: torch.Tensor, members: Sequence[Member], cpu: Processor) -> None:
     for member in members:
         rank = 0 if member.P is None else member.P.shape[1]
         ranks = max(ranks, rank)
-        arguments += [*(gained(member.weight) if pairs else member.weight), address(member.B_hat), address(member.P), rank]
+        arguments += [
+            *(gained(member.weight) if pairs else member.weight),
+            address(member.B_hat),
+            address(member.P),
+            rank,
+        ]
         arguments += [address(member.c), address(member.bias), member.y.data_ptr()]
         parts += -(-member.weight.rows // _ROWS_A_PART)
     entry = _forward(cpu.lanes, rows, tokens, runs, narrow, pairs, int(weight.absmax_codes != 0))

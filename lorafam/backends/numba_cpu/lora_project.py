@@ -6,7 +6,6 @@ import torch
 
 from ...ops.library import accumulate_dtype, in_dtype
 from .dropout import dropped
-from .four_bit_product import single
 from .processor import processor
 from .project import project
 
@@ -20,5 +19,5 @@ def lora_project(x: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float) ->
         return torch.mm(x, in_dtype(A, torch.float64).T)
     narrow = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
     P = x.new_empty(x.shape[0], A.shape[0], dtype=torch.float32)
-    project(narrow.contiguous(), single(A), P, processor())
+    project(narrow.contiguous(), in_dtype(A, torch.float32).contiguous(), P, processor())
     return P

@@ -26,7 +26,6 @@ _TERMS, _PIECE = 128, 32
 @compiled
 def _project(lanes: int, height: int, registers: int, narrow: int, sources: int):
     width = registers * lanes
-    size = 2 if narrow else 4
 
     def kernel(data: int) -> None:
         x, tokens, columns = argument(data, 0), argument(data, 1), argument(data, 2)

@@ -87,11 +87,11 @@ def run(entry: int, arguments: Sequence[int], parts: int, scratch_bytes: int = 0
     if _local.kernels is not None:
         _local.kernels.append(kernel)
         return
-    _start((kernel,))
+    _start(kernel)
 
 
 class region:  # noqa: N801
-    """`with region():` kernels run at its end, in their order. What they use must live until then; `hold` sees to it."""
+    """`with region():` kernels run at its end, in their order. What they use must live until then: see `hold`."""
 
     def __enter__(self) -> None:
         if _local.kernels is not None:
@@ -102,14 +102,14 @@ class region:  # noqa: N801
         kernels, _local.kernels = _local.kernels, None
         try:
             if kind is None and kernels:
-                _start(kernels)
+                _Call(kernels).run()
         finally:
             _local.held.clear()
 
 
 def again(key: Hashable, tensors: Sequence[torch.Tensor | None], make: Callable[[], object]) -> None:
-    """Runs the kernels that `make` asks for in one region. They are kept by a key that says all they depend on but where
-    `tensors` lie, and run again with the addresses of another call's.
+    """Runs the kernels that `make` asks for in one region. They are kept by a key that says all they depend on but
+    where `tensors` lie, and run again with the addresses of another call's.
     """
     kept_for = torch.get_num_threads(), key
     known = _local.calls.get(kept_for)
@@ -159,7 +159,7 @@ def _chain(sources: int):
 
 
 class _Call:
-    """Kernels that follow one another, laid out for their threads; addresses within `tensors` are put in anew each time."""
+    """Kernels that follow one another, laid out for their threads; addresses within `tensors` are put in each time."""
 
     def __init__(
         self,
@@ -208,13 +208,7 @@ class _Call:
             base = tensors[index].data_ptr()  # type: ignore[union-attr]
             for place, offset in places:
                 memory[place] = base + offset
-        where = memory.buffer_info()[0]
-        if self.threads == 1:
-            _function(self.entry)(where)
-        elif self.runtime is not None:
-            self.runtime(self.entry, where, self.threads, 0)
-        else:
-            run_pool([functools.partial(_function(self.entry), where)] * self.threads)
+        _launch(self.entry, memory, self.threads, self.runtime)
 
 
 def _places(memory: Sequence[int], tensors: Sequence[torch.Tensor | None]) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -231,8 +225,22 @@ def _places(memory: Sequence[int], tensors: Sequence[torch.Tensor | None]) -> li
     return found
 
 
-def _start(kernels: Sequence[_Kernel]) -> None:
-    _Call(kernels).run()
+def _start(kernel: _Kernel) -> None:
+    """A kernel alone."""
+    entry, arguments, parts, scratch_bytes, _ = kernel
+    threads = min(torch.get_num_threads(), parts)
+    room = scratch("parts", threads * scratch_bytes) if scratch_bytes else 0
+    _launch(entry, array.array("q", (0, parts, 0, room, scratch_bytes, *arguments)), threads, usable_openmp())
+
+
+def _launch(entry: int, data: array.array[int], threads: int, runtime: Callable[..., object] | None) -> None:
+    where = data.buffer_info()[0]
+    if threads == 1:
+        _function(entry)(where)
+    elif runtime is not None:
+        runtime(entry, where, threads, 0)
+    else:
+        run_pool([functools.partial(_function(entry), where)] * threads)
 
 
 @functools.cache

@@ -30,11 +30,16 @@ TERMS = 128
 # of W in a part: rows of the forward, columns of the backward
 _SPAN = 64
 _WIDE_SPAN = 128
+# bytes between registers of columns: a power of two apart, all would go to one set of the nearest cache
+_PAD = 64
+# with AVX2 five rows a tile keep the multiplier busier than four; a part is whole tiles and whole registers
+_FIVE, _SPAN_OF_FIVES = 5, 40
 
 
 @njit
 def _add_rows_of_tiles(
     sums: int,
+    sums_bytes: int,
     piece: int,
     tokens: int,
     token_group_bytes: int,
@@ -47,12 +52,14 @@ def _add_rows_of_tiles(
     registers: int,
     pairs: int,
 ) -> None:
-    """Adds a piece's terms to every tile of the forward: `height` rows of the piece by a group of tokens."""
+    """Adds a piece's terms to every tile of the forward: `height` rows of the piece by a group of tokens, whose sums
+    take `sums_bytes`.
+    """
     tile_bytes = 4 * height * registers * lanes
     for g in range(token_groups):
         for r in range(tiles):
             add_tile(
-                sums + (g * tiles + r) * tile_bytes,
+                sums + g * sums_bytes + r * tile_bytes,
                 piece + r * height * row_bytes,
                 row_bytes,
                 4,
@@ -87,7 +94,7 @@ def _add_columns_of_tiles(
             column = t * height
             add_tile(
                 sums + (g * tiles + t) * tile_bytes,
-                piece + column // lanes * TERMS * line + column % lanes * 4,
+                piece + column // lanes * (TERMS * line + _PAD) + column % lanes * 4,
                 4,
                 line,
                 tokens + g * token_group_bytes,
@@ -121,13 +128,13 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
         span = own(data, 8)
         columns = weight.columns
         token_groups = (tokens + width - 1) // width
-        row_groups = span // height
         piece = my_scratch(data)
         sums = piece + span * row_bytes
         part = next_part(data)
         while part >= 0 and sources:
             first = part * span
             rows = min(span, weight.rows - first)
+            row_groups = (rows + height - 1) // height
             clear(sums, token_groups * span * width)
             for k in range(0, columns, unit):
                 terms = min(unit, columns - k)
@@ -144,6 +151,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                         decode_run(weight, position, end, to, odd_offset, group_bytes, groups_of_64, lanes, order)
                 _add_rows_of_tiles(
                     sums,
+                    4 * span * width,
                     piece,
                     x + 4 * width * (k // per_term),
                     4 * width * (columns // per_term),
@@ -164,6 +172,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                         store_float(piece + row * row_bytes + 4 * j, value)
                 _add_rows_of_tiles(
                     sums,
+                    4 * span * width,
                     piece,
                     p + 4 * width * k,
                     4 * width * rank,
@@ -219,7 +228,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
     per_term = 1 + pairs
     line = 4 * lanes
     # registers of columns lie one after the other, each with all its terms
-    register_bytes = TERMS * line
+    register_bytes = TERMS * line + _PAD
     group_bytes = 2 * register_bytes
     unit = TERMS * per_term
     groups_of_64 = 64 // group
@@ -363,10 +372,13 @@ def forward(
         if P is not None and B_hat is not None and P.shape[1]:
             rank, b_hat = P.shape[1], B_hat.data_ptr()
             p = pack(P[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
-        last = (address(c), address(bias), into.data_ptr(), part.shape[0], _SPAN)
-        scratch = 4 * _SPAN * (TERMS + -(-part.shape[0] // width) * width)
+        span = _SPAN
+        if (cpu.lanes, registers) == (8, 2):
+            height, span = _FIVE, _SPAN_OF_FIVES
+        last = (address(c), address(bias), into.data_ptr(), part.shape[0], span)
+        scratch = 4 * span * (TERMS + -(-part.shape[0] // width) * width)
         entry = _forward(cpu.lanes, height, registers, order, int(y.dtype == torch.bfloat16))
-        team.run(entry, (*weight, packed, b_hat, p, rank, *last), -(-weight.rows // _SPAN), scratch)
+        team.run(entry, (*weight, packed, b_hat, p, rank, *last), -(-weight.rows // span), scratch)
 
 
 def backward(
@@ -395,6 +407,6 @@ def backward(
             q = pack(Q[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
         begun = None if start is None else start[first : first + TOKENS]
         last = (address(begun), into.data_ptr(), part.shape[0], span)
-        scratch = 4 * span * (TERMS + 1 + -(-part.shape[0] // width) * width)
+        scratch = 4 * span * (TERMS + 1 + _PAD // cpu.lanes // 4 + -(-part.shape[0] // width) * width)
         entry = _backward(cpu.lanes, height, registers, order, int(dx.dtype == torch.bfloat16))
         team.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // span), scratch)

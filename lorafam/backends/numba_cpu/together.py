@@ -1,7 +1,8 @@
-"""A whole direction of an adapted 4-bit layer in one parallel region: what the ops do one after the other, the same bits.
+"""A whole direction of an adapted 4-bit layer in one parallel region: what the ops do one after the other, with the
+same bits.
 
-    forward     P = x Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
-    backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
+forward     P = x Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
+backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from typing import NamedTuple
 import torch
 
 from ...ops.by_storage import is_dense
-from ...ops.library import in_dtype
 from . import four_bit_product, team
 from .factor_lines import Scale, scaled
 from .factors import Sums, over_x, sums_over_g
 from .four_bit import describe
-from .four_bit_product import single
 from .processor import processor
 from .project import project
 
@@ -59,9 +58,9 @@ def forward(
     def make() -> None:
         project(x, A, P, cpu)
         B_hat = scaled(B, scale, cpu.lanes)
-        four_bit_product.forward_into(y, x, describe(data, scales, layout), P, B_hat, c, bias, cpu)
+        four_bit_product.forward_into(y, x, describe(data, list(scales), list(layout)), P, B_hat, c, bias, cpu)
 
-    team.again(key, (x, A, B, P, y, data, *scales, None if known else scale, c, bias), make)
+    team.again(key, (x, A, B, P, y, data, *scales, _by_rank(scale), c, bias), make)
     return y, P
 
 
@@ -112,13 +111,17 @@ def backward(
         into = Sums(Q, d_b, sums, sums_y)
         lined = sums_over_g(grad_y, P, B, scale, c, y, bias, into, scales_db, cpu)
         if dx is not None:
-            four_bit_product.backward_into(dx, grad_y, describe(data, scales, layout), c, Q, A, None, cpu)
+            four_bit_product.backward_into(dx, grad_y, describe(data, list(scales), list(layout)), c, Q, A, None, cpu)
         # beside dx, where there is one: it needs what that needs
         over_x(x, lined, d_a, meets=dx is None)
 
-    others = (None if known else scale, c, y, bias, sums, sums_y, dx)
+    others = (_by_rank(scale), c, y, bias, sums, sums_y, dx)
     team.again(key, (grad_y, x, P, A, B, d_a, d_b, data, *scales, *others), make)
     return Gradients(dx, d_a, d_b, sums, sums_y)
+
+
+def _by_rank(scale: Scale) -> Tensor | None:
+    return scale if isinstance(scale, Tensor) else None
 
 
 def _as_number(scale: Scale) -> Scale:

@@ -125,6 +125,29 @@ def write_scaled(
 
 
 @intrinsic(prefer_literal=True)
+def copy_registers(typingctx: Any, source: Any, out: Any, out_bytes: Any, count: Any, lanes: Any, narrow: Any) -> Any:
+    """`count` registers of fp32, or of bf16 where `narrow`, that lie one after the other, to out as fp32, `out_bytes`
+    apart.
+    """
+    width, halves = lanes.literal_value, bool(narrow.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = Vectors(builder, width)
+        source, target, step, number = args[:4]
+
+        def body(_: list[Any], index: Any) -> list[Any]:
+            at = builder.add(source, times(builder, index, (2 if halves else 4) * width))
+            value = vectors.widened(at, 0) if halves else vectors.load(at)
+            vectors.store(value, builder.add(target, builder.mul(index, step)))
+            return []
+
+        loop(builder, number, [], body)
+        return context.get_dummy_value()
+
+    return signature(types.void, source, out, out_bytes, count, lanes, narrow), codegen
+
+
+@intrinsic(prefer_literal=True)
 def pack_block(
     typingctx: Any, x: Any, row_bytes: Any, factors: Any, out: Any, out_bytes: Any, lanes: Any, order: Any, kind: Any
 ) -> Any:

@@ -72,6 +72,13 @@ def gained(weight: Weight) -> Weight:
     return weight._replace(levels=_GAINED_AT[weight.levels])
 
 
+def dense(weight: torch.Tensor) -> Weight:
+    """A dense weight [N, K], contiguous, in fp32 or bf16, as the kernels for many tokens take it: no levels, a size in
+    the block's place.
+    """
+    return Weight(weight.data_ptr(), 0, 0, 0, 0, 0, int(weight.dtype == torch.bfloat16), *weight.shape)
+
+
 @njit
 def weight_at(data: int, at: int) -> Weight:
     """The arguments of a kernel from `at` on."""

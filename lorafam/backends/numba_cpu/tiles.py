@@ -1,4 +1,4 @@
-"""Products of a 4-bit weight and many tokens: a piece of W is decoded into the cache and multiplied, then the next.
+"""Products of a weight, 4-bit or dense, and many tokens: a piece of W is decoded into the cache and multiplied, then the next.
 
     forward     Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias        a part is some rows of W, its pieces follow one another along K
     backward    dx = (G ∘ c) W + Q A + start         a part is some columns of W, its pieces follow one another along N
@@ -15,11 +15,11 @@ import torch
 from numba import njit
 
 from . import team
-from .arrange import write_rows
+from .arrange import copy_registers, write_rows
 from .compiled import compiled
-from .decoding import APART, IN_ORDER, PAIRS, apart
+from .decoding import APART, DENSE, IN_ORDER, PAIRS, WIDENED, apart
 from .four_bit import Weight, decode_in_order, decode_run, decode_run_of_two_rows, own, weight_of
-from .memory import clear, load_float, load_word, prefetch, store_float, store_value, store_word
+from .memory import clear, load_float, load_word, prefetch, store_float, store_value, store_word, value_at
 from .multiply import add_tile
 from .pack import pack
 from .processor import Processor
@@ -34,6 +34,19 @@ _WIDE_SPAN = 128
 _PAD = 64
 # with AVX2 five rows a tile keep the multiplier busier than four; a part is whole tiles and whole registers
 _FIVE, _SPAN_OF_FIVES = 5, 40
+
+
+@njit
+def copy_row(weight: int, start: int, count: int, out: int, lanes: int, narrow: int) -> None:
+    """Elements start … of a dense weight to fp32 at `out`."""
+    whole = count // lanes
+    source = weight + start * (2 if narrow else 4)
+    # the row's next piece, of which each line comes from far
+    for line in range(0, count, 32 if narrow else 16):
+        prefetch(source + (count + line) * (2 if narrow else 4))
+    copy_registers(source, out, 4 * lanes, whole, lanes, narrow)
+    for i in range(whole * lanes, count):
+        store_float(out + 4 * i, value_at(source, i, narrow))
 
 
 @njit
@@ -120,6 +133,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
     odd_offset = 4 * lanes
     lines = unit // 128
     groups_of_64 = 64 // group
+    dense, halves = order >= DENSE, 1 if order == WIDENED else 0
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
@@ -141,6 +155,9 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                 for row in range(rows):
                     position = (first + row) * columns + k
                     to = piece + row * row_bytes
+                    if dense:
+                        copy_row(weight.codes, position, terms, to, lanes, halves)
+                        continue
                     # the row's next piece, or the lines come one after the other, each from far
                     for line in range(lines):
                         prefetch(weight.codes + (position + unit >> 1) + 64 * line)
@@ -232,6 +249,10 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
     group_bytes = 2 * register_bytes
     unit = TERMS * per_term
     groups_of_64 = 64 // group
+    dense, halves = order >= DENSE, 1 if order == WIDENED else 0
+    weight_size = 2 if halves else 4
+    # evens and odds of a group
+    spread = 1 if order in (APART, PAIRS) else 0
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
@@ -250,7 +271,19 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
             clear(sums, token_groups * width * span)
             for n in range(0, weight.rows, unit):
                 terms = min(unit, weight.rows - n)
-                if order == IN_ORDER:
+                if dense:
+                    for row in range(terms):
+                        position = (n + row) * columns + first
+                        to = piece + row * line
+                        whole = here // lanes
+                        source = weight.codes + position * weight_size
+                        # the next piece's lines, of which each comes from far
+                        for line_ahead in range(0, here * weight_size, 64):
+                            prefetch(source + unit * columns * weight_size + line_ahead)
+                        copy_registers(source, to, register_bytes, whole, lanes, halves)
+                        for i in range(whole * lanes, here):
+                            store_float(to + whole * register_bytes + i % lanes * 4, value_at(source, i, halves))
+                elif order == IN_ORDER:
                     for row in range(terms):
                         position = (n + row) * columns + first
                         decode_in_order(weight, position, position + here, row_piece, lanes)
@@ -290,7 +323,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                 terms = min(TERMS, rank - r)
                 for row in range(terms):
                     for i in range(here):
-                        place = i if order == IN_ORDER else apart(i, lanes)
+                        place = apart(i, lanes) if spread else i
                         at = place // lanes * register_bytes + row * line + place % lanes * 4
                         store_float(piece + at, load_float(a + 4 * ((r + row) * columns + first + i)))
                 _add_columns_of_tiles(
@@ -311,7 +344,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                 base = sums + 4 * (token // width * span * width + token % width)
                 count = min(lanes, tokens - token)
                 done = 0
-                while order != IN_ORDER and count == lanes and done < here:
+                while count == lanes and (done < here if spread else done + lanes <= here):
                     at = token * columns + first + done
                     write_rows(
                         base + done * 4 * width,
@@ -320,13 +353,13 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                         columns * size,
                         start + 4 * at if start else 0,
                         lanes,
-                        1,
+                        spread,
                         narrow,
                     )
-                    done += group
+                    done += group if spread else lanes
                 for i in range(count):
                     for column in range(done, here):
-                        place = column if order == IN_ORDER else apart(column, lanes)
+                        place = apart(column, lanes) if spread else column
                         value = load_float(base + 4 * (place * width + i))
                         at = (token + i) * columns + first + column
                         if start:
@@ -347,9 +380,16 @@ def _shape(tokens: int, pairs: bool, cpu: Processor) -> tuple[int, int]:
 
 def _order(x: torch.Tensor, weight: Weight, terms: int, cpu: Processor) -> int:
     """How W is decoded: in its order where rows don't start with a group."""
+    if not weight.levels:
+        return WIDENED if weight.block_bits else DENSE
     if weight.columns % (2 * cpu.lanes):
         return IN_ORDER
     return PAIRS if x.dtype == torch.bfloat16 and cpu.bf16 and terms % 2 == 0 else APART
+
+
+def _packed(order: int) -> int:
+    """How the forward's tokens are packed for a weight of that order."""
+    return IN_ORDER if order >= DENSE else order
 
 
 def forward(
@@ -368,7 +408,7 @@ def forward(
         order = _order(x, weight, weight.columns, cpu)
         height, registers = _shape(part.shape[0], order == PAIRS, cpu)
         width = registers * cpu.lanes
-        packed, rank, b_hat, p = pack(part, width, order, cpu, meets=first > 0), 0, 0, 0
+        packed, rank, b_hat, p = pack(part, width, _packed(order), cpu, meets=first > 0), 0, 0, 0
         if P is not None and B_hat is not None and P.shape[1]:
             rank, b_hat = P.shape[1], B_hat.data_ptr()
             p = pack(P[first : first + TOKENS], width, IN_ORDER, cpu, name="P")

@@ -12,6 +12,8 @@ import torch
 
 # cuBLAS gives the same bits each time only with this, which is read when it starts
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# which dense product runs isn't left to a clock
+os.environ.setdefault("LORAFAM_DENSE", "platform")
 # Triton's interpreter needs a process of its own, and must be chosen before anything imports triton
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
 if INTERPRETING:

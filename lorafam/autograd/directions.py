@@ -46,8 +46,8 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """In the dtypes of what they are the gradients of, None where not asked for; dm and dbias in that of sums, of which one
-    that isn't asked for is anything.
+    """In the dtypes of what they are the gradients of, None where not asked for; dm and dbias in that of sums, and
+    anything where not asked for.
     """
 
     dx: Tensor | None

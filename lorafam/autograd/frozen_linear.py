@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 
@@ -25,12 +24,32 @@ class FrozenLinear(torch.autograd.Function):
         return call("lora_linear", x, data, scales, layout, None, None, None, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         data, *scales = ctx.saved_tensors
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            dx = call("lora_linear_grad", grad_y, data, scales, ctx.layout, None, None, None, None, 0.0)
+            again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            product = _FrozenLinearGrad.apply if again else _grad
+            dx = product(grad_y, data, ctx.layout, *scales)
         if ctx.needs_input_grad[1]:
             dbias = grad_y.sum(0, dtype=torch.promote_types(grad_y.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, dbias, None, None, *(None for _ in scales)
+
+
+def _grad(grad_y: Tensor, data: Tensor, layout: tuple[int, ...], *scales: Tensor) -> Tensor:
+    return call("lora_linear_grad", grad_y, data, scales, layout, None, None, None, None, 0.0)
+
+
+class _FrozenLinearGrad(torch.autograd.Function):
+    """dx = G W, whose own gradient is Y's product: derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_y: Tensor, data: Tensor, layout: tuple[int, ...], *scales: Tensor) -> Tensor:
+        ctx.layout = layout
+        ctx.save_for_backward(data, *scales)
+        return _grad(grad_y, data, layout, *scales)
+
+    @staticmethod
+    def backward(ctx: Any, grad_dx: Tensor) -> tuple[Tensor | None, ...]:
+        data, *scales = ctx.saved_tensors
+        return FrozenLinear.apply(grad_dx, None, data, ctx.layout, *scales), None, None, *(None for _ in scales)

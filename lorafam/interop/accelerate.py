@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..methods import AdapterLayer
-from .report import PEFT, AccelerateReport, Row
+from ..methods.frozen_linear import freeze_layer, frozen_layers
+from .report import FROZEN, PEFT, AccelerateReport, Row
 from .sharded import is_unit
 
 
@@ -22,7 +23,8 @@ def accelerate(module: nn.Module) -> AccelerateReport:
     they are; adapters added later through the PEFT model are accelerated too. What a layer does is decided in each of
     its forwards: what the fast paths can't do goes to PEFT's own code. Calling it again does no harm and reports anew.
 
-    The report has a row for each layer. Raises TypeError for anything but a module.
+    A large frozen nn.Linear without an adapter, the output head above all, multiplies on the CPU by lorafam's product
+    where that is faster here. The report has a row for each layer. Raises TypeError for anything but a module.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a model or a layer, got {type(module).__name__}")
@@ -52,7 +54,14 @@ def accelerate(module: nn.Module) -> AccelerateReport:
     swap_tuners(module)
     form_groups(module)
     layers = dict(found)
-    return AccelerateReport([_with_group(row, layers[row.name]) for row in rows])
+    frozen = [_frozen(name, layer) for name, layer in frozen_layers(module, (_layer_class(),))]
+    return AccelerateReport([_with_group(row, layers[row.name]) for row in rows] + frozen)
+
+
+def _frozen(name: str, layer: nn.Linear) -> Row:
+    """The row of a frozen layer without an adapter, which is accelerated."""
+    freeze_layer(layer)
+    return Row(name, FROZEN, "the faster of lorafam's product and the platform's, timed at the first call")
 
 
 def decelerate(module: nn.Module) -> None:
@@ -103,10 +112,13 @@ def _undo(modules: list[Any]) -> None:
 
 def _layers(module: nn.Module) -> list[tuple[str, Any]]:
     """PEFT's layers by name."""
-    library = sys.modules.get("peft.tuners.tuners_utils")
-    if library is None:
+    if "peft.tuners.tuners_utils" not in sys.modules:
         return []
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, library.BaseTunerLayer)]
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, _layer_class())]
+
+
+def _layer_class() -> type:
+    return sys.modules["peft.tuners.tuners_utils"].BaseTunerLayer
 
 
 def _why_nothing(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""What `accelerate` says: one row a PEFT layer, with the path it takes now and why."""
+"""What `accelerate` says: one row a PEFT layer and a frozen one, with the path it takes now and why."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import NamedTuple
 FUSED = "fused"
 LOW_RANK = "base + low rank"
 PEFT = "PEFT"
-PATHS = (FUSED, LOW_RANK, PEFT)
+FROZEN = "frozen"
+PATHS = (FUSED, LOW_RANK, PEFT, FROZEN)
 
 
 class Row(NamedTuple):
     """A layer's name in the module that was accelerated, its path, and the reason.
 
     "fused": one product of lorafam's with base weight and adapter. "base + low rank": the base layer's own forward,
-    then lorafam's low-rank update. "PEFT": PEFT's own code, as before.
+    then lorafam's low-rank update. "PEFT": PEFT's own code, as before. "frozen": a large frozen layer without an
+    adapter, on the CPU.
     """
 
     name: str

@@ -11,6 +11,7 @@ from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, LoraEmbedding, NF4Linear
 from ..methods.base_weight import dense_base_weight
 from ..methods.conv1d import is_conv1d
+from ..methods.frozen_linear import freeze_layer, frozen_layers, thaw_layers
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
 from .targets import find_targets, output_head, pattern_value
@@ -41,6 +42,8 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         replace_module(model, path, make(model.get_submodule(path), path, config))
     if config.quantize is not None and first:
         quantize_linear_layers(model, config)
+    for _, layer in frozen_layers(model, (AdapterLayer,)):
+        freeze_layer(layer)
     model.lorafam_config = config  # type: ignore[assignment]
     return model
 
@@ -75,6 +78,7 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def remove_adapters(model: nn.Module) -> None:
     """Puts every adapter layer's base back in its place."""
+    thaw_layers(model)
     for path, layer in adapter_layers(model).items():
         replace_module(model, path, layer.base_layer)
     if hasattr(model, "lorafam_config"):

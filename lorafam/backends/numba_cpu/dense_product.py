@@ -1,4 +1,5 @@
-"""Both products with a dense weight: few tokens by kernels that read W once, more of them by the platform's product.
+"""Both products with a dense weight: few tokens by kernels that read W once, more of them by our kernels or the
+platform's product, whichever this processor runs faster (`dense_choice`).
 
 Sums are formed in fp32 (fp64 for fp64 tokens); what isn't fp32 is rounded once, by the platform's product twice: it
 comes in the tokens' own dtype, as eager has it, and the low-rank part is added in fp32.
@@ -6,15 +7,21 @@ comes in the tokens' own dtype, as eager has it, and the low-rank part is added 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ...ops.library import accumulate_dtype, in_dtype
-from . import dense_few_tokens
+from . import dense_choice, dense_few_tokens, tiles
+from .four_bit import dense
 from .four_bit_product import Plan, single
 from .processor import processor
 from .product import add_product, product
 
 Tensor = torch.Tensor
+_TALL = 16
+# weights: smaller ones aren't worth timing
+_LEAST = 1 << 17
 
 
 def forward(
@@ -27,6 +34,34 @@ def forward(
             x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), y, processor()
         )
         return y
+    platform = functools.partial(_forward, x, weight, P, B_hat, c, bias)
+    if not _suits_tiles(weight, x.dtype, x.shape[0]):
+        return platform()
+    own = functools.partial(_own_forward, x, weight, P, B_hat, c, bias)
+    return dense_choice.faster("forward", weight, x.dtype, x.shape[0], own, platform)
+
+
+def _suits_tiles(weight: Tensor, dtype: torch.dtype, tokens: int) -> bool:
+    return (
+        dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype in (dtype, torch.bfloat16)
+        and weight.is_contiguous()
+        and tokens > 0
+        and weight.numel() >= _LEAST
+    )
+
+
+def _own_forward(
+    x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    tiles.forward(x.contiguous(), dense(weight), single(P), single(B_hat), single(c), single(bias), y, processor())
+    return y
+
+
+def _forward(
+    x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
+) -> Tensor:
     dtype = accumulate_dtype(x.dtype)
     # a bias that nothing scales goes first, as in nn.Linear: an adapter with B = 0 then changes no bit
     first = bias if c is None and bias is not None and bias.dtype == x.dtype == dtype else None
@@ -50,6 +85,27 @@ def backward(
             grad_y.contiguous(), weight, single(c), single(Q), single(A), single(start), dx, processor()
         )
         return dx
+    platform = functools.partial(_backward, grad_y, weight, c, Q, A, start)
+    # all of G is packed: of a vocabulary's, as much memory as G again
+    tall = weight.shape[0] > _TALL * weight.shape[1]
+    if tall or not _suits_tiles(weight, grad_y.dtype, grad_y.shape[0]):
+        return platform()
+    own = functools.partial(_own_backward, grad_y, weight, c, Q, A, start)
+    return dense_choice.faster("backward", weight, grad_y.dtype, grad_y.shape[0], own, platform)
+
+
+def _own_backward(
+    grad_y: Tensor, weight: Tensor, c: Tensor | None, Q: Tensor | None, A: Tensor | None, start: Tensor | None
+) -> Tensor:
+    dx = grad_y.new_empty(grad_y.shape[0], weight.shape[1])
+    grad_y = grad_y.contiguous()
+    tiles.backward(grad_y, dense(weight), single(c), single(Q), single(A), single(start), dx, processor())
+    return dx
+
+
+def _backward(
+    grad_y: Tensor, weight: Tensor, c: Tensor | None, Q: Tensor | None, A: Tensor | None, start: Tensor | None
+) -> Tensor:
     dtype = accumulate_dtype(grad_y.dtype)
     scaled = grad_y if c is None else in_dtype(grad_y * c, grad_y.dtype)
     dx = product(scaled, in_dtype(weight, grad_y.dtype))
@@ -61,9 +117,16 @@ def backward(
 
 
 def plan(weight: Tensor, tokens: int) -> Plan:
-    """The path of `forward` for that many tokens of the weight's dtype: "registers", or "dense"."""
-    if not dense_few_tokens.suits(weight, weight.dtype, tokens):
-        return Plan("dense", None)
+    """The path of `forward` for that many tokens of the weight's dtype: "registers", "tiles" or "dense"."""
     cpu = processor()
+    if not dense_few_tokens.suits(weight, weight.dtype, tokens):
+        if not _suits_tiles(weight, weight.dtype, tokens):
+            return Plan("dense", None)
+        choice = dense_choice.known("forward", weight, weight.dtype, tokens)
+        if choice is None:
+            return Plan("dense", "or our tiles, if they turn out faster at the first call")
+        if choice == dense_choice.PLATFORM:
+            return Plan("dense", "timed here: faster than our tiles")
+        return Plan("tiles", f"{cpu.name}, {cpu.lanes} lanes, fp32; timed here: faster than the platform's product")
     pairs = weight.dtype == torch.bfloat16 and cpu.bf16
     return Plan("registers", f"{cpu.name}, {cpu.lanes} lanes, {'pairs of bf16' if pairs else 'fp32'}")

@@ -173,11 +173,11 @@ class _Call:
         barrier = barrier_address() if runtime is not None else 0
         self.runtime = runtime
         alone = len(kernels) == 1
-        # without a barrier each kernel is a region of its own
-        self.apart = [] if alone or self.threads == 1 or barrier else [_Call([kernel], tensors) for kernel in kernels]
         # each a cache line's multiple
         rooms = [(kernel.scratch_bytes + 63) // 64 * 64 for kernel in kernels]
         room = scratch("parts", self.threads * sum(rooms))
+        # without a barrier each kernel is a region of its own, in the same room
+        self.apart = [] if alone or self.threads == 1 or barrier else [_Call([kernel], tensors) for kernel in kernels]
         links: list[int] = [] if alone else [len(kernels), barrier]
         data: list[int] = []
         first = 0 if alone else 2 + _LINK * len(kernels)

@@ -1,4 +1,5 @@
-"""Products of a weight, 4-bit or dense, and many tokens: a piece of W is decoded into the cache and multiplied, then the next.
+"""Products of a weight, 4-bit or dense, and many tokens: a piece of W is decoded (or copied) into the cache and
+multiplied, then the next.
 
     forward     Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias        a part is some rows of W, its pieces follow one another along K
     backward    dx = (G ∘ c) W + Q A + start         a part is some columns of W, its pieces follow one another along N

@@ -1,0 +1,127 @@
+"""Whether a dense weight is multiplied faster by our kernels or by the platform's library: timed on first use, by
+shape, tokens, dtypes and threads, and kept in a file, so that later runs take the same way and give the same bits.
+
+`LORAFAM_DENSE=own|platform` decides without timing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ..user_files import alone, user_file, write_whole
+from .processor import processor
+
+VARIABLE = "LORAFAM_DENSE"
+OWN, PLATFORM = "own", "platform"
+_ROUNDS = 5
+# what ours must save to be taken
+_GAIN = 0.95
+
+Result = TypeVar("Result")
+_lock = threading.RLock()
+_chosen: dict[str, str] = {}
+
+
+def known(direction: str, weight: torch.Tensor, dtype: torch.dtype, tokens: int) -> str | None:
+    """OWN or PLATFORM, or None where it hasn't been timed yet. Raises ValueError for an unknown LORAFAM_DENSE."""
+    asked = os.environ.get(VARIABLE, "")
+    if asked:
+        if asked not in (OWN, PLATFORM):
+            raise ValueError(f"{VARIABLE}: expected {OWN!r} or {PLATFORM!r}, got {asked!r}")
+        return asked
+    return _chosen.get(_key(direction, weight, dtype, tokens))
+
+
+def faster(
+    direction: str,
+    weight: torch.Tensor,
+    dtype: torch.dtype,
+    tokens: int,
+    own: Callable[[], Result],
+    platform: Callable[[], Result],
+) -> Result:
+    """The result of the faster of two calls that do the same."""
+    choice = known(direction, weight, dtype, tokens)
+    if choice is None:
+        choice = _choose(_key(direction, weight, dtype, tokens), own, platform)
+    return own() if choice == OWN else platform()
+
+
+def _key(direction: str, weight: torch.Tensor, dtype: torch.dtype, tokens: int) -> str:
+    # up to the next power of two
+    most = 1 << (tokens - 1).bit_length()
+    kinds = f"{str(weight.dtype)[6:]} {str(dtype)[6:]}"
+    return (
+        f"{direction} {weight.shape[0]}x{weight.shape[1]} {most} {kinds} {torch.get_num_threads()} {processor().name}"
+    )
+
+
+def _choose(key: str, own: Callable[[], object], platform: Callable[[], object]) -> str:
+    with _lock:
+        if key not in _chosen:
+            _chosen.update(_kept())
+        if key not in _chosen:
+            _chosen[key] = _timed(own, platform)
+            _keep(key, _chosen[key])
+        return _chosen[key]
+
+
+def _timed(own: Callable[[], object], platform: Callable[[], object]) -> str:
+    seconds: tuple[list[float], list[float]] = ([], [])
+    # the first round warms up, and compiles
+    for turn in range(_ROUNDS + 1):
+        for call, found in zip((own, platform), seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn:
+                found.append(time.perf_counter() - start)
+    ours, theirs = map(statistics.median, seconds)
+    return OWN if ours < _GAIN * theirs else PLATFORM
+
+
+@functools.cache
+def _file() -> Path:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+    return user_file("dense-products", model, ("lorafam", "torch", "numba"))
+
+
+def _kept() -> dict[str, str]:
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # none yet, or damaged: timed again
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: choice for key, choice in items if choice in (OWN, PLATFORM)}
+
+
+def _keep(key: str, choice: str) -> None:
+    try:
+        with alone(_file()):
+            write_whole(_file(), {**_kept(), key: choice})
+    except OSError as error:
+        warnings.warn(
+            f"which dense product is faster can't be kept and is timed in each process: {error}", stacklevel=2
+        )
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

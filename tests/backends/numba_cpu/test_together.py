@@ -1,0 +1,158 @@
+"""A whole direction in one parallel region: the bits of the ops one after the other, also when a call is started again
+with other tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from lorafam.autograd.scaled_factor import scaled
+from lorafam.backends import numba_cpu
+from lorafam.backends.numba_cpu import team, together
+from lorafam.backends.numba_cpu.processor import Processor
+from lorafam.ops.by_storage import Storage
+from lorafam.weights import quantize_nf4
+
+SCALES = [2.0, 1.0, torch.tensor(1.5, dtype=torch.float64), "by rank"]
+
+
+def _weight(N: int, K: int, seed: int = 0) -> Storage:
+    return quantize_nf4(torch.randn(N, K, generator=torch.Generator().manual_seed(seed))).storage()
+
+
+def _tensors(M: int, N: int, K: int, r: int, dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    return {
+        "x": torch.randn(M, K).to(dtype),
+        "A": torch.randn(r, K),
+        "B": torch.randn(N, r),
+        "c": torch.rand(N) + 0.5,
+        "bias": torch.randn(N),
+        "g": torch.randn(M, N).to(dtype),
+    }
+
+
+def _by_ops(weight: Storage, t: dict[str, Any], scale: Any, dora: bool) -> list[torch.Tensor]:
+    c, bias = (t["c"], t["bias"]) if dora else (None, None)
+    B_hat = scaled(t["B"], scale)
+    P = numba_cpu.lora_project(t["x"], t["A"], None, 0.0)
+    y = numba_cpu.lora_linear(t["x"], *weight, P, B_hat, c, bias)
+    ones = torch.ones(B_hat.shape[0]) if dora else None
+    Q, dA, dB_hat, dm, dbias = numba_cpu.lora_factors_grad(
+        t["g"], t["x"], P, B_hat, c, y if dora else None, bias, ones, None, 0.0, dora
+    )
+    dx = numba_cpu.lora_linear_grad(t["g"], *weight, c, Q, t["A"], None, 0.0)
+    return [y, P, dx, dA, dB_hat * scale, *([dbias, dm] if dora else [])]
+
+
+def _together(weight: Storage, t: dict[str, Any], scale: Any, dora: bool) -> list[torch.Tensor]:
+    c, bias = (t["c"], t["bias"]) if dora else (None, None)
+    y, P = together.forward(t["x"], t["A"], t["B"], scale, c, bias, *weight)
+    found = together.backward(
+        t["g"],
+        t["x"],
+        P,
+        t["A"],
+        t["B"],
+        scale,
+        c,
+        y if dora else None,
+        bias,
+        *weight,
+        needs_x=True,
+        needs_sums=dora,
+        scales_db=True,
+    )
+    return [y, P, *(value for value in found if value is not None)]
+
+
+def _same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+@pytest.mark.parametrize(("M", "r"), [(1, 8), (3, 5), (7, 16), (20, 16), (130, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_as_the_ops(M: int, r: int, scale: Any, dora: bool, dtype: torch.dtype, way: Processor) -> None:
+    weight = _weight(130, 192)
+    scale = torch.rand(r) if scale == "by rank" else scale
+    # the second one starts the first one's kernels again
+    for seed in range(2):
+        tensors = _tensors(M, 130, 192, r, dtype, seed)
+        assert _same(_together(weight, tensors, scale, dora), _by_ops(weight, tensors, scale, dora))
+
+
+def test_many_tokens(way: Processor) -> None:
+    weight, tensors = _weight(64, 128), _tensors(1100, 64, 128, 8, torch.float32, 0)
+    for _ in range(2):
+        assert _same(_together(weight, tensors, 2.0, True), _by_ops(weight, tensors, 2.0, True))
+
+
+def test_other_weights_numbers_of_threads_and_larger_buffers() -> None:
+    small = _weight(64, 128), _tensors(9, 64, 128, 8, torch.float32, 0)
+    other = _weight(64, 128, seed=5), _tensors(9, 64, 128, 8, torch.float32, 1)
+    large = _weight(256, 512), _tensors(600, 256, 512, 40, torch.float32, 2)
+    threads = torch.get_num_threads()
+    try:
+        for count in (2, 1, 3, 2):
+            torch.set_num_threads(count)
+            for weight, tensors in (small, other, large, small):
+                assert _same(_together(weight, tensors, 2.0, False), _by_ops(weight, tensors, 2.0, False)), count
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_tensors_that_share_memory_are_not_taken_for_one_another() -> None:
+    weight = _weight(128, 128)
+    memory = torch.randn(8, 128)
+    first = _tensors(8, 128, 128, 8, torch.float32, 0) | {"x": memory, "A": memory}
+    second = _tensors(8, 128, 128, 8, torch.float32, 1)
+    for tensors in (first, second, first):
+        assert _same(_together(weight, tensors, 2.0, False), _by_ops(weight, tensors, 2.0, False))
+
+
+def test_two_python_threads_at_once() -> None:
+    cases = [(_weight(64, 128, seed=i), _tensors(17, 64, 128, 8, torch.float32, i)) for i in range(2)]
+    expected = [_by_ops(weight, tensors, 2.0, False) for weight, tensors in cases]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            if not _same(_together(*cases[i], 2.0, False), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_kernels_without_openmp_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "usable_openmp", lambda: None)
+    monkeypatch.setattr(team, "_local", team._Local())
+    weight, tensors = _weight(64, 128), _tensors(20, 64, 128, 8, torch.float32, 0)
+    assert _same(_together(weight, tensors, 2.0, False), _by_ops(weight, tensors, 2.0, False))
+
+
+def test_a_region_that_fails_runs_nothing_and_is_closed() -> None:
+    def fail() -> None:
+        with team.region():
+            team.run(0, (), 1)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail()
+    weight, tensors = _weight(64, 128), _tensors(20, 64, 128, 8, torch.float32, 0)
+    assert _same(_together(weight, tensors, 2.0, False), _by_ops(weight, tensors, 2.0, False))
+
+
+def test_a_region_in_a_region_is_refused() -> None:
+    with team.region(), pytest.raises(RuntimeError, match="expected none to be open"):
+        team.region().__enter__()

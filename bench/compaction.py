@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 import lorafam
-
-from .run import processor
+from lorafam.backends.numba_cpu.processor import model_name
 
 
 class Side(NamedTuple):
@@ -120,7 +119,7 @@ def main(given: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     options = vars(parser.parse_args(given))
     before, after = measure(**options)
-    print(f"{processor()}, {torch.get_num_threads()} threads; " + ", ".join(f"{k} {v}" for k, v in options.items()))
+    print(f"{model_name()}, {torch.get_num_threads()} threads; " + ", ".join(f"{k} {v}" for k, v in options.items()))
     print(table(before, after))
 
 

@@ -14,10 +14,10 @@ import torch
 
 from lorafam import functional as F
 from lorafam import quantize_nf4
+from lorafam.backends.numba_cpu.processor import model_name
 
 from .cpu.interleaved import medians
 from .gpu_clock import NOTE, GpuClock
-from .run import processor
 
 RANK = 16
 
@@ -64,7 +64,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(given)
     clock = GpuClock() if options.device == "cuda" else None
-    name = torch.cuda.get_device_name() if clock else f"{processor()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if clock else f"{model_name()}, {torch.get_num_threads()} threads"
     print(f"{name}; rows {', '.join(map(str, options.rows))}, columns {options.columns}")
     if clock:
         print(NOTE)

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+
+from lorafam.backends.numba_cpu.processor import model_name
 
 from . import junit
 from .case import CASES
@@ -94,14 +95,7 @@ def machine(device: str) -> str:
     """What the figures are of."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{processor()}, {torch.get_num_threads()} threads"
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{model_name()}, {torch.get_num_threads()} threads"
 
 
 def main(given: list[str] | None = None) -> int:

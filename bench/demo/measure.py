@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .check import same_logits
 from .pace import measure
-from .plan import HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH
+from .plan import BY_KEY, HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH
 from .quiet import silence
 
 
@@ -24,11 +24,13 @@ def main(model: Path, text: Path, output: Path) -> None:
     chunks = load_chunks(str(text), load_tokenizer(str(model)), SEQUENCE_LENGTH, HELD_OUT_TOKENS)
     paces = {}
     for ours, theirs in PAIRS:
+        print(f"  {BY_KEY[ours].title} and {BY_KEY[theirs].title}: steps, then generating", flush=True)
         paces[ours] = measure(ours, theirs, model, chunks.train)
         gc.collect()
     logits = {}
     for run in RUNS:
         if run.library == "lorafam":
+            print(f"  {run.title}: its adapter read by PEFT, logits in fp32 and fp64", flush=True)
             try:
                 same_logits(run, model, output / run.key / "adapter", chunks.held_out)
             except AssertionError as error:

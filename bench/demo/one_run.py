@@ -1,6 +1,7 @@
-"""One run of the demo, in a process of its own: `python -m lorafam.bench.demo.one_run KEY MODEL TEXT OUTPUT`.
+"""One run of the demo, in a process of its own: `python -m lorafam.bench.demo.one_run KEY MODEL TEXT OUTPUT [BEFORE]`.
 
-Writes OUTPUT/summary.json: losses, seconds a step, memory, sizes.
+Writes OUTPUT/summary.json: losses, seconds a step, memory, sizes. BEFORE is the folder of a run over the same base,
+whose loss before training it takes over.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ def base_bits(model: Any) -> float | None:
     return 8 * sum(weight.nbytes for weight in weights) / sum(weight.shape.numel() for weight in weights)
 
 
-def main(key: str, model: Path, text: Path, output: Path) -> None:
+def main(key: str, model: Path, text: Path, output: Path, before: Path | None = None) -> None:
     silence()
     from rich.console import Console
 
     from lorafam.train import finetune
+    from lorafam.train.evaluate import HeldOut
     from lorafam.train.progress import ConsoleReporter
 
     from .pace import build
@@ -60,7 +62,11 @@ def main(key: str, model: Path, text: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     run = BY_KEY[key]
     built = build(run, model)
-    result = finetune(settings(run, model, text, output), model=built, reporter=ConsoleReporter(Console(stderr=True)))
+    known = None
+    if before is not None:
+        known = HeldOut(tuple(json.loads((before / "held_out.json").read_text(encoding="utf-8"))["before"]))
+    reporter = ConsoleReporter(Console(stderr=True))
+    result = finetune(settings(run, model, text, output), model=built, reporter=reporter, before=known)
     fall, fall_error = result.fall
     summary = {
         "title": run.title,

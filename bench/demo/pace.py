@@ -7,8 +7,10 @@ are reported.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +22,15 @@ from .plan import BY_KEY, GENERATED, PROMPT, SEED, TIMED, TURNS, WARMED_UP, Run
 
 
 class Pace(NamedTuple):
-    """Median seconds of both, and the median of the paired ratios (theirs over ours)."""
+    """Median seconds of both, the median of the paired ratios (theirs over ours), and the bounds between which that
+    median lies with 90 % confidence (of order statistics).
+    """
 
     ours: float
     theirs: float
     ratio: float
+    least: float
+    most: float
 
 
 class Paces(NamedTuple):
@@ -97,7 +103,20 @@ def _generation(models: list[nn.Module], prompt: torch.Tensor) -> Pace:
 
 def _pace(seconds: list[list[float]]) -> Pace:
     ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
-    return Pace(statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios))
+    return Pace(statistics.median(seconds[0]), statistics.median(seconds[1]), *median_within(ratios))
+
+
+def median_within(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the values between which the median of what they are drawn from lies with at least 90 %: fewer
+    than k of n values lie on one side of it with probability Σ C(n, i) / 2ⁿ over i < k. All of a few values.
+    """
+    ordered = sorted(values)
+    n, outside = len(ordered), 0
+    while 2 * outside < n - 1 and sum(math.comb(n, i) for i in range(outside + 1)) / 2**n <= 0.05:
+        outside += 1
+    # the outside-th from either end, counted from 1
+    last = max(outside, 1) - 1
+    return statistics.median(ordered), ordered[last], ordered[n - 1 - last]
 
 
 def _layers_of(run: Run) -> tuple[type, ...]:

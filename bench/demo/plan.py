@@ -12,7 +12,7 @@ ALPHA = 16
 SEED = 0
 WARMED_UP, TIMED = 2, 12
 # tokens, and how often they are generated
-PROMPT, GENERATED, TURNS = 16, 64, 3
+PROMPT, GENERATED, TURNS = 16, 24, 3
 
 
 class Run(NamedTuple):
@@ -37,6 +37,4 @@ RUNS = (
     Run("peft-qdora", "PEFT + bitsandbytes QDoRA", "peft", "dora", "nf4"),
 )
 BY_KEY = {run.key: run for run in RUNS}
-# how many times faster than PEFT the adapted layers and generating are to be
-LAYERS, GENERATION = {"qlora": 1.5, "qdora": 2.5}, 3
 PAIRS = (("qlora", "peft-qlora"), ("qdora", "peft-qdora"))

@@ -37,13 +37,19 @@ from .trainer import AdapterTrainer, Timetable, write_adapter
 
 
 def finetune(
-    config: FinetuneConfig, *, model: Any = None, tokenizer: Any = None, reporter: Reporter | None = None
+    config: FinetuneConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    reporter: Reporter | None = None,
+    before: HeldOut | None = None,
 ) -> FinetuneResult:
     """Trains as `config` says.
 
     `model` and `tokenizer` may be given instead of loaded. A model that has adapters already, lorafam's or PEFT's, is
     trained with those (PEFT's AdaLoRA, which needs PEFT's own schedule, is refused); a bare one is adapted. Training
-    then is the same in every respect.
+    then is the same in every respect. `before` is the held-out loss of the bare model where it is known already, from
+    another run over the same base and text.
 
     Raises InputError for anything wrong in the settings, the text, the model or the output folder, before training;
     DivergedError when the loss isn't finite; KeyboardInterrupt on Ctrl-C and SIGTERM. The output folder can be
@@ -66,7 +72,9 @@ def finetune(
         reporter.note(f"loading {Path(config.model).name}")
         tokenizer = tokenizer or load_tokenizer(config.model)
         chunks = load_chunks(config.text, tokenizer, config.sequence_length, config.held_out_tokens)
-        before = folder.read_before(chunks.text_sha256)
+        if before is not None and len(before.losses) != len(chunks.held_out):
+            raise InputError(f"before: expected {len(chunks.held_out)} chunks, got {len(before.losses)}")
+        before = folder.read_before(chunks.text_sha256) or before
         model = model if model is not None else load_base_model(config.model, config.dtype)
         check_length(model, chunks.train.shape[1])
         model = _prepare(model, config)
@@ -107,7 +115,9 @@ def _train(
     loaded = resident()
     # of AdaLoRA fewer are left at the end
     trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    if before is None:
+    if before is not None:
+        folder.write_held_out(chunks.text_sha256, before)
+    else:
         reporter.note(f"held-out loss of the bare model, {chunks.predicted_tokens} tokens")
         # adapters start as the identity, so this is also right where training goes on from a checkpoint
         before = evaluate(trainer.model, chunks.held_out)

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 
 from ..user_files import alone, user_file, write_whole
-from .processor import processor
+from .processor import model_name, processor
 
 VARIABLE = "LORAFAM_DENSE"
 OWN, PLATFORM = "own", "platform"
@@ -92,10 +92,7 @@ def _timed(own: Callable[[], object], platform: Callable[[], object]) -> str:
 
 @functools.cache
 def _file() -> Path:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
-    return user_file("dense-products", model, ("lorafam", "torch", "numba"))
+    return user_file("dense-products", model_name(), ("lorafam", "torch", "numba"))
 
 
 def _kept() -> dict[str, str]:

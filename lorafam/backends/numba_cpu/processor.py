@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+from pathlib import Path
 from typing import NamedTuple
 
 from ...compat.numba import features
@@ -29,6 +31,15 @@ class Processor(NamedTuple):
 
 _AVX512 = {"+avx512f", "+avx512vl", "+avx512bw", "+avx512dq"}
 _NAMES = ("avx512", "avx2", "portable")
+
+
+@functools.cache
+def model_name() -> str:
+    """The processor's own name, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def processor() -> Processor:

@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lorafam.backends.numba_cpu.processor import model_name
+
 from ..demo.__main__ import child
 from ..demo.material import prepare_model, prepare_text
-from ..run import processor
 from .plan import LEARNING_RATES, METHODS, SEEDS, STEPS
 from .report import draw_ranks, report
 
@@ -49,7 +50,7 @@ def main() -> None:
         others = [run(method.key, rate, seed, *task) for seed in SEEDS[1:]]
         results[method.key] = {"rate": rate, "tried": tried, "runs": [tried[rate], *others]}
     draw_ranks([one["ranks"] for one in results["adalora"]["runs"]], given.output / "ranks.png")
-    page = report(results, given.steps, processor())
+    page = report(results, given.steps, model_name())
     (given.output / "report.md").write_text(page, encoding="utf-8")
     print(f"\n{page}")
 

@@ -1,4 +1,4 @@
-"""Every op for CPU tensors: Numba decodes 4-bit weights in panels that stay in cache, torch's GEMM multiplies."""
+"""Every op for CPU tensors: 4-bit weights by kernels of our own, dense ones by ours or the platform's library."""
 
 # torch's products, and its means, are all there is to these
 from ..eager import adalora_penalty, adalora_penalty_grad, adalora_scores

@@ -1,7 +1,7 @@
 """The autograd Functions: what is saved for the backward, and which op is called."""
 
 from .dora_input_dropout import DoraInputDropout
-from .dora_linear import DoraLinear
+from .dora_linear import DoraLinear, dora_forward
 from .frozen_linear import FrozenLinear
 from .grouped_lora_linear import Factors, GroupedLoraLinear, grouped_forward
 from .lora_by_row import LoraByRow
@@ -22,6 +22,7 @@ __all__ = [
     "LowRank",
     "Orthogonality",
     "RowNorm",
+    "dora_forward",
     "grouped_forward",
     "lora_forward",
     "scaled",

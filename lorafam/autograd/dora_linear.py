@@ -11,6 +11,7 @@ Those rows are recomputed from T.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,25 @@ Tensor = torch.Tensor
 
 # below this |c| a bias makes dm from the saved output too inexact for the ratio rule (1.5 x eager)
 WEAK_SCALE = 0.75
+
+
+def dora_forward(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Scale,
+    magnitude: Tensor,
+    norm: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    data: Tensor,
+    layout: Sequence[int],
+    scales: Sequence[Tensor],
+) -> Tensor:
+    """Y, nothing recorded."""
+    P = call("lora_project", x, A, seed, dropout_p)
+    return call("lora_linear", x, data, scales, layout, P, scaled(B, scale), magnitude / norm, bias)
 
 
 class DoraLinear(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, lora_forward
+from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, dora_forward, lora_forward
 from ..backends.direct import call
 from ..ops.by_storage import weight_shape
 from ..ops.checks import check_factor, check_vector
@@ -105,6 +105,10 @@ def dora_linear(
     if norm is None:
         norm = norm_of(weight, storage, A, B, scaling, differentiable=norm_gradient)
     seed = mask_seed(flat, dropout_p, training, seed)
+    if (seed is None or dora_dropout == "adapter") and not recorded(flat, A, B, scaling, magnitude, norm, bias):
+        data, scales, layout = storage
+        y = dora_forward(flat, A, B, scaling, magnitude, norm, bias, seed, dropout_p, data, layout, scales)
+        return restored(y, x)
     function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
     y = function.apply(
         flat,

@@ -47,5 +47,6 @@ class Folded:
             put_weight(now, wanted.weight.to(device))
             if hasattr(now, "bias"):
                 bias = wanted.bias
-                now.bias = bias if bias is None else nn.Parameter(bias.detach().to(device), bias.requires_grad)
+                moved = bias if bias is None else nn.Parameter(bias.detach().to(device), bias.requires_grad)
+                now.bias = moved  # type: ignore[assignment]
         self.inside = inside

@@ -86,7 +86,7 @@ class DoraInputDropout(torch.autograd.Function):
             both = torch.cat([wide, wide * (c - 1)])
             stacked = torch.cat([torch.zeros_like(Q), Q])
             product = call("lora_linear_grad", both, data, scales, ctx.layout, None, stacked, A, None, 0.0)
-            plain, dropped = product.split(grad_y.shape[0])
+            plain, dropped = product.tensor_split(2)
             dropped = call("dropout", dropped, seed, ctx.dropout_p)
             dx = (plain + dropped).to(x.dtype)
         return (

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.by_storage import Storage, group_storages, joined
-from ..ops.library import in_dtype
+from ..ops.library import concatenated, in_dtype
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -32,7 +32,7 @@ class Factors(NamedTuple):
 def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
     """The Y_i and the P_i, nothing recorded."""
     As, Bs, scales, biases = factors
-    P = call("lora_project", x, torch.cat([*As]), None, 0.0)
+    P = call("lora_project", x, concatenated(As), None, 0.0)
     parts = list(P.split([A.shape[0] for A in As], 1))
     ups = [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
     ys = call("lora_linear_group", x, *joined(storages), parts, ups, list(biases))

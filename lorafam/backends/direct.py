@@ -34,11 +34,12 @@ def together(*args: Any) -> ModuleType | None:
 
 
 def _are_plain(args: Sequence[Any]) -> bool:
-    """Whether all are values or CPU tensors of torch's own kinds."""
+    """Whether all are values or CPU tensors of torch's own kinds whose bytes are their values."""
     for arg in args:
         kind = type(arg)
         if kind in _TENSORS:
-            if not arg.is_cpu:
+            # torch's dispatcher gives a lazily negated view its sign
+            if not arg.is_cpu or arg.is_neg():
                 return False
         elif kind in (list, tuple):
             if not _are_plain(arg):

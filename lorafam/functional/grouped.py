@@ -10,7 +10,7 @@ from torch.nn.functional import grouped_mm, pad
 from ..autograd import Factors, GroupedLoraLinear, LoraByRow, grouped_forward
 from ..ops.by_storage import joined, weight_shape
 from ..ops.checks import check_device, check_vector
-from ..ops.library import accumulate_dtype
+from ..ops.library import accumulate_dtype, concatenated
 from .arguments import Weight, check_factors, recorded, restored, storage_of, tokens_of
 from .linear import lora_linear
 
@@ -104,7 +104,7 @@ def _by_row(
     owner = torch.tensor([index for index, rank in enumerate(ranks) for _ in range(rank)], device=x.device)
     scale = torch.cat([_per_rank(s, rank, x.device) for s, rank in zip(scalings, ranks, strict=True)])
     mask = (chosen.unsqueeze(1) == owner) * scale
-    A, B = torch.cat([*As]), torch.cat([*Bs], 1)
+    A, B = concatenated(As), concatenated(Bs, 1)
     y = LoraByRow.apply(flat, A, B, mask, bias, storage.data, tuple(storage.layout), *storage.scales)
     return restored(y, x)
 

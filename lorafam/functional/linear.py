@@ -105,6 +105,11 @@ def dora_linear(
     if norm is None:
         norm = norm_of(weight, storage, A, B, scaling, differentiable=norm_gradient)
     seed = mask_seed(flat, dropout_p, training, seed)
+    if (seed is None or dora_dropout == "adapter") and not recorded(flat, A, B, scaling, magnitude, norm, bias):
+        data, scales, layout = storage
+        c = magnitude / norm
+        y, _ = adapted_forward(flat, A, B, scaling, c, bias, seed, dropout_p, data, layout, scales)
+        return restored(y, x)
     function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
     y = function.apply(
         flat,

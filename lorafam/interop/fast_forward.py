@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import functional as F
+from ..ops.library import concatenated
 from ..weights import NF4Weight
 from .norms import norm_of
 from .report import FUSED
@@ -122,7 +123,8 @@ def lora_parts(layer: Any, way: Way) -> Parts:
     for *_, own in parts:
         bias = added(bias, own)
     scales = [torch.as_tensor(scale, device=A.device).expand(A.shape[0]) for A, _, scale, _ in parts]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1), torch.cat(scales), bias
+    As, Bs = [part[0] for part in parts], [part[1] for part in parts]
+    return concatenated(As), concatenated(Bs, 1), torch.cat(scales), bias
 
 
 def scale_of(layer: Any, name: str, device: torch.device) -> Tensor | float:

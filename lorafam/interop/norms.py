@@ -1,39 +1,31 @@
 """‖W + s B A‖ per output feature of a PEFT layer with DoRA.
 
-Formed anew wherever A or B may be trained: no version counter tells that a fused optimiser or one of bitsandbytes wrote
-into them. Kept for frozen factors in evaluation, until one of them, the weight or the scaling is another. Nothing is
-kept of parameters that FSDP2 gathers: forming it anew is little beside that. Whoever asks for PEFT's `DoraCaching` gets
-it: the norm is PEFT's, kept by PEFT.
+Formed anew wherever gradients are on. Kept in evaluation without them, as long as A and B equal copies of what it was
+formed of (`methods.kept_norm`). Nothing is kept of parameters that FSDP2 gathers: forming it anew is little beside
+that. Whoever asks for PEFT's `DoraCaching` gets it: the norm is PEFT's, kept by PEFT.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from .. import functional as F
 from ..compat.peft import caches_dora_norms, dequantize_module_weight, forget_dora_norms, kept_dora_norm
+from ..methods.kept_norm import Kept, may_keep
 from ..weights import NF4Weight
 from .sharded import is_gathered
 
 Tensor = torch.Tensor
 
 
-class _Kept(NamedTuple):
-    """A result and what it was made from: the tensors, so that no other can get their memory, and their versions."""
-
-    tensors: tuple[Any, ...]
-    versions: tuple[Any, ...]
-    value: Tensor
-
-
 class Norms:
     """What one layer keeps."""
 
     def __init__(self) -> None:
-        self.norms: dict[str, _Kept] = {}
-        self.squared: _Kept | None = None
+        self.norms: dict[str, Kept] = {}
+        self.squared: Kept | None = None
 
     def __reduce__(self) -> Any:
         # a copy keeps nothing
@@ -57,20 +49,14 @@ def norm_of(
     if is_gathered(layer):
         kept.forget()
         return _fresh(_weight(layer, weight), A, B, scale)
-    keeps = not (
-        layer.training or torch.is_grad_enabled() or A.requires_grad or B.requires_grad or torch.compiler.is_compiling()
-    )
-    if not keeps:
-        kept.norms.pop(name, None)
+    if layer.training or torch.is_grad_enabled() or not may_keep(A.device):
         return _form(kept, _weight(layer, weight), A, B, scale)
-    source = layer.get_base_layer().weight if weight is None else weight
-    tensors, versions = (A, B, source), (layer.scaling[name], *map(_version, (A, B, source)))
+    source, scaling = (layer.get_base_layer().weight if weight is None else weight,), layer.scaling[name]
     known = kept.norms.get(name)
-    if known is not None and known.versions == versions and _same(known.tensors, tensors):
-        return known.value
-    value = _form(kept, _weight(layer, weight), A, B, scale)
-    kept.norms[name] = _Kept(_held(tensors), versions, value)
-    return value
+    if known is None or not known.holds(source, (A, B), scaling):
+        value = _form(kept, _weight(layer, weight), A, B, scale)
+        known = kept.norms[name] = Kept(value, source, (A, B), scaling)
+    return known.value
 
 
 @torch.no_grad()
@@ -105,26 +91,9 @@ def _form(kept: Norms, weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: 
     # a compiled graph can't ask for a version, and a weight that is decoded now is new each time
     if isinstance(weight, torch.nn.Parameter) and not torch.compiler.is_compiling():
         known = kept.squared
-        if known is None or known.versions != (_version(weight),) or not _same(known.tensors, (weight,)):
+        if known is None or not known.holds((weight,)):
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            squared = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype).square()
-            kept.squared = _Kept(_held((weight,)), (_version(weight),), squared)
-        else:
-            squared = known.value
+            norm = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype)
+            known = kept.squared = Kept(norm.square(), [weight])
+        squared = known.value
     return F.row_norm(weight, A, B, scale, weight_squared=squared)
-
-
-def _version(tensor: Tensor | NF4Weight) -> int:
-    return 0 if isinstance(tensor, NF4Weight) or tensor.is_inference() else tensor._version
-
-
-def _held(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    # an alias holds the memory; the parameter itself may get another
-    return tuple(tensor if isinstance(tensor, NF4Weight) else tensor.detach() for tensor in tensors)
-
-
-def _same(kept: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    return all(
-        a is b if isinstance(b, NF4Weight) or isinstance(a, NF4Weight) else a.data_ptr() == b.data_ptr()
-        for a, b in zip(kept, now, strict=True)
-    )

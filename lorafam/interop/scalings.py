@@ -21,7 +21,7 @@ class Scalings(dict[str, float]):
     def __setitem__(self, name: str, value: float) -> None:
         super().__setitem__(name, value)
         tensor = self._tensors.get(name)
-        if tensor is not None:
+        if tensor is not None and not isinstance(value, torch.Tensor):
             tensor.fill_(value)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -29,6 +29,10 @@ class Scalings(dict[str, float]):
             self[name] = value
 
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        own = self[name]
+        if isinstance(own, torch.Tensor):
+            # `prepare_model_for_compiled_hotswap` makes it one, which swapping fills
+            return own if own.device == device else own.to(device)
         tensor = self._tensors.get(name)
         if tensor is None or tensor.device != device:
             # one made in inference mode couldn't be written to later

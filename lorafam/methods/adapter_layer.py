@@ -15,7 +15,8 @@ from torch import nn
 from .. import config
 from .. import functional as F
 from .adapter import Adapter, check_settings
-from .base_weight import base_device, base_sizes, base_weight, dense_base_weight, is_bitsandbytes_4bit
+from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
+from .folded import Face, Folded
 from .initialisers import from_weight
 from .merge_report import THRESHOLD, MergeReport, check_threshold, measure, probe_rows, row_blocks
 from .stored_weight import decoded, in_format, merged_format, put_weight, rows_of, same_format, with_weight
@@ -50,11 +51,9 @@ class AdapterLayer(nn.Module, ABC):
             base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         self.base_layer = base.requires_grad_(False)
         self.adapters = nn.ModuleDict()
-        self.enabled = True
-        # a name, or None for the base, for each row of a batch (`model.adapters_by_row`)
-        self.row_adapters: tuple[str | None, ...] | None = None
-        # the base as it was: the module, its weight, and its bias where merging changes it
-        self._kept: tuple[nn.Module, Any, Tensor | None] | None = None
+        self._enabled, self._runs_base = True, False
+        self._row_adapters: tuple[str | None, ...] | None = None
+        self._folded: Folded | None = None
         self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.active_adapter = adapter
         self.train(base.training)
@@ -120,7 +119,7 @@ class AdapterLayer(nn.Module, ABC):
     @torch.no_grad()
     def _take_from_base(self, adapter: Adapter, init: str) -> None:
         """Gives A and B a part of the base's weight, which keeps the rest, stored as it is."""
-        weight = base_weight(self.base_layer).weight
+        weight = own_weight(self.base_layer)
         if weight is None:
             raise TypeError(f"init: the weight of a {type(self.base_layer).__name__} can't be replaced")
         dense = dense_base_weight(self.base_layer)
@@ -156,11 +155,40 @@ class AdapterLayer(nn.Module, ABC):
 
     @property
     def merged(self) -> bool:
-        return self._kept is not None
+        return self._folded is not None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapter counts; where not, the layer is its base, also a merged one."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = value
+        self._settle()
+
+    @property
+    def row_adapters(self) -> tuple[str | None, ...] | None:
+        """A name, or None for the base, for each row of a batch (`model.adapters_by_row`)."""
+        return self._row_adapters
+
+    @row_adapters.setter
+    def row_adapters(self, names: tuple[str | None, ...] | None) -> None:
+        self._row_adapters = names
+        self._settle()
+
+    def _settle(self) -> None:
+        """The one place that decides on modes: which base is in the layer, and whether it runs alone."""
+        whole = self._enabled and self._row_adapters is None
+        if self._folded is not None:
+            self._folded.put(self, inside=whole)
+        self._runs_base = not self._enabled or (whole and self._folded is not None)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._kept is not None or not self.enabled:
+        if self._runs_base:
             return self.base_layer(x, *args, **kwargs)
+        if self._row_adapters is not None:
+            return self.by_row(x, self._row_adapters, *args, **kwargs)
         if args or kwargs:
             return self.around_base(x, self.base_layer(x, *args, **kwargs))
         return self.adapted(x)
@@ -168,6 +196,10 @@ class AdapterLayer(nn.Module, ABC):
     def around_base(self, x: Tensor, y: Tensor) -> Tensor:
         """The adapted output from the base's own output y = base(x), for a base whose forward must run."""
         return y + self.update(x).to(y.dtype)
+
+    def by_row(self, x: Tensor, names: tuple[str | None, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """Each row of the batch with the adapter that it names."""
+        raise ValueError(f"row_adapters: expected LoRA, a {type(self).__name__} has one adapter for all rows")
 
     def update(self, x: Tensor) -> Tensor:
         """U = drop(x) Aᵀ B̂ᵀ in fp32."""
@@ -202,7 +234,7 @@ class AdapterLayer(nn.Module, ABC):
             raise RuntimeError("merge: the layer is merged already")
         check_threshold(threshold)
         base = self.base_layer
-        weight = base_weight(base).weight
+        weight = own_weight(base)
         if weight is None:
             raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
         form = merged_format(into, weight)
@@ -225,45 +257,47 @@ class AdapterLayer(nn.Module, ABC):
         stored = in_format(target, form) if changed or not in_place else weight
         del before, target
         if in_place:
-            kept_bias = None if bias is None or new_bias is bias else bias.detach().clone()
-            self._kept = base, (weight.clone() if isinstance(weight, Tensor) else weight), kept_bias
+            before_weight = weight.clone() if isinstance(weight, Tensor) else weight
+            before_face = Face(base, before_weight, getattr(base, "bias", None))
             put_weight(base, stored)
             if new_bias is not bias:
                 base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
         else:
-            self._kept = base, weight, None
+            before_face = Face(base, weight, None)
             self.base_layer = with_weight(base, stored, new_bias)
-        return measure(
+        report = measure(
             type(base).__name__,
             form.name,
-            before=rows_of(self._kept[1]),
+            before=rows_of(before_face.weight),
             exact=self.merged_weight,
             stored=rows_of(stored),
             probe=probe,
             threshold=threshold,
         )
+        self._folded = Folded(before_face)
+        self._settle()
+        return report
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Puts back the very base that `merge` kept. Raises RuntimeError when the layer isn't merged."""
-        if self._kept is None:
+        if self._folded is None:
             raise RuntimeError("unmerge: the layer isn't merged")
-        base, weight, bias = self._kept
-        if base is not self.base_layer:
-            self.base_layer = base.to(base_device(self.base_layer))
-        else:
-            put_weight(base, weight)
-            if bias is not None:
-                base.bias = nn.Parameter(bias, requires_grad=False)
-            elif self.merged_bias(None) is not None:
-                base.bias = None  # type: ignore[assignment]
-        self._kept = None
+        self._folded.put(self, inside=False)
+        self._folded = None
+        self._settle()
+
+    def unloaded(self) -> nn.Module:
+        """The base for a model without this layer: with the adapter folded in where it is merged, in any mode."""
+        if self._folded is not None:
+            self._folded.put(self, inside=True)
+        return self.base_layer
 
     def _unmerged_weight(self) -> Tensor:
-        if self._kept is None:
+        if self._folded is None:
             return dense_base_weight(self.base_layer)
-        return decoded(self._kept[1])
+        return decoded(self._folded.before.weight)
 
     def extra_repr(self) -> str:
-        state = ", merged" if self.merged else "" if self.enabled else ", disabled"
-        return f"active_adapter={self.active_adapter!r}{state}"
+        merged, disabled = ", merged" if self.merged else "", "" if self.enabled else ", disabled"
+        return f"active_adapter={self.active_adapter!r}{merged}{disabled}"

@@ -7,11 +7,12 @@ calls it and adds the low-rank part, and says so through `explain`.
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ..ops.by_storage import FLOAT_DTYPES
 from ..weights import NF4Weight
 from .conv1d import is_conv1d
 from .nf4_linear import NF4Linear
@@ -51,6 +52,8 @@ def base_weight(base: nn.Module) -> BaseWeight:
         return BaseWeight(base.weight, "4-bit weight")
     if is_bitsandbytes_4bit(base):
         return BaseWeight(NF4Weight.from_bitsandbytes(base), "bitsandbytes 4-bit weight, shared")
+    if getattr(base, "weight", None) is not None and base.weight.requires_grad:
+        return BaseWeight(None, "the base weight is trained: its own forward runs")
     if type(base) is nn.Linear:
         return BaseWeight(base.weight, "dense weight")
     if is_conv1d(base):
@@ -58,6 +61,22 @@ def base_weight(base: nn.Module) -> BaseWeight:
     if isinstance(base, nn.Embedding):
         return BaseWeight(base.weight.T, "a look-up and a small product: nothing to fuse")
     return BaseWeight(None, f"{type(base).__name__} is not a layer whose weight is known: its own forward runs")
+
+
+def own_weight(base: nn.Module) -> Tensor | NF4Weight | None:
+    """The weight [N, K] to read or replace, of a base with hooks or of a class derived from nn.Linear too; None where
+    it isn't known, or isn't there now (offloaded, sharded).
+    """
+    if isinstance(base, NF4Linear):
+        return base.weight
+    if is_bitsandbytes_4bit(base):
+        return NF4Weight.from_bitsandbytes(base)
+    weight: Any = getattr(base, "weight", None)
+    if type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in FLOAT_DTYPES or weight.is_meta:
+        return None
+    if is_conv1d(base) or isinstance(base, nn.Embedding):
+        return weight.T
+    return weight if isinstance(base, nn.Linear) and weight.ndim == 2 else None
 
 
 def base_sizes(base: nn.Module) -> tuple[int, int]:
@@ -84,7 +103,7 @@ def dense_base_weight(base: nn.Module) -> Tensor:
     """W [N, K] in fp32 (fp64 for an fp64 base), for merging and for norms: decoded, or, for a module of unknown class,
     read off by feeding it the identity.
     """
-    weight = base_weight(base).weight
+    weight = own_weight(base)
     if isinstance(weight, NF4Weight):
         return weight.dequantize(torch.float32)
     if weight is not None:

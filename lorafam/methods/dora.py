@@ -1,12 +1,11 @@
 """DoRA (arXiv 2402.09353): B̂ = s B, c = m / ‖W + s B A‖ per output feature, no gradient through the norm (section 4.3).
 
-The norm is formed anew whenever gradients are on, since nothing tells reliably that A and B haven't changed. In
-evaluation without gradients it is kept, and dropped by `train`, merging, loading and moving.
+The norm is formed anew whenever gradients are on. In evaluation without gradients it is kept, as long as A and B equal
+copies of what it was formed of (`kept_norm`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from ..ops.row_norm import NORM_FLOOR
 from ..weights import NF4Weight
 from .adapter import Adapter, initial_a, lora_scaling
 from .adapter_layer import AdapterLayer
-from .base_weight import base_device, base_weight, dense_base_weight
-from .merge_report import MergeReport
+from .base_weight import base_device, base_weight, dense_base_weight, own_weight
+from .kept_norm import Kept, may_keep
 from .registry import register
 
 Tensor = torch.Tensor
@@ -46,8 +45,8 @@ class DoraLinear(AdapterLayer):
     ) -> None:
         config.check_choice("dora_dropout", dora_dropout, config.DORA_DROPOUTS)
         self.norm_gradient = norm_gradient
-        self._norm: Tensor | None = None
-        self._weight_squared: tuple[int, Tensor] | None = None
+        self._norm: Kept | None = None
+        self._weight_squared: Kept | None = None
         super().__init__(base, r, alpha, dropout, rslora, init, bias, adapter)
         self.dora_dropout = dora_dropout
 
@@ -59,7 +58,9 @@ class DoraLinear(AdapterLayer):
         adapter.A = initial_a(r, self.in_features, init, device)
         adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
         # B = 0: the norm of the base's rows, so that c = 1
-        adapter.magnitude = nn.Parameter(self._row_norm(adapter.A, adapter.B, adapter.scaling).to(torch.float32))
+        adapter.magnitude = nn.Parameter(
+            self._row_norm(adapter.A, adapter.B, adapter.scaling, own_weight(self.base_layer)).to(torch.float32)
+        )
         return adapter
 
     @property
@@ -68,12 +69,21 @@ class DoraLinear(AdapterLayer):
 
     def norm(self) -> Tensor:
         """n [N] in fp32: ‖W + s B A‖ per output feature, of the unmerged base."""
-        keep = not (self.training or torch.is_grad_enabled())
-        if keep and self._norm is not None:
-            return self._norm
-        norm = self._row_norm(self.A, self.B, self.active.scale)
-        self._norm = norm if keep else None
-        return norm
+        folded = self._folded
+        inside = folded is not None and folded.inside
+        return self._norm_with(folded.before.weight if folded and inside else own_weight(self.base_layer))
+
+    def _norm_with(self, weight: Any) -> Tensor:
+        """Of a base's own weight, or None for what its forward tells."""
+        active = self.active
+        A, B = active.A, active.B
+        if self.training or torch.is_grad_enabled() or not may_keep(A.device):
+            return self._row_norm(A, B, active.scale, weight)
+        weights = [*self.base_layer.parameters(), *self.base_layer.buffers()] if weight is None else (weight,)
+        kept = self._norm
+        if kept is None or not kept.holds(weights, (A, B), active.scaling):
+            kept = self._norm = Kept(self._row_norm(A, B, active.scale, weight), weights, (A, B), active.scaling)
+        return kept.value
 
     def merged_weight(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
         adapted = super().merged_weight(weight, rows)
@@ -84,18 +94,19 @@ class DoraLinear(AdapterLayer):
         weight = base_weight(self.base_layer).weight
         if weight is None:
             return self.around_base(x, self.base_layer(x))
+        active = self.active
         return F.dora_linear(
             x,
             weight,
-            self.A,
-            self.B,
-            self.magnitude,
-            self.active.scale,
+            active.A,
+            active.B,
+            active.magnitude,  # type: ignore[arg-type]
+            active.scale,
             self.base_bias(),
-            dropout_p=self.active.dropout,
+            dropout_p=active.dropout,
             dora_dropout=self.dora_dropout,
             training=self.training,
-            norm=self.norm(),
+            norm=self._norm_with(weight),
         )
 
     def around_base(self, x: Tensor, y: Tensor) -> Tensor:
@@ -109,8 +120,7 @@ class DoraLinear(AdapterLayer):
         scaled = product * (self.magnitude / self.norm()).to(y.dtype)
         return scaled if bias is None else scaled + bias
 
-    def _row_norm(self, A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
-        weight = base_weight(self.base_layer).weight
+    def _row_norm(self, A: Tensor, B: Tensor, scaling: float | Tensor, weight: Any) -> Tensor:
         if weight is None:
             weight = dense_base_weight(self.base_layer)
         # a compiled graph can't ask for the weight's version: there the op forms ‖w_j‖² itself
@@ -122,34 +132,9 @@ class DoraLinear(AdapterLayer):
 
     def _dense_squared(self, weight: Tensor) -> Tensor:
         """‖w_j‖² of a dense base, kept until the weight changes."""
-        if self._weight_squared is None or self._weight_squared[0] != weight._version:
+        kept = self._weight_squared
+        if kept is None or not kept.holds((weight,)):
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            self._weight_squared = weight._version, torch.linalg.vector_norm(weight, dim=1, dtype=dtype).square()
-        return self._weight_squared[1]
-
-    def _forget(self) -> None:
-        self._norm = self._weight_squared = None
-
-    def train(self, mode: bool = True) -> DoraLinear:
-        self._norm = None
-        return super().train(mode)
-
-    def set_adapter(self, name: str) -> None:
-        self._norm = None
-        super().set_adapter(name)
-
-    def merge(self, safe: bool = True, **options: Any) -> MergeReport:
-        self._forget()
-        return super().merge(safe, **options)
-
-    def unmerge(self) -> None:
-        self._forget()
-        super().unmerge()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._forget()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoraLinear:
-        self._forget()
-        return super()._apply(fn, recurse)
+            squared = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype).square()
+            kept = self._weight_squared = Kept(squared, [weight])
+        return kept.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .adapter import Adapter, initial_a, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight
 from .registry import register
+from .rows import add_by_row, rows_of_batch
 
 Tensor = torch.Tensor
 
@@ -40,26 +42,29 @@ class LoraLinear(AdapterLayer):
         weight = base_weight(self.base_layer).weight
         if weight is None:
             return self.around_base(x, self.base_layer(x))
-        if self.row_adapters is not None:
-            return self._by_row(x, weight, self.row_adapters)
         active, bias = self.active, self.merged_bias(self.base_bias())
         return F.lora_linear(
             x, weight, active.A, active.B, active.scale, bias, dropout_p=active.dropout, training=self.training
         )
 
-    def _by_row(self, x: Tensor, weight: Any, names: tuple[str | None, ...]) -> Tensor:
-        """Each row of the batch with the adapter it names, in one product."""
-        if x.ndim < 2 or x.shape[0] != len(names):
-            raise ValueError(f"x: expected a batch of {len(names)} rows, one for each name, got {list(x.shape)}")
-        used = list(dict.fromkeys(name for name in names if name is not None))
-        if not used:
-            return self.base_layer(x)
-        adapters: list[Any] = [self.adapters[name] for name in used]
-        rows = torch.tensor([-1 if name is None else used.index(name) for name in names], device=x.device)
-        As, Bs, scales = zip(*((adapter.A, adapter.B, adapter.scale) for adapter in adapters), strict=True)
-        return F.grouped_lora_linear(x, weight, As, Bs, scales, self.base_bias(), rows=rows)  # type: ignore[return-value]
+    def update(self, x: Tensor) -> Tensor:
+        return self._update(x, self.active)
 
-    def around_base(self, x: Tensor, y: Tensor) -> Tensor:
-        y = super().around_base(x, y)
-        own = self.merged_bias(None)
-        return y if own is None else y + own.to(y.dtype)
+    def _update(self, x: Tensor, adapter: Any) -> Tensor:
+        update = F.low_rank(x, adapter.A, adapter.B, adapter.scale, dropout_p=adapter.dropout, training=self.training)
+        own = getattr(adapter, "bias", None)
+        return update if own is None else update + own * adapter.scale
+
+    def by_row(self, x: Tensor, names: tuple[str | None, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """One product for all where no adapter drops or has a bias; else the base's, and an update for each adapter."""
+        rows = rows_of_batch(x, names, 2)
+        used = list(dict.fromkeys(name for name in rows if name is not None))
+        adapters: list[Any] = [self.adapters[name] for name in used]
+        weight = None if args or kwargs or not used else base_weight(self.base_layer).weight
+        own = any(getattr(one, "bias", None) is not None or (one.dropout and self.training) for one in adapters)
+        if weight is None or own:
+            y = self.base_layer(x, *args, **kwargs)
+            return add_by_row(y, x, rows, {name: partial(self._update, adapter=self.adapters[name]) for name in used})
+        places = torch.tensor([-1 if name is None else used.index(name) for name in rows], device=x.device)
+        As, Bs, scales = zip(*((adapter.A, adapter.B, adapter.scale) for adapter in adapters), strict=True)
+        return F.grouped_lora_linear(x, weight, As, Bs, scales, self.base_bias(), rows=places)  # type: ignore[return-value]

@@ -5,6 +5,7 @@ In the family's terms W = Eᵀ [D, V] and x is one-hot: A [r, V], B [D, r]. A lo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .adapter import Adapter, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device
 from .merge_report import MergeReport
+from .rows import add_by_row, rows_of_batch
 
 Tensor = torch.Tensor
 
@@ -47,9 +49,18 @@ class LoraEmbedding(AdapterLayer):
         return self.around_base(x, self.base_layer(x))
 
     def update(self, x: Tensor) -> Tensor:
+        return self._update(x, self.active)
+
+    def by_row(self, x: Tensor, names: tuple[str | None, ...], *args: Any, **kwargs: Any) -> Tensor:
+        rows = rows_of_batch(x, names, 1)
+        used = dict.fromkeys(name for name in rows if name is not None)
+        y = self.base_layer(x, *args, **kwargs)
+        return add_by_row(y, x, rows, {name: partial(self._update, adapter=self.adapters[name]) for name in used})
+
+    def _update(self, x: Tensor, adapter: Any) -> Tensor:
         base: Any = self.base_layer
-        looked_up = nnf.embedding(x, self.A.T, base.padding_idx, None, base.norm_type, base.scale_grad_by_freq)
-        update = looked_up @ self.b_hat().to(looked_up.dtype).T
+        looked_up = nnf.embedding(x, adapter.A.T, base.padding_idx, None, base.norm_type, base.scale_grad_by_freq)
+        update = looked_up @ (adapter.B * adapter.scale).to(looked_up.dtype).T
         # some models multiply what they look up
         scale = getattr(base, "embed_scale", None)
         return update if scale is None else update * scale

@@ -82,8 +82,15 @@ class NF4Linear(nn.Module):
             # all weights on a device share this table: loading must not write into it
             self.register_buffer("nested_levels", self.get_buffer("nested_levels").clone())
         super()._load_from_state_dict(*args, **kwargs)
-        # the buffers were copied into in place: what the weight keeps about itself is stale
-        self.weight = self._weight.with_tensors({name: getattr(self, name) for name in self._weight.tensors()})
+        # the buffers were copied into in place: what the weight keeps about itself is stale; assigned ones may be views
+        tensors = {name: getattr(self, name).resolve_neg().contiguous() for name in self._weight.tensors()}
+        self.weight = self._weight.with_tensors(tensors)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._weight.double_quant:
+            # a tensor that layers share is refused by safetensors, and so by save_pretrained and Trainer
+            destination[f"{prefix}nested_levels"] = self.get_buffer("nested_levels").clone()
 
     def extra_repr(self) -> str:
         weight = self._weight

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig, check_choice
-from ..methods import AdapterLayer, LoraLinear
+from ..methods import AdapterLayer, LoraEmbedding, LoraLinear
 from ..methods.adapter import Adapter
 from .adapt import expected_layers
 from .targets import pattern_value
@@ -68,12 +68,12 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, every layer is its base."""
+    """Inside, every layer is its base, also a merged one: merged again afterwards."""
     layers = list(expected_layers(model).values())
     before = [layer.enabled for layer in layers]
-    for layer in layers:
-        layer.enabled = False
     try:
+        for layer in layers:
+            layer.enabled = False
         yield model
     finally:
         for layer, enabled in zip(layers, before, strict=True):
@@ -82,24 +82,24 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
-    """Inside, row i of every batch goes through the adapter `names[i]`, or through the base alone (None), all rows in
-    one product. LoRA and rsLoRA, without dropout and biases of the adapters' own.
+    """Inside, row i of every batch goes through the adapter `names[i]`, or through the base alone (None); merged layers
+    too. LoRA and rsLoRA, of embeddings too; all rows in one product, where no adapter drops or has a bias. A batch
+    with each row repeated (beams, several sequences a prompt) repeats the names.
 
-    Raises KeyError for an unknown name, ValueError for another method, an adapter that drops in training or has a bias.
+    Raises KeyError for an unknown name, ValueError for another method, no name at all, or later another number of rows.
     """
+    if not names:
+        raise ValueError("names: expected one for each row, got none")
     layers = expected_layers(model)
     for path, layer in layers.items():
-        if not isinstance(layer, LoraLinear):
+        if not isinstance(layer, (LoraLinear, LoraEmbedding)):
             raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
         for name in {name for name in names if name is not None}:
             check_name(path, layer, name)
-            adapter: Adapter = layer.adapters[name]  # type: ignore[assignment]
-            if (adapter.dropout and layer.training) or getattr(adapter, "bias", None) is not None:
-                raise ValueError(f"names: {name!r} of {path!r} has dropout in training, or a bias of its own")
     before = {layer: layer.row_adapters for layer in layers.values()}
-    for layer in layers.values():
-        layer.row_adapters = tuple(names)
     try:
+        for layer in layers.values():
+            layer.row_adapters = tuple(names)
         yield model
     finally:
         for layer, rows in before.items():

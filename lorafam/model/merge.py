@@ -64,7 +64,7 @@ def merge_and_unload(
         raise
     for path, layer in layers.items():
         if path not in kept:
-            replace_module(model, path, layer.base_layer)
+            replace_module(model, path, layer.unloaded())
     if into in DENSE:
         _convert_rest(model, DENSE[into])
     if not kept and hasattr(model, "lorafam_config"):

@@ -113,11 +113,15 @@ def check_storage(data: torch.Tensor, scales: Sequence[torch.Tensor], layout: Se
             f"codes: expected {packed} bytes (uint8) for [{shape.out_features}, {shape.in_features}], "
             f"got {data.numel()} of {data.dtype}"
         )
+    if not data.is_contiguous():
+        raise ValueError(f"codes: expected contiguous bytes, got strides {list(data.stride())}")
     if len(scales) != len(expected):
         raise ValueError(f"scales: expected {[name for name, _, _ in expected]}, got {len(scales)} tensors")
     for tensor, (name, dtype, size) in zip(scales, expected, strict=True):
         if tensor.dtype != dtype or tensor.numel() != size:
             raise ValueError(f"{name}: expected {size} values of {dtype}, got {tensor.numel()} of {tensor.dtype}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous values, got strides {list(tensor.stride())}")
         if tensor.device != data.device:
             raise ValueError(f"{name}: expected device {data.device} (that of the codes), got {tensor.device}")
 

@@ -6,7 +6,7 @@ so that dense and 4-bit weights share every schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,15 @@ def define(name: str, schema: str, *, check: Callable[..., None], fake: Callable
 def in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`tensor.to(dtype)`, which takes a microsecond also where there is nothing to do."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def concatenated(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """`torch.cat`; under autocast that refuses tensors of a 16-bit dtype other than autocast's."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return torch.cat([*tensors], dim)
+    with torch.autocast(kind, enabled=False):
+        return torch.cat([*tensors], dim)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -35,7 +35,7 @@ class NF4Weight:
     scales: tuple[Tensor, ...]
     layout: Layout
     dtype: torch.dtype
-    _squared_row_norm: Tensor | None = field(default=None, init=False)
+    _squared_row_norm: tuple[tuple[int, ...], Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_storage(self.codes, self.scales, self.layout)
@@ -93,12 +93,19 @@ class NF4Weight:
         return Storage(self.codes, list(self.scales), list(self.layout))
 
     def squared_row_norm(self) -> Tensor:
-        """‖w_j‖² per output feature, fp32 [N]; computed once and kept with the weight."""
-        if self._squared_row_norm is None:
+        """‖w_j‖² per output feature, fp32 [N]; computed once and kept with the weight, until codes are written to."""
+        kept = self._squared_row_norm
+        versions = () if torch.compiler.is_compiling() else self.versions()
+        if kept is None or (versions and kept[0] != versions):
             with torch.no_grad():
                 squared = torch.ops.lorafam.squared_row_norm(*self.storage())
-            object.__setattr__(self, "_squared_row_norm", squared)
-        return self._squared_row_norm  # type: ignore[return-value]
+            kept = versions, squared
+            object.__setattr__(self, "_squared_row_norm", kept)
+        return kept[1]
+
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor was written to, where torch counts that."""
+        return tuple(0 if one.is_inference() else one._version for one in (self.codes, *self.scales))
 
     def tensors(self) -> dict[str, Tensor]:
         """By name: `codes`, then `absmax`, or `absmax_codes`, `nested_absmax`, `nested_levels` and `offset`."""

@@ -1,0 +1,104 @@
+"""Accelerated PEFT in states of its own: swapped scalings, mixed dtypes, layers without tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+from torch import nn
+
+import lorafam
+
+PEFT_WAYS = pytest.mark.parametrize("fast", [False, True], ids=["PEFT", "accelerated"])
+
+
+class Attention(nn.Module):
+    """Three projections of one x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.q_proj(x) + self.k_proj(x) * self.v_proj(x)
+
+
+def model(fast: bool, alpha: float = 8, accelerate_first: bool = True, **settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4, lora_alpha=alpha, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False, **settings
+    )
+    made = get_peft_model(Attention(), config)
+    if fast and accelerate_first:
+        lorafam.accelerate(made)
+    return made
+
+
+@pytest.mark.parametrize("accelerate_first", [True, False])
+@pytest.mark.parametrize("alpha", [64.0, 3.0])
+@torch.no_grad()
+def test_a_prepared_hot_swap_takes_the_new_scaling(tmp_path: Path, accelerate_first: bool, alpha: float) -> None:
+    torch.manual_seed(5)
+    model(False, alpha).save_pretrained(tmp_path)
+    x, outputs = torch.randn(3, 32), []
+    for fast in (False, True):
+        one = model(fast, accelerate_first=accelerate_first).eval()
+        prepare_model_for_compiled_hotswap(one)
+        if fast:
+            lorafam.accelerate(one)
+        first = one(x)
+        hotswap_adapter(one, str(tmp_path), "default", torch_device="cpu")
+        outputs.append(one(x))
+        assert not torch.allclose(outputs[-1], first, atol=1e-2)
+        for layer in (one.base_model.model.q_proj, one.base_model.model.v_proj):
+            layer.scale_layer(0.5)
+        outputs.append(one(x))
+        lorafam.decelerate(one)
+        torch.testing.assert_close(one(x), outputs[-1])
+    torch.testing.assert_close(outputs[2:], outputs[:2])
+
+
+@PEFT_WAYS
+@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("active", [["default"], ["default", "b"]])
+def test_a_16_bit_adapter_under_autocast(
+    fast: bool, adapter: torch.dtype, autocast: torch.dtype, active: list[str]
+) -> None:
+    one = model(fast)
+    one.add_adapter("b", one.peft_config["default"])
+    one.base_model.set_adapter(active)
+    for name, parameter in one.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(adapter)
+    x = torch.randn(5, 32)
+    with torch.autocast("cpu", autocast):
+        y = one(x)
+        y.float().square().sum().backward()
+    reference = model(False)
+    reference.add_adapter("b", reference.peft_config["default"])
+    reference.base_model.set_adapter(active)
+    reference.load_state_dict(one.state_dict())
+    wanted = reference(x)
+    assert (y.float() - wanted).norm() / wanted.norm() < 0.02
+    for name, parameter in one.named_parameters():
+        if parameter.requires_grad and any(f".{adapter_name}." in name for adapter_name in active):
+            assert parameter.grad is not None, name
+
+
+@PEFT_WAYS
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(0, 32), (2, 0, 32)])
+def test_a_layer_without_tokens(fast: bool, method: str, dropout: float, shape: tuple[int, ...]) -> None:
+    one = model(fast, use_dora=method == "dora", lora_dropout=dropout).train()
+    y = one(torch.empty(shape, requires_grad=True))
+    assert y.shape == shape
+    y.sum().backward()
+    for name, parameter in one.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name

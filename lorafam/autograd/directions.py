@@ -34,13 +34,13 @@ def forward(
     scales: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Y [M, N] in x's dtype and P [M, r]."""
-    whole = together(x, A, B, scale, c, bias, data, scales) if seed is None else None
+    whole = together(x, A, B, scale, c, bias, seed, data, scales)
     if whole is not None and whole.suits(x, layout, A, B, scale, c, bias):
         check_storage(data, scales, layout)
         check_tokens("x", x, layout[1], data.device)
         check_vector("magnitude", c, layout[0], data.device)
         check_vector("bias", bias, layout[0], data.device)
-        return whole.forward(x, A, B, scale, c, bias, data, scales, layout)
+        return whole.forward(x, A, B, scale, c, bias, data, scales, layout, seed, dropout_p)
     P = call("lora_project", x, A, seed, dropout_p)
     return call("lora_linear", x, data, scales, layout, P, scaled(B, scale), c, bias), P
 
@@ -81,11 +81,11 @@ def backward(
     needs_bias: bool,
 ) -> Gradients:
     """The gradients for grad_y [M, N]; dm = Σ G ∘ (Y − bias) / m where y and m are given, dbias = Σ G."""
-    whole = together(grad_y, x, P, A, B, scale, c, y, bias, data, scales) if seed is None else None
+    whole = together(grad_y, x, P, A, B, scale, c, y, bias, seed, data, scales)
     if whole is not None and grad_y.dtype == x.dtype and whole.suits(x, layout, A, B, scale, c, bias, P):
         check_storage(data, scales, layout)
         check_tokens("grad_y", grad_y, layout[0], data.device)
-        dx, dA, dB, sums, sums_y = whole.backward(
+        Q, dx, dA, dB, sums, sums_y = whole.backward(
             grad_y,
             x,
             P,
@@ -98,11 +98,15 @@ def backward(
             data,
             scales,
             layout,
+            seed=seed,
+            dropout_p=dropout_p,
             needs_x=needs_x,
             needs_sums=needs_bias,
             scales_db=not needs_scale,
         )
         dscale = None
+        if Q is not None:
+            dx = call("lora_linear_grad", grad_y, data, scales, layout, c, Q, A, seed, dropout_p)
         if needs_scale:
             dB, dscale = scaled_grads(dB, B, scale, needs_b, True)
         dm = None if sums_y is None or magnitude is None else in_dtype(sums_y / magnitude, torch.float32)

@@ -57,12 +57,18 @@ def _philox(c0, c1, c2, c3, k0, k1):
 @kernel
 def _drop_rows(x, out, first, end, seed, threshold, scale):
     columns = x.shape[1]
+    groups = (columns + 3) // 4
+    key0, key1 = seed & _LOW, seed >> _SHIFT
+    # of a row at a time: two loops that LLVM makes vectors of, one over counters and one over columns
+    words = np.empty(4 * groups, np.uint32)
     for row in range(first, end):
-        counter = np.uint64(row)
-        for group in range((columns + 3) // 4):
-            words = _philox(
-                counter & _LOW, np.uint64(group), counter >> _SHIFT, np.uint64(0), seed & _LOW, seed >> _SHIFT
-            )
-            for lane in range(min(4, columns - 4 * group)):
-                column = 4 * group + lane
-                out[row, column] = x[row, column] * scale if words[lane] >= threshold else x.dtype.type(0)
+        low, high = np.uint64(row) & _LOW, np.uint64(row) >> _SHIFT
+        for group in range(groups):
+            w0, w1, w2, w3 = _philox(low, np.uint64(group), high, np.uint64(0), key0, key1)
+            words[4 * group] = w0
+            words[4 * group + 1] = w1
+            words[4 * group + 2] = w2
+            words[4 * group + 3] = w3
+        for column in range(columns):
+            kept = np.uint64(words[column]) >= threshold
+            out[row, column] = x[row, column] * scale if kept else x.dtype.type(0)

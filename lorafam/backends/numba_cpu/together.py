@@ -1,8 +1,8 @@
 """A whole direction of an adapted 4-bit layer in one parallel region: what the ops do one after the other, with the
 same bits.
 
-forward     P = x Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
-backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
+    forward     P = drop(x) Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
+    backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 
 from ...ops.by_storage import is_dense
+from ...ops.library import in_dtype
 from . import four_bit_product, team
+from .dropout import dropped
 from .factor_lines import Scale, scaled
 from .factors import Sums, over_x, sums_over_g
 from .four_bit import describe
@@ -46,29 +48,35 @@ def forward(
     data: Tensor,
     scales: Sequence[Tensor],
     layout: Sequence[int],
+    seed: Tensor | None,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    """Y [M, N] in x's dtype and P [M, r]."""
+    """Y [M, N] in x's dtype and P = drop(x) Aᵀ [M, r]."""
     cpu, x, scale = processor(), x.contiguous(), _as_number(scale)
     tokens, rank = x.shape[0], A.shape[0]
     y = x.new_empty(tokens, layout[0])
     P = A.new_empty(tokens, rank)
     known = scale if type(scale) is float else None
-    key = ("forward", cpu, x.dtype, tokens, rank, *layout, known, c is None, bias is None)
+    projected = x if seed is None else dropped(in_dtype(x, torch.float32), seed, dropout_p)
+    key = ("forward", cpu, x.dtype, tokens, rank, *layout, known, c is None, bias is None, seed is None)
 
     def make() -> None:
-        project(x, A, P, cpu)
+        project(projected, A, P, cpu)
         B_hat = scaled(B, scale, cpu.lanes)
         four_bit_product.forward_into(y, x, describe(data, list(scales), list(layout)), P, B_hat, c, bias, cpu)
 
-    team.again(key, (x, A, B, P, y, data, *scales, _by_rank(scale), c, bias), make)
+    # one tensor isn't to be found under two names
+    other = None if seed is None else projected
+    team.again(key, (x, A, B, P, y, data, *scales, _by_rank(scale), c, bias, other), make)
     return y, P
 
 
 class Gradients(NamedTuple):
-    """dx [M, K] if asked for, dA [r, K], dB [N, r], or dB̂ where the scale has a gradient; Σ G [N] and Σ G ∘ (Y − bias)
+    """Q [M, r] and dx [M, K] if asked for, dA [r, K], dB [N, r], or dB̂ where the scale has a gradient; Σ G [N] and Σ G ∘ (Y − bias)
     [N] where asked for.
     """
 
+    Q: Tensor | None
     dx: Tensor | None
     dA: Tensor
     dB: Tensor
@@ -90,24 +98,32 @@ def backward(
     scales: Sequence[Tensor],
     layout: Sequence[int],
     *,
+    seed: Tensor | None,
+    dropout_p: float,
     needs_x: bool,
     needs_sums: bool,
     scales_db: bool,
 ) -> Gradients:
-    """The gradients for grad_y [M, N] in x's dtype."""
+    """The gradients for grad_y [M, N] in x's dtype; with dropout Q instead of dx, which needs the mask."""
+    dropout = seed is not None
+    if seed is not None:
+        x = dropped(in_dtype(x, torch.float32), seed, dropout_p)
     cpu, x, grad_y, scale = processor(), x.contiguous(), grad_y.contiguous(), _as_number(scale)
     y = None if y is None else y.contiguous()
     (tokens, columns), (features, rank) = x.shape, B.shape
-    dx = x.new_empty(tokens, columns) if needs_x else None
+    dx = grad_y.new_empty(tokens, columns) if needs_x and not dropout else None
+    asked_q = A.new_empty(tokens, rank) if needs_x and dropout else None
     d_a, d_b = A.new_empty(rank, columns), B.new_empty(features, rank)
     sums = A.new_zeros(features) if needs_sums else None
     sums_y = None if y is None else A.new_zeros(features)
     known = scale if type(scale) is float else None
-    asked = needs_x, needs_sums, scales_db, c is None, y is None, bias is None
-    key = ("backward", cpu, x.dtype, tokens, rank, *layout, known, *asked)
+    asked = needs_x, needs_sums, scales_db, c is None, y is None, bias is None, dropout
+    key = ("backward", cpu, grad_y.dtype, tokens, rank, *layout, known, *asked)
 
     def make() -> None:
-        Q = team.kept("Q", 4 * tokens * rank)[: 4 * tokens * rank].view(torch.float32).view(tokens, rank)
+        Q = asked_q
+        if Q is None:
+            Q = team.kept("Q", 4 * tokens * rank)[: 4 * tokens * rank].view(torch.float32).view(tokens, rank)
         into = Sums(Q, d_b, sums, sums_y)
         lined = sums_over_g(grad_y, P, B, scale, c, y, bias, into, scales_db, cpu)
         if dx is not None:
@@ -115,9 +131,9 @@ def backward(
         # beside dx, where there is one: it needs what that needs
         over_x(x, lined, d_a, meets=dx is None)
 
-    others = (_by_rank(scale), c, y, bias, sums, sums_y, dx)
+    others = (_by_rank(scale), c, y, bias, sums, sums_y, dx, asked_q)
     team.again(key, (grad_y, x, P, A, B, d_a, d_b, data, *scales, *others), make)
-    return Gradients(dx, d_a, d_b, sums, sums_y)
+    return Gradients(asked_q, dx, d_a, d_b, sums, sums_y)
 
 
 def _by_rank(scale: Scale) -> Tensor | None:

@@ -36,22 +36,29 @@ def _tensors(M: int, N: int, K: int, r: int, dtype: torch.dtype, seed: int) -> d
     }
 
 
-def _by_ops(weight: Storage, t: dict[str, Any], scale: Any, dora: bool) -> list[torch.Tensor]:
+SEED, DROPPED = torch.tensor(7), 0.3
+
+
+def _by_ops(
+    weight: Storage, t: dict[str, Any], scale: Any, dora: bool, seed: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     c, bias = (t["c"], t["bias"]) if dora else (None, None)
     B_hat = scaled(t["B"], scale)
-    P = numba_cpu.lora_project(t["x"], t["A"], None, 0.0)
+    P = numba_cpu.lora_project(t["x"], t["A"], seed, DROPPED)
     y = numba_cpu.lora_linear(t["x"], *weight, P, B_hat, c, bias)
     ones = torch.ones(B_hat.shape[0]) if dora else None
     Q, dA, dB_hat, dm, dbias = numba_cpu.lora_factors_grad(
-        t["g"], t["x"], P, B_hat, c, y if dora else None, bias, ones, None, 0.0, dora
+        t["g"], t["x"], P, B_hat, c, y if dora else None, bias, ones, seed, DROPPED, dora
     )
     dx = numba_cpu.lora_linear_grad(t["g"], *weight, c, Q, t["A"], None, 0.0)
-    return [y, P, dx, dA, dB_hat * scale, *([dbias, dm] if dora else [])]
+    return [y, P, dx if seed is None else Q, dA, dB_hat * scale, *([dbias, dm] if dora else [])]
 
 
-def _together(weight: Storage, t: dict[str, Any], scale: Any, dora: bool) -> list[torch.Tensor]:
+def _together(
+    weight: Storage, t: dict[str, Any], scale: Any, dora: bool, seed: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     c, bias = (t["c"], t["bias"]) if dora else (None, None)
-    y, P = together.forward(t["x"], t["A"], t["B"], scale, c, bias, *weight)
+    y, P = together.forward(t["x"], t["A"], t["B"], scale, c, bias, *weight, seed, DROPPED)
     found = together.backward(
         t["g"],
         t["x"],
@@ -63,6 +70,8 @@ def _together(weight: Storage, t: dict[str, Any], scale: Any, dora: bool) -> lis
         y if dora else None,
         bias,
         *weight,
+        seed=seed,
+        dropout_p=DROPPED,
         needs_x=True,
         needs_sums=dora,
         scales_db=True,
@@ -85,6 +94,17 @@ def test_same_bits_as_the_ops(M: int, r: int, scale: Any, dora: bool, dtype: tor
     for seed in range(2):
         tensors = _tensors(M, 130, 192, r, dtype, seed)
         assert _same(_together(weight, tensors, scale, dora), _by_ops(weight, tensors, scale, dora))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("M", [1, 7, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout(M: int, dora: bool, dtype: torch.dtype) -> None:
+    weight = _weight(130, 192)
+    for number in range(2):
+        tensors = _tensors(M, 130, 192, 8, dtype, number)
+        ours, theirs = (one(weight, tensors, 2.0, dora, SEED) for one in (_together, _by_ops))
+        assert _same(ours, theirs)
 
 
 def test_many_tokens(way: Processor) -> None:

@@ -14,6 +14,7 @@ from ..methods.conv1d import is_conv1d
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
 from .targets import find_targets, output_head, pattern_value
+from .weight_readers import stop_fast_paths
 
 
 def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
@@ -41,6 +42,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         replace_module(model, path, make(model.get_submodule(path), path, config))
     if config.quantize is not None and first:
         quantize_linear_layers(model, config)
+    stop_fast_paths(model)
     model.lorafam_config = config  # type: ignore[assignment]
     return model
 

@@ -6,7 +6,7 @@ it raises in the backward instead of corrupting dm = Σ G ∘ (Y − bias) / m. 
 unscaled product T = x Wᵀ + P B̂ᵀ is saved instead, which nobody else can reach, and dm = Σ G ∘ T / n.
 
 (Y − bias) / m is 0/0 where m = 0, and loses digits to the bias where |c| is small: its error is up to 1/|c| of eager's.
-Those rows are recomputed from T.
+In 16 bits it loses them too where the bias is larger than the product. Those rows are recomputed from T.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class DoraLinear(torch.autograd.Function):
         )
         if sums and not ctx.saves_product:
             weak = magnitude == 0 if bias is None else c.abs() < WEAK_SCALE
+            if bias is not None and kept.dtype.itemsize < 4:
+                weak = weak | (bias.abs() > (kept - bias).float().square().mean(0).sqrt())
             if weak.any():
                 product = call("lora_linear", x, data, scales, ctx.layout, P, scaled(B, scale), None, None)
                 dm = torch.where(weak, _column_sums(grad_y, product) / norm, dm)

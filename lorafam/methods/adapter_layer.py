@@ -154,6 +154,16 @@ class AdapterLayer(nn.Module, ABC):
         return self.active.B
 
     @property
+    def weight(self) -> Any:
+        """The base's, without the adapter, for models that look at their layers: its dtype, device, values."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Any:
+        """The base's, or None."""
+        return getattr(self.base_layer, "bias", None)
+
+    @property
     def merged(self) -> bool:
         return self._folded is not None
 

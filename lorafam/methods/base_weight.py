@@ -20,6 +20,9 @@ from .nf4_linear import NF4Linear
 Tensor = torch.Tensor
 
 
+_TRAINED = "the base weight is trained: its own forward runs"
+
+
 class BaseWeight(NamedTuple):
     """The frozen weight of a base module, or None with the reason why its own forward must run."""
 
@@ -52,11 +55,12 @@ def base_weight(base: nn.Module) -> BaseWeight:
         return BaseWeight(base.weight, "4-bit weight")
     if is_bitsandbytes_4bit(base):
         return BaseWeight(NF4Weight.from_bitsandbytes(base), "bitsandbytes 4-bit weight, shared")
-    if getattr(base, "weight", None) is not None and base.weight.requires_grad:
-        return BaseWeight(None, "the base weight is trained: its own forward runs")
     if type(base) is nn.Linear:
-        return BaseWeight(base.weight, "dense weight")
+        weight = base.weight
+        return BaseWeight(None, _TRAINED) if weight.requires_grad else BaseWeight(weight, "dense weight")
     if is_conv1d(base):
+        if base.weight.requires_grad:
+            return BaseWeight(None, _TRAINED)
         return BaseWeight(base.weight.T, "dense weight, transposed")  # type: ignore[arg-type]
     if isinstance(base, nn.Embedding):
         return BaseWeight(base.weight.T, "a look-up and a small product: nothing to fuse")

@@ -15,6 +15,7 @@ from ..methods.frozen_linear import freeze_layer, frozen_layers, thaw_layers
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
 from .targets import find_targets, output_head, pattern_value
+from .weight_readers import stop_fast_paths
 
 
 def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
@@ -44,6 +45,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         quantize_linear_layers(model, config)
     for _, layer in frozen_layers(model, (AdapterLayer,)):
         freeze_layer(layer)
+    stop_fast_paths(model)
     model.lorafam_config = config  # type: ignore[assignment]
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from ..methods import AdapterLayer, NF4Linear
 from ..methods.base_weight import base_sizes, is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
+from .weight_readers import reader_of
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -32,12 +34,29 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] | None) -
     if target_modules is None or target_modules == "all-linear":
         head = output_head(model)
         found = {path: module for path, module in modules.items() if is_linear(module) and module is not head}
+        skipped = {path: reader for path in found if (reader := reader_of(model, path))}
+        found = {path: module for path, module in found.items() if path not in skipped}
+        if skipped:
+            readers = ", ".join(sorted(set(skipped.values())))
+            warnings.warn(
+                f"target_modules: no adapter on {len(skipped)} linear layers, {next(iter(skipped))!r} for example: "
+                f"{readers} computes with their weights itself",
+                stacklevel=3,
+            )
         if not found:
             raise ValueError("target_modules: the model has no linear layer")
         return found
-    if isinstance(target_modules, str):
-        return _check_sizes(_matching(modules, [target_modules], regular=True))
-    return _check_sizes(_matching(modules, list(target_modules), regular=False))
+    regular = isinstance(target_modules, str)
+    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    found = _check_sizes(_matching(modules, names, regular=regular))
+    for path in found:
+        reader = reader_of(model, path)
+        if reader:
+            raise ValueError(
+                f"target_modules: {path!r} can't be adapted: {reader} computes with its weight itself and would skip "
+                "the adapter"
+            )
+    return found
 
 
 def _adaptable_paths(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,6 +9,8 @@ has the shapes; codes and scales are bit-identical to those of bitsandbytes 0.50
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import backends as backends
+from ..backends.selection import SlowPathWarning
 from ..ops.by_storage import FLOAT_DTYPES, NESTED_BLOCK_SIZE, QUANT_TYPES, Layout, Storage, check_storage, scale_names
 from ..ops.library import OPS
 from .dynamic_levels import dynamic_levels
@@ -107,6 +110,24 @@ class NF4Weight:
         """How often each tensor was written to, where torch counts that."""
         return tuple(0 if one.is_inference() else one._version for one in (self.codes, *self.scales))
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """A weight that is used in arithmetic is decoded, which is said once."""
+        _tell_of_decoding(getattr(function, "__name__", str(function)))
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, NF4Weight):
+                return value.dequantize()
+            return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+        return function(*map(plain, args), **{name: plain(value) for name, value in (kwargs or {}).items()})
+
+    @property
+    def T(self) -> Tensor:
+        """Wᵀ [K, N], decoded."""
+        _tell_of_decoding("T")
+        return self.dequantize().T
+
     def tensors(self) -> dict[str, Tensor]:
         """By name: `codes`, then `absmax`, or `absmax_codes`, `nested_absmax`, `nested_levels` and `offset`."""
         return {"codes": self.codes, **dict(zip(scale_names(self.layout), self.scales, strict=True))}
@@ -130,6 +151,12 @@ class NF4Weight:
     @property
     def shape(self) -> torch.Size:
         return torch.Size((self.layout.out_features, self.layout.in_features))
+
+    requires_grad = False
+
+    @property
+    def ndim(self) -> int:
+        return 2
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +205,15 @@ def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True
     ValueError for anything but a matrix, an empty one, NaN or inf in it, another block size or type.
     """
     return NF4Weight.quantize(weight, block_size, double_quant, quant_type)
+
+
+@functools.cache
+def _tell_of_decoding(function: str) -> None:
+    warnings.warn(
+        f"a 4-bit weight is decoded as a whole for {function}, without an adapter; call its layer instead",
+        SlowPathWarning,
+        stacklevel=4,
+    )
 
 
 def _check_values(weight: Tensor) -> None:

@@ -72,8 +72,8 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """Q [M, r] and dx [M, K] if asked for, dA [r, K], dB [N, r], or dB̂ where the scale has a gradient; Σ G [N] and Σ G ∘ (Y − bias)
-    [N] where asked for.
+    """Q [M, r] and dx [M, K] if asked for, dA [r, K], dB [N, r], or dB̂ where the scale has a gradient; Σ G [N] and
+    Σ G ∘ (Y − bias) [N] where asked for.
     """
 
     Q: Tensor | None

@@ -1,0 +1,48 @@
+"""Modules that compute with a child's weight themselves, not by calling the child: an adapter on it would be skipped.
+
+`nn.MultiheadAttention` multiplies by `out_proj.weight`, Mamba's fused kernels take their projections' weights. Found in
+the source of a module's class; where only `weight.dtype` and the like are asked for, nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import Any, cast
+
+from torch import nn
+
+# in the source of a class; not what is asked of a weight without computing with it, nor what is assigned
+_READS = re.compile(
+    r"(?<!isinstance\()self\.(\w+)\.weight\b"
+    r"(?!\.(?:dtype|device|shape|size|data_ptr|requires_grad|is_meta|is_cuda|numel|ndim|dim)\b)(?!\s*=[^=])"
+)
+_AT_THE_START = re.compile(r"def (?:__init__|_?reset_parameters|_init_weights)\(.*?(?=\n    def |\Z)", re.DOTALL)
+
+
+def reader_of(model: nn.Module, path: str) -> str:
+    """The class of the module that reads the weight at `path` itself; empty where none does."""
+    parent = model.get_submodule(path.rpartition(".")[0])
+    name = path.rpartition(".")[2]
+    # its fast path alone, which `stop_fast_paths` shuts
+    if isinstance(parent, nn.TransformerEncoderLayer) or name not in _names_read(cast(Any, type(parent))):
+        return ""
+    return type(parent).__name__
+
+
+def stop_fast_paths(model: nn.Module) -> None:
+    """Sends nn.TransformerEncoderLayer through its modules: its fused evaluation reads their weights."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+
+
+@functools.cache
+def _names_read(kind: Any) -> frozenset[str]:
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        # a class made at run time has no source to ask
+        return frozenset()
+    return frozenset(_READS.findall(_AT_THE_START.sub("", source)))

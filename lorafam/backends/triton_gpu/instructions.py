@@ -68,7 +68,7 @@ def per_weight(listing: str, ptx: str, config: Mapping[str, Any], architecture: 
 
     Raises ValueError where look-ups and tile don't fit each other.
     """
-    program, source = read_sass(listing), read_ptx(ptx)
+    program = read_sass(listing)
     if not any(instruction.opcode.startswith(_LOOK_UP) for instruction in program.code):
         return None
     threads = _LANES * config["num_warps"]
@@ -78,7 +78,7 @@ def per_weight(listing: str, ptx: str, config: Mapping[str, Any], architecture: 
         count = reachable(program)
         return _of([(count, weights)], threads, _look_ups(count) * each / weights, architecture, in_a_loop=False)
     tile = config["BLOCK_N"] * config["BLOCK_K"]
-    redundancy = _redundancy(source, each, tile)
+    redundancy = _redundancy(read_ptx(ptx), each, tile)
     found = []
     for loop, around in nests(program, _LOOK_UP):
         counts = [(loop, _covered(loop, each, tile, redundancy))]

@@ -6,6 +6,7 @@ registers are VGPRs and loops are not told.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -38,7 +39,7 @@ def machine_code(kernel: Any) -> MachineCode:
 
 
 def _of_nvidia(kernel: Any) -> MachineCode:
-    usage = _of_binary(kernel, "cuobjdump", "-res-usage")
+    usage = _of_binary(kernel.asm["cubin"], "cuobjdump", "-res-usage")
     registers, static = (re.search(rf"\b{name}:(\d+)", usage) for name in ("REG", "SHARED"))
     if registers is None or static is None:
         raise RuntimeError(f"cuobjdump told no registers: {usage.strip()[:200]}")
@@ -64,12 +65,18 @@ def _spills(opcodes: list[str]) -> int:
 
 def disassembly(kernel: Any) -> str:
     """The SASS of what `triton.compile` returned for an NVIDIA target, as nvdisasm prints it."""
-    return _of_binary(kernel, "nvdisasm", "-c")
+    return _disassembled(kernel.asm["cubin"])
 
 
-def _of_binary(kernel: Any, tool: str, option: str) -> str:
+# a kernel's listing is asked for by who counts and by who looks at loops, one after the other
+@functools.lru_cache(maxsize=2)
+def _disassembled(binary: bytes) -> str:
+    return _of_binary(binary, "nvdisasm", "-c")
+
+
+def _of_binary(binary: bytes, tool: str, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(binary)
         file.flush()
         command = [str(_TOOLS / tool), option, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout

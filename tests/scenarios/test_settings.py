@@ -91,6 +91,17 @@ def test_adapt_takes_a_configuration_alone(config: Any) -> None:
         lorafam.adapt(nn.Sequential(nn.Linear(8, 8)), config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"beta1": 2.0}, "beta1"), ({"beta2": float("nan")}, "beta2"), ({"orthogonality": float("nan")}, "orthogonality")],
+)
+def test_an_allocators_settings(settings: dict[str, Any], message: str) -> None:
+    model = lorafam.adapt(nn.Sequential(nn.Linear(8, 8)), AdapterConfig(method="adalora", r=4, target_modules=["0"]))
+    schedule = {"init_rank": 4, "target_rank": 2, "total_steps": 10, "warmup_steps": 1, "final_steps": 1, "interval": 1}
+    with pytest.raises(ValueError, match=message):
+        lorafam.RankAllocator(model, **schedule, **settings)
+
+
 @pytest.mark.parametrize("where", ["target_modules", "exclude_modules", "alpha_pattern"])
 def test_an_expression_that_never_ends_is_given_up(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expressions, "PATIENCE", 2.0)

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 METHODS = ("lora", "dora", "adalora")
 QUANT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 INITIALISERS = ("default", "gaussian", "pissa", "pissa_niter_[n]", "olora", "loftq")
 # what takes a part of the base weight into the adapter
-_FROM_WEIGHT = re.compile(r"pissa|pissa_niter_\d+|olora|loftq")
+_FROM_WEIGHT = re.compile(r"pissa|pissa_niter_[1-9]\d*|olora|loftq")
 DORA_DROPOUTS = ("adapter", "input")
+# more than any weight has; a slip of the keyboard mustn't become an allocation
+MOST_RANK = 2**16
+# what others call these settings, and methods that are a method and a base
+_CALLED = {
+    "lora_alpha": "alpha",
+    "rank": "r",
+    "lora_r": "r",
+    "init_r": "r",
+    "lora_dropout": "dropout",
+    "use_rslora": "rslora",
+    "init_lora_weights": "init",
+    "lora_bias": "bias",
+    "use_dora": "method='dora'",
+    "peft_type": "method",
+    "load_in_4bit": "quantize='nf4'",
+    "quant_type": "quantize",
+    "targets": "target_modules",
+}
+_METHODS_ON_4_BITS = {f"q{method}": method for method in METHODS}
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
+    # 64.0 and True equal choices that they aren't
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -37,9 +59,50 @@ def power_iterations(init: str) -> int | None:
     return int(count) if count else None
 
 
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
 def check_rank(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if value > MOST_RANK:
+        raise ValueError(f"{name}: expected a rank of at most {MOST_RANK}, got {value}")
+
+
+def check_expression(name: str, value: object) -> None:
+    """A regular expression."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name}: expected a regular expression, got {value!r}")
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{name}: {value!r} is no regular expression ({error})") from None
+
+
+def check_names(name: str, value: object, *, expression: bool = False) -> None:
+    """None, or names, none of them empty; with `expression` a regular expression too."""
+    if value is None:
+        return
+    if isinstance(value, str) and expression:
+        return check_expression(name, value)
+    if not isinstance(value, Sequence | set | frozenset) or isinstance(value, str | bytes):
+        raise ValueError(f"{name}: expected names, got {value!r}")
+    wrong = next((one for one in value if not isinstance(one, str) or not one), None)
+    if wrong is not None:
+        raise ValueError(f"{name}: expected names, got {wrong!r} among them")
+    if not value:
+        raise ValueError(f"{name}: expected at least one name, got none")
+    return None
+
+
+def check_indices(name: str, value: object) -> None:
+    """None, a layer's index, or several."""
+    several = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    wrong = [one for one in several if isinstance(one, bool) or not isinstance(one, int) or one < 0]
+    if value is not None and (wrong or not several):
+        raise ValueError(f"{name}: expected layers' indices, got {value!r}")
 
 
 def check_alpha(name: str, value: object) -> None:
@@ -60,7 +123,11 @@ class AdapterConfig:
     for every linear layer but the output head. `rank_pattern`, `alpha_pattern`: path endings (regular expressions, as
     in PEFT) to values. `init`: where A and B start; "pissa", "olora" and "loftq" take a part of the weight into them
     (`methods.initialisers`). `dora_norm_gradient`: DoRA with the gradient through its norm, which the paper drops.
-    `quantize`: first turn the model's linear layers, output head excepted, into 4-bit ones.
+    `quantize`: first turn the model's linear layers, output head excepted, into 4-bit ones. `exclude_modules`,
+    `layers_to_transform` and `layers_pattern` take some of the targets away, as in PEFT. `modules_to_save`: names of
+    modules that are trained and saved whole; None: the new head of a model for a task (sequence classification, ...),
+    if there is one, () none. `bias`: a trainable bias
+    beside B (PEFT's lora_bias).
     """
 
     method: str = "lora"
@@ -78,8 +145,27 @@ class AdapterConfig:
     dora_norm_gradient: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    exclude_modules: str | Sequence[str] | None = None
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
+    modules_to_save: Sequence[str] | None = None
+
+    def __new__(cls, *args: Any, **settings: Any) -> AdapterConfig:
+        known = {one.name for one in fields(cls)}
+        for name in settings:
+            if name not in known:
+                right = _CALLED.get(name)
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = (
+                    f"it is called {right}" if right else f"did you mean {near[0]}?" if near else "it has no such one"
+                )
+                raise TypeError(f"AdapterConfig: no setting {name!r}; {hint}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        if isinstance(self.method, str) and self.method in _METHODS_ON_4_BITS:
+            right = _METHODS_ON_4_BITS[self.method]
+            raise ValueError(f"method: {self.method!r} is method={right!r} with quantize='nf4'")
         check_choice("method", self.method, METHODS)
         check_rank("r", self.r)
         check_alpha("alpha", self.alpha)
@@ -88,8 +174,24 @@ class AdapterConfig:
         check_choice("block_size", self.block_size, BLOCK_SIZES)
         check_init("init", self.init)
         check_choice("dora_dropout", self.dora_dropout, DORA_DROPOUTS)
-        if self.target_modules is not None and not self.target_modules:
-            raise ValueError("target_modules: expected at least one name, got none")
+        for flag in ("double_quant", "rslora", "bias", "dora_norm_gradient"):
+            check_flag(flag, getattr(self, flag))
+        for selector in ("target_modules", "exclude_modules"):
+            check_names(selector, getattr(self, selector), expression=True)
+        if self.modules_to_save is None or len(self.modules_to_save):
+            check_names("modules_to_save", self.modules_to_save)
+        check_indices("layers_to_transform", self.layers_to_transform)
+        # as in PEFT a single one needn't stand in a list
+        check_names("layers_pattern", self.layers_pattern, expression=True)
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("layers_to_transform: expected target_modules to be names, it is a regular expression")
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ValueError("layers_pattern: expected layers_to_transform with it, got none")
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, pattern), Mapping):
+                raise ValueError(f"{pattern}: expected names to values, got {getattr(self, pattern)!r}")
+            for key in getattr(self, pattern):
+                check_expression(f"{pattern}, the key", key)
         if self.init == "loftq" and self.quantize is None:
             raise ValueError("init: 'loftq' chooses 4-bit codes and factors together, expected quantize='nf4' or 'fp4'")
         if self.init != "default" and self.method == "adalora":

@@ -5,6 +5,30 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
+def forget_quantisation(model: Any, dense: list[str], *, rest: bool) -> None:
+    """Makes a model that was loaded quantised say what it is: not quantised at all, or, where there is a `rest`, not in
+    the modules `dense`. Both for `.to(dtype)` and for config.json.
+    """
+    config: Any = getattr(model, "config", None)
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return
+    if rest:
+        skipped = getattr(settings, "llm_int8_skip_modules", None) or []
+        settings.llm_int8_skip_modules = [*skipped, *(path for path in dense if path not in skipped)]
+        return
+    del config.quantization_config
+    # what each module's configuration says of it, and the model's own marks
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "_is_quantized", False):
+            module.config._is_quantized = False
+    for name in ("hf_quantizer", "quantization_method", "_weight_conversions"):
+        model.__dict__.pop(name, None)
+    for name in ("is_quantized", "is_loaded_in_4bit"):
+        if getattr(model, name, False):
+            setattr(model, name, False)
+
+
 class Experts(NamedTuple):
     """What an experts module says of how it computes (`use_experts_implementation`)."""
 

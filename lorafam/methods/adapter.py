@@ -59,10 +59,23 @@ class Adapter(nn.Module):
         self.scale.fill_(self._scaling)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
-        super()._apply(fn, recurse)
-        # `.to(bfloat16)` narrows buffers, `.to_empty()` loses their values
-        self.scale = torch.full_like(self.scale, self._scaling, dtype=torch.float64)
+        # `.to(bfloat16)` narrows buffers, `.to_empty()` loses their values, meta ones can't be copied
+        del self._buffers["scale"]
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._form_scale(self.A.device)
         return self
+
+    def _form_scale(self, device: torch.device) -> None:
+        scale = torch.full((), self._scaling, dtype=torch.float64, device=device)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.scale.device != self.A.device:
+            # assign=True puts parameters elsewhere than they were made
+            self._form_scale(self.A.device)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, rslora={self.rslora}"

@@ -2,52 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, LoraEmbedding, NF4Linear
-from ..methods.base_weight import dense_base_weight
+from ..methods.base_weight import dense_base_weight, is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
-from ..methods.frozen_linear import freeze_layer, frozen_layers, thaw_layers
+from ..methods.frozen_linear import freeze_layer, frozen_layers
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
-from .targets import find_targets, output_head, pattern_value
+from .saved_module import SavedModule, find_saved, inside
+from .targets import find_targets, output_head, pattern_values
+from .unchanged import tied_to, unchanged_on_failure
 from .weight_readers import stop_fast_paths
 
 
 def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     """Freezes `model`, quantises its linear layers where the config says so, and wraps its target modules.
 
-    Returns the same model, its adapters trainable and everything else frozen. Raises ValueError for a model that has
-    adapters already or a target that isn't there, before anything is changed.
+    Returns the same model, its adapters trainable and everything else frozen. Raises TypeError for another config,
+    ValueError for a model that has adapters already, a target that isn't there, one that can't have this adapter, a
+    weight that isn't finite or is tied, where it would be changed. The model is then as it was. Until it returns, it
+    holds what it replaces: dense weights beside their 4-bit codes.
     """
+    if not isinstance(config, AdapterConfig):
+        raise TypeError(f"config: expected a lorafam.AdapterConfig, got {type(config).__name__}")
     if any(isinstance(module, AdapterLayer) for module in model.modules()):
         raise ValueError("model: expected one without adapters, it has some already")
-    paths = list(find_targets(model, config.target_modules))
-    # what is taken from a weight is taken before it is quantised
+    targets = find_targets(model, config)
+    _check_targets(model, targets, config)
+    for path in _saved(model, config):
+        tied = next(filter(None, (tied_to(model, part) for part in model.get_submodule(path).modules())), None)
+        if tied is not None and not inside(tied, [path]):
+            raise ValueError(f"modules_to_save: the weight of {path!r} is tied to {tied!r}, untie it first")
+    with unchanged_on_failure(model) as undo:
+        model.requires_grad_(False)
+        for path, module in new_modules(model, targets, config, undo).items():
+            replace_module(model, path, module)
+        model.lorafam_config = config  # type: ignore[assignment]
+    stop_fast_paths(model)
+    for _, layer in frozen_layers(model, (AdapterLayer, SavedModule)):
+        freeze_layer(layer)
+    return model
+
+
+def new_modules(
+    model: nn.Module, targets: dict[str, nn.Module], config: AdapterConfig, undo: list[Callable[[], object]]
+) -> dict[str, nn.Module]:
+    """Path → the adapter layer or 4-bit layer that takes a module's place; `undo` gets what puts changed bases back."""
     first = starts_from_weight(config.init)
-    for path in paths:
+    dense = _dense_layers(model, config) if config.quantize is not None else {}
+    made: dict[str, nn.Module] = {}
+    if not first:
+        made = {path: NF4Linear.from_linear(module, **_quantisation(config)) for path, module in dense.items()}
+    bases = {path: made.get(path, module) for path, module in targets.items()}
+    layers = new_adapter_layers(bases, config, undo)
+    saved = {path: SavedModule(model.get_submodule(path), "default") for path in _saved(model, config)}
+    if first:
+        # what is taken from a weight is taken before it is quantised
+        for path, module in dense.items():
+            if path not in layers:
+                made[path] = NF4Linear.from_linear(module, **_quantisation(config))
+            elif type(layers[path].base_layer) is type(module):
+                layers[path].base_layer = NF4Linear.from_linear(module, **_quantisation(config))
+    return {**made, **layers, **saved}
+
+
+def new_adapter_layers(
+    bases: dict[str, nn.Module], config: AdapterConfig, undo: list[Callable[[], object]]
+) -> dict[str, AdapterLayer]:
+    """The adapter layers that `config` means around `bases`, by path."""
+    paths = list(bases)
+    ranks = pattern_values(config.rank_pattern, paths, config.r, "rank_pattern")
+    alphas = pattern_values(config.alpha_pattern, paths, config.alpha, "alpha_pattern")
+    make = _loftq_layer if config.init == "loftq" else new_adapter_layer
+    layers = {}
+    for path, base in bases.items():
+        if starts_from_weight(config.init):
+            undo.append(_putting_back(base))
+        try:
+            layers[path] = make(base, config, int(ranks[path]), alphas[path])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from error
+    return layers
+
+
+def _check_targets(model: nn.Module, targets: dict[str, nn.Module], config: AdapterConfig) -> None:
+    """What can be known before anything is built."""
+    first = starts_from_weight(config.init)
+    for path, module in targets.items():
         plain = config.method == "lora" and not config.bias and not first
-        if isinstance(model.get_submodule(path), nn.Embedding) and not plain:
+        if isinstance(module, nn.Embedding) and not plain:
             raise ValueError(
                 f"target_modules: {path!r} is an embedding: expected method 'lora', no bias, init 'default'"
             )
-    model.requires_grad_(False)
-    if config.quantize is not None and not first:
-        quantize_linear_layers(model, config)
-    for path in paths:
-        make = _loftq_layer if config.init == "loftq" else new_adapter_layer
-        replace_module(model, path, make(model.get_submodule(path), path, config))
-    if config.quantize is not None and first:
-        quantize_linear_layers(model, config)
-    for _, layer in frozen_layers(model, (AdapterLayer,)):
-        freeze_layer(layer)
-    stop_fast_paths(model)
-    model.lorafam_config = config  # type: ignore[assignment]
-    return model
+        if config.init == "loftq" and type(module) is not nn.Linear and not is_conv1d(module):
+            raise ValueError(
+                f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(module).__name__}"
+            )
+        tied = tied_to(model, module) if first else None
+        if tied is not None:
+            raise ValueError(
+                f"init: {config.init!r} takes a part of the weight of {path!r}, which is tied to {tied!r} and would "
+                "change that too; untie it first, or leave it out of target_modules"
+            )
+    read = dict(targets) if first else {}
+    if config.quantize is not None:
+        read |= _dense_layers(model, config)
+    for path, module in read.items():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            continue
+        setting = f"quantize={config.quantize!r}" if config.quantize is not None else f"init={config.init!r}"
+        if weight.is_meta:
+            raise ValueError(f"model: {path!r} has no weight yet (device meta), which {setting} reads: load it first")
+        if not weight.isfinite().all():
+            raise ValueError(f"model: the weight of {path!r} has NaN or inf, expected finite values for {setting}")
+
+
+def _putting_back(base: nn.Module) -> Callable[[], object]:
+    """What gives a base the weight back that it has now."""
+    weight: Any = getattr(base, "weight", None)
+    if isinstance(base, NF4Linear) or is_bitsandbytes_4bit(base):
+        return lambda: setattr(base, "weight", weight)
+    kept = weight.detach().clone()
+    return lambda: weight.data.copy_(kept)
 
 
 def expected_layers(model: nn.Module) -> dict[str, AdapterLayer]:
@@ -58,33 +142,24 @@ def expected_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     return layers
 
 
-def quantize_linear_layers(model: nn.Module, config: AdapterConfig) -> None:
-    """Turns every nn.Linear and Conv1D but the output head into an `NF4Linear`, one at a time."""
-    head = output_head(model)
-    dense = [
-        path
+def _saved(model: nn.Module, config: AdapterConfig) -> list[str]:
+    return find_saved(model, config.modules_to_save, config.target_modules)
+
+
+def _dense_layers(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
+    """Every nn.Linear and Conv1D but the output head and what is trained whole."""
+    head, saved = output_head(model), _saved(model, config)
+    return {
+        path: module
         for path, module in model.named_modules()
-        if (type(module) is nn.Linear or is_conv1d(module)) and module is not head
-    ]
-    for path in dense:
-        layer = model.get_submodule(path)
-        quantised = NF4Linear.from_linear(layer, **_quantisation(config))
-        replace_module(model, path, quantised)
+        if path and (type(module) is nn.Linear or is_conv1d(module)) and module is not head and not inside(path, saved)
+    }
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Puts `module` at a dotted path."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
-
-
-def remove_adapters(model: nn.Module) -> None:
-    """Puts every adapter layer's base back in its place."""
-    thaw_layers(model)
-    for path, layer in adapter_layers(model).items():
-        replace_module(model, path, layer.base_layer)
-    if hasattr(model, "lorafam_config"):
-        del model.lorafam_config
 
 
 def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
@@ -100,11 +175,9 @@ def _quantisation(config: AdapterConfig) -> dict[str, Any]:
     }
 
 
-def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
+def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float) -> AdapterLayer:
     """A layer whose 4-bit weight and factors were chosen together."""
-    if type(base) is not nn.Linear and not is_conv1d(base):
-        raise ValueError(f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(base).__name__}")
-    layer = new_adapter_layer(base, path, replace(config, init="default"))
+    layer = new_adapter_layer(base, replace(config, init="default"), rank, alpha)
     active, settings = layer.active, _quantisation(config)
     dense = dense_base_weight(base)
     weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
@@ -113,16 +186,16 @@ def _loftq_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLa
     return layer
 
 
-def new_adapter_layer(base: nn.Module, path: str, config: AdapterConfig) -> AdapterLayer:
-    """The adapter layer that `config` means for the module at `path`."""
+def new_adapter_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float) -> AdapterLayer:
+    """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give."""
     kind: type[AdapterLayer] = LoraEmbedding if isinstance(base, nn.Embedding) else METHODS[config.method]
     own: dict[str, Any] = {}
     if config.method == "dora":
         own = {"dora_dropout": config.dora_dropout, "norm_gradient": config.dora_norm_gradient}
     return kind(
         base,
-        r=int(pattern_value(config.rank_pattern, path, config.r)),
-        alpha=pattern_value(config.alpha_pattern, path, config.alpha),
+        r=rank,
+        alpha=alpha,
         dropout=config.dropout,
         rslora=config.rslora,
         init=config.init,

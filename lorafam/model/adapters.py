@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import AdapterConfig, check_choice
+from ..config import AdapterConfig, check_choice, check_rank
 from ..methods import AdapterLayer, LoraEmbedding, LoraLinear
 from ..methods.adapter import Adapter
 from .adapt import expected_layers
-from .targets import pattern_value
+from .saved_module import SavedModule, saved_modules
+from .targets import pattern_values
+from .tensor_keys import clean_path
 
 COMBINATIONS = ("linear", "cat", "svd")
 
@@ -26,6 +28,9 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
     before anything is changed, for a name that is there already, another method or a model without adapters.
     """
     layers = expected_layers(model)
+    # what names a module, which nn.ModuleDict holds
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"name: expected a text without dots that isn't a method of nn.ModuleDict, got {name!r}")
     config = config or getattr(model, "lorafam_config", None)
     if not isinstance(config, AdapterConfig):
         raise ValueError("config: expected one, the model doesn't know what it was adapted with")
@@ -34,16 +39,35 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
             raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {config.method!r}")
         if name in layer.adapters:
             raise ValueError(f"name: expected a new one, {path!r} has an adapter {name!r} already")
-    for path, layer in layers.items():
-        layer.add_adapter(
-            name,
-            int(pattern_value(config.rank_pattern, path, config.r)),
-            pattern_value(config.alpha_pattern, path, config.alpha),
-            config.dropout,
-            config.rslora,
-            config.init,
-            config.bias,
-        )
+    saved = _saved_for(model, config)
+    ranks = pattern_values(config.rank_pattern, list(layers), config.r, "rank_pattern")
+    alphas = pattern_values(config.alpha_pattern, list(layers), config.alpha, "alpha_pattern")
+    try:
+        for path, layer in layers.items():
+            layer.add_adapter(
+                name, int(ranks[path]), alphas[path], config.dropout, config.rslora, config.init, config.bias
+            )
+    except BaseException:
+        for layer in layers.values():
+            if name in layer.adapters:
+                del layer.adapters[name]
+        raise
+    for module in saved.values():
+        module.add_adapter(name)
+
+
+def _saved_for(model: nn.Module, config: AdapterConfig) -> dict[str, SavedModule]:
+    """The modules that a further adapter has a copy of: those that the first one has too."""
+    known = saved_modules(model)
+    if config.modules_to_save is None:
+        return known
+    found: dict[str, SavedModule] = {}
+    for name in config.modules_to_save:
+        hits = {path: module for path, module in known.items() if clean_path(path).endswith(name)}
+        if not hits:
+            raise ValueError(f"modules_to_save: {name!r} is none of those that the model has, {list(known)}")
+        found |= hits
+    return found
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
@@ -53,6 +77,8 @@ def set_adapter(model: nn.Module, name: str) -> None:
         check_name(path, layer, name)
     for layer in layers.values():
         layer.set_adapter(name)
+    for module in saved_modules(model).values():
+        module.set_adapter(name)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
@@ -64,12 +90,15 @@ def delete_adapter(model: nn.Module, name: str) -> None:
             raise ValueError(f"name: {name!r} is the active adapter of {path!r}; set another one first")
     for layer in layers.values():
         del layer.adapters[name]
+    for module in saved_modules(model).values():
+        if name in module.copies:
+            del module.copies[name]
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, every layer is its base, also a merged one: merged again afterwards."""
-    layers = list(expected_layers(model).values())
+    layers: list[Any] = [*expected_layers(model).values(), *saved_modules(model).values()]
     before = [layer.enabled for layer in layers]
     try:
         for layer in layers:
@@ -96,6 +125,11 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
             raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
         for name in {name for name in names if name is not None}:
             check_name(path, layer, name)
+    for path, module in saved_modules(model).items():
+        if any(name in module.copies for name in names if name is not None):
+            raise ValueError(
+                f"names: one of them has a copy of {path!r} (modules_to_save), all rows would go through it"
+            )
     before = {layer: layer.row_adapters for layer in layers.values()}
     try:
         for layer in layers.values():
@@ -125,6 +159,11 @@ def combine_adapters(
     biases, or a name that is taken, before anything is changed.
     """
     check_choice("how", how, COMBINATIONS)
+    if rank is not None:
+        check_rank("rank", rank)
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"weights: expected finite numbers, got {weight!r}")
     if len(adapters) != len(weights) or not adapters:
         raise ValueError(f"adapters, weights: expected as many of each, got {len(adapters)} and {len(weights)}")
     layers = expected_layers(model)

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from ..config import AdapterConfig
-from ..methods import AdapterLayer, LoraEmbedding
-from .adapt import adapt, adapter_layers, remove_adapters
+from ..config import AdapterConfig, starts_from_weight
+from ..methods import AdapterLayer
+from .adapt import adapter_layers, new_adapter_layers, replace_module
+from .adapter_file import AdapterFile, read_adapter
 from .adapters import add_adapter, check_name
-from .peft_format import (
-    CONFIG_FILE,
-    PREFIX,
-    TENSOR_FILE,
-    adapter_config,
-    adapter_tensors,
-    config_of,
-    names_of,
-    peft_config,
-)
+from .fit import check_fit, meta_layers, put_tensors
+from .peft_format import TENSOR_FILE, adapter_tensors
+from .peft_settings import CONFIG_FILE, config_of, peft_config
+from .saved_module import SavedModule, find_saved, put_saved, saved_modules, saved_tensors, take_saved
+from .tables import Table, file_tables, put_tables, saved_tables
+from .targets import find_targets
+from .tensor_keys import clean_path, unwrapped
+from .unchanged import unchanged_on_failure
 
 
 def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: str | None = None) -> None:
     """Writes the active adapters of `model`, or those called `adapter`; plain `PeftModel.from_pretrained` reads them.
 
+    Their settings are what the adapters have now. Names are the bare model's, whatever wraps it or its layers.
     Where PiSSA, OLoRA or LoftQ took a part of the base's weight, the adapter is written for the base as it was, with
-    twice the rank; of a 4-bit base that is the weight before it was quantised.
-    Each file is written under a temporary name and renamed. Raises ValueError for a model that `adapt` or
-    `load_adapter` didn't make, KeyError where a layer has no adapter of that name.
+    twice the rank; of a 4-bit base that is the weight before it was quantised. A table that `load_adapter` took from a
+    file is written again. Each file is written under a temporary name and renamed. Raises ValueError for a model that
+    `adapt` or `load_adapter` didn't make, KeyError where a layer has no adapter of that name.
     """
+    model = unwrapped(model)
     config = getattr(model, "lorafam_config", None)
     layers = adapter_layers(model)
     if not isinstance(config, AdapterConfig) or not layers:
@@ -44,50 +44,162 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     if adapter is not None:
         for path, layer in layers.items():
             check_name(path, layer, adapter, "adapter")
-        config = config_of(layers, adapter, config)
+    layers = {clean_path(path): layer for path, layer in layers.items()}
+    config = config_of(layers, adapter, config)
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"directory: {folder} is a file")
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(layers, adapter).items()}
+    tensors |= saved_tables(model)
+    saved, whole = saved_tensors(model, adapter)
+    tensors |= whole
+    text = json.dumps(peft_config(model, config, layers, saved), indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    text = json.dumps(peft_config(model, config, layers), indent=2, sort_keys=True) + "\n"
     _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: str | None = None) -> nn.Module:
     """Reads an adapter that lorafam or PEFT saved into `model` and returns it.
 
-    A bare model (dense, `NF4Linear` or bitsandbytes layers) gets the adapter layers the file describes; one that
-    `adapt` made must have the same. `adapter` names another one, which such a model gets beside those it has, not
-    active; the file must be of the same method and modules. Raises FileNotFoundError for a missing file, ValueError for
-    a damaged one or one that doesn't fit, before the model is changed.
+    A bare model (dense, `NF4Linear` or bitsandbytes layers) gets the adapter layers the file describes. One that has
+    adapters must have them on the file's modules; its active ones become the file's: values, rank, alpha, rsLoRA.
+    `adapter` names another one, which such a model gets beside those it has, not active. Untouched are what only
+    training asks for: the live adapters' dropout.
+
+    A file for a base that PiSSA or OLoRA took a part of, as PEFT saves it unless told otherwise, takes it from a bare
+    dense model again. Embedding tables and heads that the file has whole are put into the model, which keeps them.
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one or one that doesn't fit and for a model
+    whose adapters are merged, before the model is changed.
     """
-    folder = Path(directory)
-    values = read_config(folder / CONFIG_FILE)
-    config = adapter_config(values)
-    tensors = read_tensors(folder / TENSOR_FILE)
-    rank_pattern = values.get("rank_pattern") if config.method == "adalora" else None
-    layers = adapter_layers(model)
-    if layers:
-        _check_method(layers, config)
-        if adapter is None:
-            load_tensors(layers, tensors, rank_pattern)
-        else:
-            _load_beside(model, layers, adapter, config, tensors, rank_pattern)
-        return model
-    if adapter is not None:
+    file = read_adapter(Path(directory))
+    bare = unwrapped(model)
+    layers = adapter_layers(bare)
+    if not layers and adapter is not None:
         raise ValueError("adapter: expected a model that has adapters, it has none yet")
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapt(model, config)
-    try:
-        load_tensors(adapter_layers(model), tensors, rank_pattern)
-    except ValueError:
-        remove_adapters(model)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        raise
+    paths = [clean_path(path) for path, _ in bare.named_modules()]
+    # PEFT writes a task's usual names, whether the model has them or not
+    present = tuple(name for name in file.names_saved if any(path.endswith(name) for path in paths))
+    file.config = replace(file.config, modules_to_save=present)
+    modules = _saved_in(bare, file)
+    states = take_saved(modules, file.whole)
+    tables = file_tables(bare, file.whole)
+    if not layers:
+        _load_bare(bare, file, tables, states)
+        return model
+    _check_present(layers, file)
+    if adapter is None:
+        _load_over(bare, layers, file)
+        put_tables(bare, tables)
+        for path, module in saved_modules(bare).items():
+            if path in states:
+                put_saved(module.active, states[path])
+    elif tables:
+        raise ValueError(
+            f"{TENSOR_FILE}: has another table of {next(iter(tables))!r} than the model, whose adapters share it"
+        )
+    else:
+        _load_beside(bare, layers, adapter, file)
+        for path, module in saved_modules(bare).items():
+            if path in states:
+                put_saved(module.copies[adapter], states[path])
     return model
+
+
+def _saved_in(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
+    """Path → the module that a file's modules_to_save mean; ValueError where a model with adapters has others."""
+    if not adapter_layers(model):
+        names = find_saved(model, file.config.modules_to_save, None)
+        return {path: model.get_submodule(path) for path in names}
+    known = saved_modules(model)
+    active = {path: module for path, module in known.items() if module.active_adapter in module.copies}
+    wanted = {path: module for path, module in known.items() if clean_path(path).endswith(file.names_saved)}
+    if wanted.keys() != active.keys() or (file.names_saved and not wanted):
+        raise ValueError(
+            f"{CONFIG_FILE}: modules_to_save = {list(file.names_saved)}, expected those of the model: {list(active)}"
+        )
+    return {path: module.base_layer for path, module in wanted.items()}
+
+
+def _load_bare(
+    model: nn.Module, file: AdapterFile, tables: Mapping[str, Table], states: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    targets = _file_targets(model, file)
+    again = starts_from_weight(file.config.init)
+    for path, module in targets.items():
+        if again and not (isinstance(module, nn.Linear) and module.weight.is_floating_point()):
+            raise ValueError(
+                f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} is for a dense base that lost a part, "
+                f"{path!r} is a {type(module).__name__}"
+            )
+    fitting = meta_layers({clean_path(path): module for path, module in targets.items()}, file.config)
+    check_fit(fitting, file)
+    with unchanged_on_failure(model) as undo:
+        model.requires_grad_(False)
+        made = new_adapter_layers(targets, file.config, undo)
+        for path, layer in made.items():
+            put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
+            replace_module(model, path, layer)
+        for path, state in states.items():
+            saved = SavedModule(model.get_submodule(path), "default")
+            put_saved(saved.active, state)
+            replace_module(model, path, saved)
+        model.lorafam_config = file.config  # type: ignore[assignment]
+        put_tables(model, tables)
+
+
+def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
+    """The modules that the file's settings mean, or, where they name none, its tensors."""
+    if file.config.target_modules is not None:
+        return find_targets(model, file.config)
+    modules = {clean_path(path): path for path, _ in model.named_modules()}
+    unknown = [path for path in file.paths if path not in modules]
+    if unknown:
+        raise ValueError(
+            f"{TENSOR_FILE}: is for {unknown[0]!r}, which the model has no place for ({len(unknown)} such)"
+        )
+    return {modules[path]: model.get_submodule(modules[path]) for path in file.paths}
+
+
+def _check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
+    """What holds for any model that has adapters already."""
+    methods = {layer.method for layer in layers.values()}
+    if methods != {file.config.method}:
+        raise ValueError(f"{CONFIG_FILE}: an adapter of method {file.config.method!r}, the model has {sorted(methods)}")
+    for path, layer in layers.items():
+        if layer.merged:
+            raise ValueError(f"model: {path!r} is merged, unmerge it before another adapter is loaded")
+        if any(adapter.start_A is not None for adapter in layer.adapters.values()):
+            raise ValueError(f"model: the base of {path!r} lost a part to its first adapter, expected it as it was")
+    if starts_from_weight(file.config.init):
+        raise ValueError(
+            f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} takes a part of the base, expected a model "
+            "without adapters"
+        )
+
+
+def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
+    """Into the active adapters, which keep their parameters where shapes allow."""
+    fitting = meta_layers({clean_path(path): layer.base_layer for path, layer in layers.items()}, file.config)
+    check_fit(fitting, file)
+    for path, layer in layers.items():
+        put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
+        # anything a layer keeps about its adapter is stale now
+        layer.train(layer.training)
+    first = getattr(model, "lorafam_config", None)
+    if isinstance(first, AdapterConfig):
+        settings = ("r", "alpha", "rslora", "bias", "rank_pattern", "alpha_pattern")
+        now = replace(first, **{name: getattr(file.config, name) for name in settings})
+        model.lorafam_config = now  # type: ignore[assignment]
+
+
+def _load_beside(model: nn.Module, layers: Mapping[str, AdapterLayer], name: str, file: AdapterFile) -> None:
+    """Into adapters of another name, which are made for it."""
+    fitting = meta_layers({clean_path(path): layer.base_layer for path, layer in layers.items()}, file.config)
+    check_fit(fitting, file)
+    add_adapter(model, name, file.config)
+    for path, layer in layers.items():
+        put_tensors(layer.adapters[name], fitting[clean_path(path)], clean_path(path), file)  # type: ignore[arg-type]
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
@@ -97,117 +209,3 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises FileNotFoundError, ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: damaged, expected an object")
-    return values
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors. Raises FileNotFoundError, ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged, not a safetensors file ({error})") from None
-
-
-def _check_method(layers: dict[str, AdapterLayer], config: AdapterConfig) -> None:
-    methods = {layer.method for layer in layers.values()}
-    if methods != {config.method}:
-        raise ValueError(f"{CONFIG_FILE}: an adapter of method {config.method!r}, the model has {sorted(methods)}")
-
-
-def _load_beside(
-    model: nn.Module,
-    layers: dict[str, AdapterLayer],
-    name: str,
-    config: AdapterConfig,
-    tensors: dict[str, torch.Tensor],
-    rank_pattern: dict[str, list[bool]] | None,
-) -> None:
-    """Loads into adapters of another name, which are made for it."""
-    add_adapter(model, name, config)
-    active = {path: layer.active_adapter for path, layer in layers.items()}
-    try:
-        for layer in layers.values():
-            layer.active_adapter = name
-        load_tensors(layers, tensors, rank_pattern)
-    except ValueError:
-        for layer in layers.values():
-            del layer.adapters[name]
-        raise
-    finally:
-        for path, layer in layers.items():
-            layer.active_adapter = active[path]
-
-
-def load_tensors(
-    layers: dict[str, AdapterLayer],
-    tensors: dict[str, torch.Tensor],
-    rank_pattern: dict[str, list[bool]] | None,
-    *,
-    dry: bool = False,
-) -> None:
-    """Checks every tensor first, then copies them in, unless `dry`. Raises ValueError for one that doesn't fit."""
-    wanted: dict[str, tuple[AdapterLayer, str]] = {}
-    for path, layer in layers.items():
-        for attribute, ending in names_of(layer).items():
-            if getattr(layer.active, attribute, None) is not None:
-                wanted[f"{PREFIX}{path}.{ending}"] = layer, attribute
-    for path, layer in layers.items():
-        if isinstance(layer, LoraEmbedding):
-            # PEFT writes the table too
-            tensors = _without_table(tensors, f"{PREFIX}{path}.base_layer.weight", layer)
-    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    if missing or unknown:
-        problem = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the model has no place for"
-        raise ValueError(f"{TENSOR_FILE}: {problem} ({len(missing)} missing, {len(unknown)} unknown)")
-    kept = {path: (rank_pattern or {}).get(f"{path}.lora_E") for path in layers}
-    for path, layer in layers.items():
-        for name, (owner, attribute) in ((n, w) for n, w in wanted.items() if w[0] is layer):
-            _check_shape(name, tensors[name], getattr(owner.active, attribute), attribute, kept[path])
-    if dry:
-        return
-    with torch.no_grad():
-        for path, layer in layers.items():
-            if kept[path] is not None:
-                layer.active.kept_ranks = kept[path]
-        for name, (layer, attribute) in wanted.items():
-            parameter = getattr(layer.active, attribute)
-            value = tensors[name].to(parameter)
-            if value.shape == parameter.shape:
-                parameter.copy_(value)
-            else:
-                setattr(layer.active, attribute, nn.Parameter(value, requires_grad=parameter.requires_grad))
-    for layer in layers.values():
-        # anything a layer keeps about its adapter is stale now
-        layer.train(layer.training)
-
-
-def _without_table(tensors: dict[str, torch.Tensor], name: str, layer: AdapterLayer) -> dict[str, torch.Tensor]:
-    table: Any = layer.base_layer.weight
-    given = tensors.get(name)
-    if given is not None and not (given.shape == table.shape and torch.equal(given.to(table), table)):
-        raise ValueError(f"{TENSOR_FILE}: {name!r} is another table than the model's, which stays as it is")
-    return {other: tensor for other, tensor in tensors.items() if other != name}
-
-
-def _check_shape(
-    name: str, tensor: torch.Tensor, parameter: torch.Tensor, attribute: str, kept: list[bool] | None
-) -> None:
-    expected = list(parameter.shape)
-    if kept is not None:
-        expected[1 if attribute == "B" else 0] = sum(kept)
-    if list(tensor.shape) != expected:
-        raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(tensor.shape)}, expected {expected}")

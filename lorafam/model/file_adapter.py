@@ -6,6 +6,7 @@ The module `path` of an adapter's tensor "base_model.model.<path>.lora_A.weight"
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..config import AdapterConfig
+from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
-from .adapt import new_adapter_layer
-from .checkpoint import load_tensors, read_config, read_tensors
-from .peft_format import CONFIG_FILE, PREFIX, TENSOR_FILE, adapter_config, tensor_names
+from .adapter_file import read_adapter, tensor_file
+from .fit import check_fit, meta_layers, put_tensors
+from .peft_format import PREFIX, TENSOR_FILE, tensor_names
+from .peft_settings import CONFIG_FILE
 from .weight_files import FLOATS, Entry
 
 Tensor = torch.Tensor
+
+
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
 
 class Place(NamedTuple):
@@ -35,26 +40,45 @@ class Place(NamedTuple):
 class FileAdapter:
     """An adapter as PEFT saves it, its layers by path, and the `places` of what they change in a model's files. `bases`
     are weights of the base that the adapter's file has, as PEFT puts an adapted output head's into it: they are the
-    ones to merge into.
+    ones to merge into. `replaced` are others that it has whole (modules_to_save, tables).
 
     Raises FileNotFoundError, ValueError: what `load_adapter` refuses; a layer that has no weight in the files, one of
     another shape, not of floats, or tied to the embeddings; adapters of embeddings; values that aren't finite.
     """
 
     def __init__(self, folder: Path, entries: Mapping[str, Entry], tied: bool) -> None:
-        for name in ("", CONFIG_FILE, TENSOR_FILE):
+        for name in ("", CONFIG_FILE, tensor_file(folder).name):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"adapter: no such {'file' if name else 'folder'}: {folder / name}")
-        values = read_config(folder / CONFIG_FILE)
+        self._file = file = read_adapter(folder)
         # PEFT says so for GPT-2's Conv1D, whose weight is [K, N]
-        fan_in_fan_out = bool(values.pop("fan_in_fan_out", False))
-        self.config: AdapterConfig = adapter_config(values)
-        self._rank_pattern = values.get("rank_pattern") if self.config.method == "adalora" else None
-        tensors = read_tensors(folder / TENSOR_FILE)
-        ending = ".base_layer.weight"
-        bases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(ending)}
-        self.bases = {name[len(PREFIX) : -len(ending)]: tensor for name, tensor in bases.items()}
-        self._tensors = _by_path(tensors, self.config.method)
+        fan_in_fan_out = file.fan_in_fan_out
+        self.config: AdapterConfig = file.config
+        if starts_from_weight(self.config.init):
+            raise ValueError(
+                f"{CONFIG_FILE}: init_lora_weights = {self.config.init!r}: for a base that lost a part to them, "
+                "expected a file converted by path_initial_model_for_weight_conversion, or lorafam.load_adapter"
+            )
+        ending = ".base_layer"
+        self.bases = {}
+        whole: dict[str, Tensor] = {}
+        for given, found in file.whole.items():
+            if given.endswith(ending) and set(found) == {"weight"}:
+                self.bases[given.removesuffix(ending)] = found["weight"]
+            else:
+                whole |= {f"{given}.{name}": tensor for name, tensor in found.items()}
+        if file.names_saved and not whole:
+            raise ValueError(
+                f"{CONFIG_FILE}: modules_to_save = {list(file.names_saved)}, {TENSOR_FILE} has none of them"
+            )
+        # what takes the place of a tensor of the model's files
+        self.replaced = _replaced(whole, entries)
+        for name in self.replaced if tied and file.names_saved else ():
+            if name in _HEADS or "embed" in name or "wte" in name:
+                raise ValueError(
+                    f"adapter: {name!r} was trained whole, in the model it is tied (tie_word_embeddings in config.json)"
+                )
+        self._tensors = _by_path(file.tensors, self.config.method)
         names = _weight_names(list(self._tensors), entries)
         if tied:
             _check_not_tied(names, entries)
@@ -65,8 +89,6 @@ class FileAdapter:
             if tensor.shape != shape:
                 expected = "none" if shape is None else list(shape)
                 raise ValueError(f"{TENSOR_FILE}: {path!r} has a weight {list(tensor.shape)}, expected {expected}")
-            if not tensor.isfinite().all():
-                raise ValueError(f"{TENSOR_FILE}: the weight of {path!r} has NaN or inf")
         for path, tensors in self._tensors.items():
             entry, (out_features, in_features) = entries[names[path]], self._sizes(path)
             if entry.dtype not in FLOATS:
@@ -81,20 +103,23 @@ class FileAdapter:
                     raise ValueError(f"{TENSOR_FILE}: {path!r} has a bias (lora_bias), the model's layer has none")
             turned = sideways[path]
             self.places[path] = Place(names[path], bias, square if turned is None else turned)
-            # every shape and name is checked before anything is computed
-            load_tensors({path: self._empty(path)}, tensors, self._rank_pattern, dry=True)
+        with torch.device("meta"):
+            bases = {path: self._base(path) for path in self._tensors}
+        # every shape and name is checked before anything is computed
+        self._layers = meta_layers(bases, self.config)
+        check_fit(self._layers, file)
 
     def layer(self, path: str, weight: Tensor) -> AdapterLayer:
         """The adapter's layer around an nn.Linear of `weight` [N, K], without a bias."""
-        layer = self._empty(path).to_empty(device="cpu")
-        load_tensors({path: layer}, self._tensors[path], self._rank_pattern)
+        # it stays as it is, for the next time
+        layer = copy.deepcopy(self._layers[path]).to_empty(device="cpu")
+        put_tensors(layer.active, self._layers[path], path, self._file)
         layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
         return layer.eval()
 
-    def _empty(self, path: str) -> AdapterLayer:
+    def _base(self, path: str) -> nn.Module:
         out_features, in_features = self._sizes(path)
-        with torch.device("meta"):
-            return new_adapter_layer(nn.Linear(in_features, out_features, bias=False), path, self.config)
+        return nn.Linear(in_features, out_features, bias=False)
 
     def _sizes(self, path: str) -> tuple[int, int]:
         """(N, K)."""
@@ -110,6 +135,20 @@ class FileAdapter:
         return sizes["B"], sizes["A"]
 
 
+def _replaced(whole: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """Name in the model's files → a tensor that the adapter's file has whole: a head, a table."""
+    found = {}
+    for given, tensor in whole.items():
+        name = given if given in entries else given.partition(".")[2]
+        if name not in entries:
+            raise ValueError(f"{TENSOR_FILE}: has {PREFIX + given!r}, which the model's files have no tensor for")
+        if entries[name].shape != tuple(tensor.shape):
+            shapes = f"{list(tensor.shape)}, the model's {name!r} is {list(entries[name].shape)}"
+            raise ValueError(f"{TENSOR_FILE}: {PREFIX + given!r} has shape {shapes}")
+        found[name] = tensor
+    return found
+
+
 def _by_path(tensors: Mapping[str, Tensor], method: str) -> dict[str, dict[str, Tensor]]:
     """Path → tensors by their whole names."""
     endings = tuple(f".{ending}" for ending in tensor_names(method).values())
@@ -120,8 +159,6 @@ def _by_path(tensors: Mapping[str, Tensor], method: str) -> dict[str, dict[str, 
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         if ending is None or not name.startswith(PREFIX):
             raise ValueError(f"{TENSOR_FILE}: has {name!r}, which is no tensor of a {method} adapter")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{TENSOR_FILE}: {name!r} has NaN or inf")
         found.setdefault(name[len(PREFIX) : -len(ending)], {})[name] = tensor
     if not found:
         raise ValueError(f"{TENSOR_FILE}: expected an adapter's tensors, got none")
@@ -146,9 +183,8 @@ def _weight_names(paths: list[str], entries: Mapping[str, Entry]) -> dict[str, s
 
 def _check_not_tied(names: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
     """A head that is tied to the embeddings is read from one tensor for both."""
-    heads = ("lm_head.weight", "embed_out.weight", "output.weight")
     for path, name in names.items():
-        if name in heads and name in entries:
+        if name in _HEADS and name in entries:
             raise ValueError(
                 f"adapter: {path!r} is tied to the embeddings (tie_word_embeddings in config.json), "
                 "which merging would change"

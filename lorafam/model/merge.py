@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from ..compat.transformers import forget_quantisation
 from ..config import check_choice
 from ..methods import AdapterLayer
+from ..methods.base_weight import is_bitsandbytes_4bit
+from ..methods.frozen_linear import thaw_layers
 from ..methods.merge_report import THRESHOLD
 from ..methods.stored_weight import DENSE, FORMATS
 from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
+from .saved_module import active_copies
+from .unchanged import tied_to
 
 Tensor = torch.Tensor
 
@@ -45,6 +50,7 @@ def merge_and_unload(
     if unknown:
         raise ValueError(f"probe: expected paths of adapter layers, got {unknown[0]!r}")
     _check_tied(model, [path for path in layers if path not in kept])
+    _check_biases(model, {path: layer for path, layer in layers.items() if path not in kept})
     reports, merged_before = {}, {path for path, layer in layers.items() if layer.merged}
     try:
         for path, layer in layers.items():
@@ -65,6 +71,13 @@ def merge_and_unload(
     for path, layer in layers.items():
         if path not in kept:
             replace_module(model, path, layer.unloaded())
+    if not kept:
+        for path, module in list(active_copies(model)):
+            replace_module(model, path, module)
+        thaw_layers(model)
+    rest = any(is_bitsandbytes_4bit(module) for module in model.modules())
+    dense = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+    forget_quantisation(model, dense, rest=rest)
     if into in DENSE:
         _convert_rest(model, DENSE[into])
     if not kept and hasattr(model, "lorafam_config"):
@@ -85,15 +98,22 @@ def _named(layers: Mapping[str, AdapterLayer], names: str | Sequence[str]) -> se
 
 def _check_tied(model: nn.Module, paths: Sequence[str]) -> None:
     """Merging into a shared weight would change the other module as well: an output head tied to the embeddings."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
     for path in paths:
-        weight = getattr(model.get_submodule(path).base_layer, "weight", None)
-        own = f"{path}.base_layer.weight"
-        others = [name for name in owners.get(id(weight), []) if name != own]
-        if others:
-            raise ValueError(f"{path}: its weight is tied to {others[0]}, which merging would change; untie it first")
+        other = tied_to(model, model.get_submodule(path).base_layer)  # type: ignore[arg-type]
+        if other is not None:
+            raise ValueError(f"{path}: its weight is tied to {other}, which merging would change; untie it first")
+
+
+def _check_biases(model: nn.Module, layers: Mapping[str, AdapterLayer]) -> None:
+    """A model of transformers makes its layers by its configuration, and drops a bias that they don't have."""
+    if not hasattr(model, "save_pretrained"):
+        return
+    for path, layer in layers.items():
+        if layer.base_bias() is None and getattr(layer.active, "bias", None) is not None:
+            raise ValueError(
+                f"{path}: its adapter has a bias (lora_bias) and the layer none: the merged model would lose it when "
+                "saved; leave it with keep_unmerged"
+            )
 
 
 def _convert_rest(model: nn.Module, dtype: torch.dtype) -> None:

@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from ..config import check_choice
 from ..methods.merge_report import THRESHOLD, MergeReport, check_threshold
 from ..methods.stored_weight import DENSE
+from .adapter_file import tensor_file
 from .file_adapter import FileAdapter
 from .model_merge_report import ModelMergeReport
-from .peft_format import CONFIG_FILE, TENSOR_FILE
+from .peft_settings import CONFIG_FILE
 from .weight_files import (
     CONFIG,
     FLOATS,
@@ -193,7 +194,7 @@ def _digest(model: Path, adapter: Path) -> str:
     large model would take longer than merging it.
     """
     digest = hashlib.sha256()
-    for file in (adapter / CONFIG_FILE, adapter / TENSOR_FILE, model / CONFIG):
+    for file in (adapter / CONFIG_FILE, tensor_file(adapter), model / CONFIG):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     for file in weight_files(model):
         found = file.stat()
@@ -223,6 +224,8 @@ def _write_shard(
     reports = {}
     for entry in entries:
         tensor = _read(entry)
+        if entry.name in merging.replaced:
+            tensor = merging.replaced[entry.name].to(tensor.dtype)
         if entry.name in weights:
             path = weights[entry.name]
             tensor, reports[path] = _merged(path, tensor, merging, settings)

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ..config import AdapterConfig
 from ..methods import AdapterLayer, NF4Linear
 from ..methods.base_weight import base_sizes, is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
+from .expressions import matched
+from .saved_module import find_saved, inside
 from .weight_readers import reader_of
 
 
@@ -26,12 +29,14 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return get() if callable(get) else None
 
 
-def find_targets(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Module]:
+def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """Path → module. Raises ValueError for a name that no module has, with names that come near it, and for modules
     that can't be adapted.
     """
-    modules = _adaptable_paths(model)
-    if target_modules is None or target_modules == "all-linear":
+    saved = find_saved(model, config.modules_to_save, config.target_modules)
+    modules = {path: module for path, module in _adaptable_paths(model).items() if not inside(path, saved)}
+    names = config.target_modules
+    if names is None or names == "all-linear":
         head = output_head(model)
         found = {path: module for path, module in modules.items() if is_linear(module) and module is not head}
         skipped = {path: reader for path in found if (reader := reader_of(model, path))}
@@ -45,10 +50,11 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] | None) -
             )
         if not found:
             raise ValueError("target_modules: the model has no linear layer")
-        return found
-    regular = isinstance(target_modules, str)
-    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    found = _check_sizes(_matching(modules, names, regular=regular))
+    elif isinstance(names, str):
+        found = _matching(modules, [names], regular=True)
+    else:
+        found = _matching(modules, sorted(names) if isinstance(names, set | frozenset) else list(names), regular=False)
+    found = _check_sizes(_selected(found, config))
     for path in found:
         reader = reader_of(model, path)
         if reader:
@@ -57,6 +63,50 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] | None) -
                 "the adapter"
             )
     return found
+
+
+def _selected(found: dict[str, nn.Module], config: AdapterConfig) -> dict[str, nn.Module]:
+    """Without what `exclude_modules` and `layers_to_transform` leave out, read as PEFT reads them."""
+    excluded: set[str] = set()
+    if isinstance(config.exclude_modules, str):
+        excluded = matched(config.exclude_modules, found, "exclude_modules")
+    elif config.exclude_modules is not None:
+        excluded = {path for path in found if any(_ends(path, name) for name in config.exclude_modules)}
+    if config.exclude_modules is not None and not excluded:
+        told = f"exclude_modules: no module that is adapted is called so: {config.exclude_modules!r}"
+        warnings.warn(told, stacklevel=3)
+    kept = {path: module for path, module in found.items() if path not in excluded}
+    if config.layers_to_transform is not None:
+        wanted = config.layers_to_transform
+        indices = {wanted} if isinstance(wanted, int) else set(wanted)
+        whole = set(config.target_modules or ()) if not isinstance(config.target_modules, str) else set()
+        # PEFT takes a path that is named whole, whatever its layer
+        layers = {path: layer_index(path, config.layers_pattern) for path in kept}
+        kept = {path: module for path, module in kept.items() if path in whole or layers[path] in indices}
+    if not kept:
+        raise ValueError(
+            "exclude_modules, layers_to_transform: no module is left to adapt, expected at least one of "
+            f"{', '.join(list(found)[:4])}"
+        )
+    return kept
+
+
+def layer_index(path: str, pattern: str | Sequence[str] | None = None) -> int | None:
+    """The number of the layer that a module is in: the first in its path, or that after one of the names in `pattern`
+    (regular expressions).
+    """
+    if not pattern:
+        match = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", path)
+        return int(match["idx"]) if match else None
+    for name in [pattern] if isinstance(pattern, str) else pattern:
+        match = re.match(rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\.", path)
+        if match:
+            return int(match["idx"])
+    return None
+
+
+def _ends(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 def _adaptable_paths(model: nn.Module) -> dict[str, nn.Module]:
@@ -76,17 +126,16 @@ def _adaptable_paths(model: nn.Module) -> dict[str, nn.Module]:
 def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name in names:
-        hits = {
-            path: module
-            for path, module in modules.items()
-            if (re.fullmatch(name, path) if regular else path == name or path.endswith(f".{name}"))
-        }
+        ending = {path for path in modules if _ends(path, name)}
+        meant = matched(name, modules, "target_modules") if regular else ending
+        hits = {path: module for path, module in modules.items() if path in meant}
         if not hits:
             endings = sorted({path.rsplit(".", 1)[-1] for path, module in modules.items() if is_linear(module)})
             near = difflib.get_close_matches(name, endings, n=3) or endings[:8]
             raise ValueError(f"target_modules: no module is called {name!r}; the model has {', '.join(near)}")
         found.update(hits)
-    return found
+    # in the model's order
+    return {path: module for path, module in modules.items() if path in found}
 
 
 def _check_sizes(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -100,11 +149,19 @@ def _check_sizes(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return found
 
 
-def pattern_value(pattern: Mapping[str, float], path: str, default: float) -> float:
-    """The value of the first key that ends the path, as a regular expression, as PEFT reads rank_pattern and
-    alpha_pattern.
+def pattern_values(
+    pattern: Mapping[str, float], paths: Sequence[str], default: float, name: str | None
+) -> dict[str, float]:
+    """Path → value of the first key that ends it, as a regular expression, as PEFT reads rank_pattern and
+    alpha_pattern. A key that no path has is told in a warning, beginning with `name`, if there is one.
     """
+    values: dict[str, float] = {}
     for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", path):
-            return value
-    return default
+        meant = matched(rf"(.*\.)?({key})", paths, name or "pattern")
+        if not meant and name is not None:
+            near = difflib.get_close_matches(key, {path.rsplit(".", 1)[-1] for path in paths}, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            warnings.warn(f"{name}: no adapted module is called {key!r}{hint}", stacklevel=3)
+        for path in meant:
+            values.setdefault(path, value)
+    return {path: values.get(path, default) for path in paths}

@@ -52,7 +52,10 @@ class RankAllocator:
         for path, layer in found.items():
             if layer.rank_num != init_rank:
                 raise ValueError(f"init_rank: expected {layer.rank_num}, the rank of {path!r}, got {init_rank}")
-        if orthogonality < 0:
+        for name, beta in (("beta1", beta1), ("beta2", beta2)):
+            if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < 1:
+                raise ValueError(f"{name}: expected a number between 0 and 1, got {beta!r}")
+        if not orthogonality >= 0:
             raise ValueError(f"orthogonality: expected a weight that isn't negative, got {orthogonality}")
         self._layers = found
         self._schedule = {

@@ -52,9 +52,7 @@ def test_adapt_takes_the_head_and_gives_it_back() -> None:
     assert model.lm_head.weight is model.embed.weight
     assert {name: model.state_dict()[name].data_ptr() for name in before} == before
     torch.testing.assert_close(model(TOKENS), plain(TOKENS), rtol=1e-5, atol=1e-4)
-    from lorafam.model.adapt import remove_adapters
-
-    remove_adapters(model)
+    lorafam.merge_and_unload(model)
     assert type(model.lm_head) is nn.Linear
     assert torch.equal(model(TOKENS), plain(TOKENS))
 

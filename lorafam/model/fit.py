@@ -1,0 +1,78 @@
+"""Whether a file's tensors are those of the layers they are for, before any is made; and putting them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import AdapterConfig
+from ..methods import AdapterLayer
+from ..methods.adapter import Adapter
+from ..methods.base_weight import base_sizes
+from .adapt import new_adapter_layers
+from .adapter_file import AdapterFile
+from .peft_format import PREFIX, TENSOR_FILE, names_of
+from .peft_settings import CONFIG_FILE
+
+
+def meta_layers(bases: Mapping[str, nn.Module], config: AdapterConfig) -> dict[str, AdapterLayer]:
+    """The layers that `config` means around modules of these sizes, without memory."""
+    with torch.device("meta"):
+        twins = {path: _twin(base) for path, base in bases.items()}
+        return new_adapter_layers(twins, replace(config, init="default"), [])
+
+
+def _twin(base: nn.Module) -> nn.Module:
+    if isinstance(base, nn.Embedding):
+        return nn.Embedding(base.num_embeddings, base.embedding_dim)
+    in_features, out_features = base_sizes(base)
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+def check_fit(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
+    """Raises ValueError for a tensor that is missing, has no place or another shape than the file's settings say."""
+    wanted: dict[str, tuple[torch.Tensor, str, str]] = {}
+    for path, layer in layers.items():
+        for attribute, ending in names_of(layer).items():
+            parameter = getattr(layer.active, attribute, None)
+            if parameter is not None:
+                wanted[f"{PREFIX}{path}.{ending}"] = parameter, attribute, path
+    missing, unknown = sorted(wanted.keys() - file.tensors.keys()), sorted(file.tensors.keys() - wanted.keys())
+    if missing or unknown:
+        lacking = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the model has no place for"
+        raise ValueError(f"{TENSOR_FILE}: {lacking} ({len(missing)} missing, {len(unknown)} unknown)")
+    for path in file.kept_ranks:
+        rank = layers[path].active.rank if path in layers else None
+        if rank is not None and len(file.kept_ranks[path]) != rank:
+            count = len(file.kept_ranks[path])
+            raise ValueError(f"{CONFIG_FILE}: rank_pattern of {path!r} has {count} ranks, expected {rank} (init_r)")
+    for name, (parameter, attribute, path) in wanted.items():
+        expected = list(parameter.shape)
+        if path in file.kept_ranks:
+            expected[1 if attribute == "B" else 0] = sum(file.kept_ranks[path])
+        if list(file.tensors[name].shape) != expected:
+            raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(file.tensors[name].shape)}, expected {expected}")
+
+
+@torch.no_grad()
+def put_tensors(adapter: Adapter, like: AdapterLayer, path: str, file: AdapterFile) -> None:
+    """Makes `adapter` the file's one for `path`: values and what they are multiplied by. `like` has its settings."""
+    new = like.active
+    adapter.kept_ranks = file.kept_ranks.get(path)
+    for attribute, ending in names_of(like).items():
+        value = file.tensors.get(f"{PREFIX}{path}.{ending}")
+        old: Any = getattr(adapter, attribute, None)
+        if value is None:
+            if old is not None:
+                delattr(adapter, attribute)
+        elif old is not None and old.shape == value.shape:
+            old.copy_(value)
+        else:
+            value = value.to(device=adapter.A.device, dtype=adapter.A.dtype)
+            setattr(adapter, attribute, nn.Parameter(value.contiguous(), requires_grad=adapter.A.requires_grad))
+    adapter.rank, adapter.alpha, adapter.rslora, adapter.rank_num = new.rank, new.alpha, new.rslora, new.rank_num
+    adapter.scaling = new.scaling

@@ -1,0 +1,248 @@
+"""adapter_config.json, both ways: PEFT's keys, which of them lorafam has, and which can be left aside.
+
+A key that isn't listed is a newer PEFT's: left aside where it says nothing (null, false, empty), refused otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..config import AdapterConfig, starts_from_weight
+from ..methods import AdapterLayer
+from ..methods.adapter import Adapter, lora_scaling
+from ..methods.conv1d import is_conv1d
+from .targets import pattern_values
+from .tensor_keys import clean_path
+
+CONFIG_FILE = "adapter_config.json"
+# an adapter for the base as it was before a part of it was taken: rank over the trained one's
+_RESTORED = 2
+# a trained AdaLoRA adapter without its schedule: PEFT asks for one that has room for a budgeting phase
+_DEFAULT_SCHEDULE = {"total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
+# read below
+_READ = {
+    "peft_type", "r", "init_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora",
+    "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
+    "init_lora_weights", "bias", "modules_to_save",
+}  # fmt: skip
+# where it came from, how it started or trains, and what the tensors say themselves; none changes what is computed
+_LEFT_ASIDE = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
+}  # fmt: skip
+# init_lora_weights that leave the base as it is; PEFT takes the others' part out of the base again when it loads
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal")
+_AGAIN = ("pissa", "olora")
+
+
+def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
+    """The `AdapterConfig` of an adapter_config.json; `init` is "pissa" or "olora" where its tensors are for a base that
+    has lost a part to them. Raises ValueError, with the key, for what lorafam doesn't have and for a wrong type.
+    """
+    kind = values.get("peft_type")
+    if kind not in ("LORA", "ADALORA"):
+        raise ValueError(f"{CONFIG_FILE}: expected peft_type LORA or ADALORA, got {kind!r}")
+    for key, value in values.items():
+        if key not in _READ | _LEFT_ASIDE and not _says_nothing(value):
+            raise ValueError(f"{CONFIG_FILE}: {key} = {value!r} is not supported, expected none")
+    if values.get("bias", "none") != "none":
+        raise ValueError(f"{CONFIG_FILE}: bias = {values['bias']!r} is not supported, expected 'none'")
+    rslora, dora, bias = (_flag(values, key) for key in ("use_rslora", "use_dora", "lora_bias"))
+    adalora = kind == "ADALORA"
+    for key, given in (("use_dora", dora), ("use_rslora", rslora), ("lora_bias", bias)):
+        if given and adalora:
+            raise ValueError(f"{CONFIG_FILE}: {key} = True, expected False with peft_type ADALORA")
+    if dora and bias:
+        raise ValueError(f"{CONFIG_FILE}: lora_bias = True is not supported with use_dora, expected False")
+    settings: dict[str, Any] = {
+        "alpha": values.get("lora_alpha", 8),
+        "dropout": values.get("lora_dropout", 0.0),
+        "target_modules": values.get("target_modules"),
+        "exclude_modules": values.get("exclude_modules") or None,
+        "layers_to_transform": _or_none(values.get("layers_to_transform")),
+        "layers_pattern": values.get("layers_pattern") or None,
+        # a file that names none has none
+        "modules_to_save": values.get("modules_to_save") or (),
+    }
+    if adalora:
+        _check_kept_ranks(values.get("rank_pattern"))
+        settings |= {"method": "adalora", "r": values.get("init_r", 12)}
+    else:
+        settings |= {
+            "method": "dora" if dora else "lora",
+            "r": values.get("r", 8),
+            "rslora": rslora,
+            "bias": bias,
+            # PEFT drops the input of both paths
+            "dora_dropout": "input",
+            "rank_pattern": values.get("rank_pattern") or {},
+            "alpha_pattern": values.get("alpha_pattern") or {},
+            "init": _init(values.get("init_lora_weights", True)),
+        }
+    if settings["layers_to_transform"] is None:
+        settings["layers_pattern"] = None
+    try:
+        return AdapterConfig(**settings)
+    except ValueError as error:
+        raise ValueError(f"{CONFIG_FILE}: {_in_peft_words(str(error))}") from None
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _or_none(value: object) -> object:
+    return None if value == [] else value
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{CONFIG_FILE}: {key}: expected true or false, got {value!r}")
+    return bool(value)
+
+
+def _init(value: object) -> str:
+    if isinstance(value, bool) or value is None or value in _KEEPS_BASE:
+        return "default"
+    if value in _AGAIN:
+        return str(value)
+    if isinstance(value, str):
+        raise ValueError(
+            f"{CONFIG_FILE}: init_lora_weights = {value!r}: its tensors are for a base that was changed in a way that "
+            "can't be formed again, expected a file converted by path_initial_model_for_weight_conversion"
+            if value.startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
+            else f"{CONFIG_FILE}: init_lora_weights = {value!r} is not known, expected one of {_KEEPS_BASE + _AGAIN}"
+        )
+    raise ValueError(f"{CONFIG_FILE}: init_lora_weights: expected true, false or a name, got {value!r}")
+
+
+def _check_kept_ranks(pattern: object) -> None:
+    """AdaLoRA's rank_pattern: which of the ranks were kept, by path."""
+    if pattern is None:
+        return
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{CONFIG_FILE}: rank_pattern: expected paths to lists of booleans, got {pattern!r}")
+    for key, kept in pattern.items():
+        if not isinstance(kept, list) or not all(isinstance(one, bool) for one in kept):
+            raise ValueError(f"{CONFIG_FILE}: rank_pattern[{key!r}]: expected a list of booleans, got {kept!r}")
+
+
+def _in_peft_words(message: str) -> str:
+    name, colon, rest = message.partition(":")
+    return _PEFT_WORDS.get(name, name) + colon + rest
+
+
+_PEFT_WORDS = {"alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "bias": "lora_bias"}
+
+
+def peft_config(
+    model: nn.Module, config: AdapterConfig, layers: dict[str, AdapterLayer], saved: list[str]
+) -> dict[str, Any]:
+    """adapter_config.json as PEFT reads it, its keys sorted, but those of patterns in their own order."""
+    values: dict[str, Any] = {
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "bias": "none",
+        "fan_in_fan_out": all(is_conv1d(layer.base_layer) for layer in layers.values()),
+        "inference_mode": True,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "modules_to_save": saved or None,
+        "target_modules": target_names(model, layers),
+        "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
+    }
+    if config.method == "adalora":
+        patterns = {
+            f"{path}.lora_E": layer.active.kept_ranks
+            for path, layer in layers.items()
+            if layer.active.kept_ranks is not None
+        }
+        schedule = {"target_r": config.r, **_DEFAULT_SCHEDULE, **getattr(model, "lorafam_rank_schedule", {})}
+        values |= {"peft_type": "ADALORA", "init_r": config.r, **schedule, "rank_pattern": patterns or None}
+    else:
+        more = _RESTORED if starts_from_weight(config.init) else 1
+        # α/r and α/√r as they were
+        alpha = math.sqrt(more) if config.rslora else more
+        values |= {
+            "lora_alpha": config.alpha * alpha,
+            "peft_type": "LORA",
+            "r": config.r * more,
+            "use_dora": config.method == "dora",
+            "use_rslora": config.rslora,
+            "lora_bias": config.bias,
+            "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+            "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
+            "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
+        }
+    return dict(sorted(values.items()))
+
+
+def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterConfig) -> AdapterConfig:
+    """What the active adapters, or those called `name`, are: they know their settings themselves. Of `first`, which the
+    model was adapted with, only what they don't know is taken, and the words of its patterns where they are right.
+    """
+    adapters: dict[str, Any] = {
+        path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
+    }
+    ranks = {path: int(adapter.rank) for path, adapter in adapters.items()}
+    alphas = {path: _alpha(adapter, layers[path].method) for path, adapter in adapters.items()}
+    one = next(iter(adapters.values()))
+    started = any(adapter.start_A is not None for adapter in adapters.values())
+    settings: dict[str, Any] = {
+        "method": next(iter(layers.values())).method,
+        "dropout": one.dropout,
+        "rslora": one.rslora,
+        "bias": any(getattr(adapter, "bias", None) is not None for adapter in adapters.values()),
+        "init": first.init if started or not starts_from_weight(first.init) else "default",
+    }
+    paths = list(layers)
+    if (
+        pattern_values(first.rank_pattern, paths, first.r, None) != ranks
+        or pattern_values(first.alpha_pattern, paths, first.alpha, None) != alphas
+    ):
+        settings["r"], settings["rank_pattern"] = _by_path(ranks)
+        settings["alpha"], settings["alpha_pattern"] = _by_path(alphas)
+    for setting in ("rslora", "dropout"):
+        unlike = next(
+            (path for path, adapter in adapters.items() if getattr(adapter, setting) != getattr(one, setting)), None
+        )
+        if unlike is not None:
+            raise ValueError(f"adapter: {setting} differs between its layers ({unlike!r}), a file has one for all")
+    return replace(first, **settings)
+
+
+def _alpha(adapter: Adapter, method: str) -> float:
+    """α as the scaling is now, which may have been set since."""
+    usual = adapter.alpha if method == "adalora" else lora_scaling(adapter.rank, adapter.alpha, adapter.rslora)
+    if adapter.scaling == usual:
+        return adapter.alpha
+    return adapter.scaling if method == "adalora" else adapter.scaling / lora_scaling(adapter.rank, 1, adapter.rslora)
+
+
+def _by_path(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The commonest value, and the others by whole path, longer ones first: the first key that fits counts."""
+    counts = list(values.values())
+    common = max(counts, key=counts.count)
+    ambiguous = {path for path in values for other in values if other.endswith(f".{path}")}
+    named = sorted((path for path in values if values[path] != common), key=len, reverse=True)
+    return common, {f"^{path}" if path in ambiguous else path: values[path] for path in named}
+
+
+def target_names(model: nn.Module, layers: dict[str, AdapterLayer]) -> list[str] | str:
+    """What means these layers and no others: last parts of their paths, whole paths, or a regular expression."""
+    inside = tuple(f"{path}." for path in layers)
+    every = [path for path, _ in model.named_modules()]
+    others = {path for path in map(clean_path, every) if not path.startswith(inside)} - layers.keys()
+    for names in ({path.rsplit(".", 1)[-1] for path in layers}, set(layers)):
+        endings = tuple(f".{name}" for name in names)
+        if not any(path in names or path.endswith(endings) for path in others):
+            return sorted(names)
+    return "|".join(re.escape(path) for path in sorted(layers))

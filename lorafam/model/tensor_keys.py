@@ -1,0 +1,56 @@
+"""Names without what wrappers put into them, and without adapters' names: as a bare model's state dict has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+T = TypeVar("T")
+
+# torch.compile's, activation checkpointing's and FSDP's
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_TENSOR = re.compile(
+    r"(?P<path>.+)\.(?P<what>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<kind>weight|bias))?"
+)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that torch.compile, DataParallel or DistributedDataParallel was given."""
+    while True:
+        inner: Any = model.module if isinstance(model, DataParallel | DistributedDataParallel) else None
+        inner = model.__dict__.get("_modules", {}).get("_orig_mod") if inner is None else inner
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def clean_path(path: str) -> str:
+    """A path without wrappers' parts."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def clean_keys(tensors: Mapping[str, T], prefix: str, file: str) -> dict[str, T]:
+    """Tensors under the names that PEFT writes: `prefix`, path, part of the adapter.
+
+    Raises ValueError for two that would have one name, as those of two adapters have.
+    """
+    cleaned: dict[str, T] = {}
+    for key, tensor in tensors.items():
+        name = clean_path(key)
+        # DistributedDataParallel's, around the PEFT model or inside it
+        for outer in (f"module.{prefix}", f"{prefix}module."):
+            if name.startswith(outer):
+                name = prefix + name[len(outer) :]
+        match = _TENSOR.fullmatch(name)
+        if match:
+            kind = match["kind"] if match["what"] != "lora_magnitude_vector" else None
+            name = f"{match['path']}.{match['what']}" + (f".{kind}" if kind else "")
+        if name in cleaned:
+            raise ValueError(f"{file}: {key!r} and another tensor both stand for {name!r}, expected one adapter's")
+        cleaned[name] = tensor
+    return cleaned

@@ -13,26 +13,28 @@ from tests.conftest import device
 from tests.model.tiny import disturb, tiny_model, tokens
 
 SCHEDULE = {"total_steps": 20, "warmup_steps": 3, "final_steps": 6, "interval": 2}
+# every phase, for simulated code, of which a step takes 3 s
+SHORT = {"total_steps": 12, "warmup_steps": 2, "final_steps": 4, "interval": 2}
 
 
-def ours() -> tuple[torch.nn.Module, RankAllocator]:
+def ours(schedule: dict[str, int] = SCHEDULE) -> tuple[torch.nn.Module, RankAllocator]:
     model = lorafam.adapt(
         tiny_model(), AdapterConfig(method="adalora", r=6, alpha=8, target_modules=["q_proj", "up_proj"])
     )
     disturb(model)
     model.to(device())
-    return model, RankAllocator(model, init_rank=6, target_rank=2, **SCHEDULE)
+    return model, RankAllocator(model, init_rank=6, target_rank=2, **schedule)
 
 
-def theirs() -> torch.nn.Module:
+def theirs(schedule: dict[str, int] = SCHEDULE) -> torch.nn.Module:
     config = AdaLoraConfig(
         init_r=6,
         target_r=2,
         lora_alpha=8,
-        tinit=3,
-        tfinal=6,
-        deltaT=2,
-        total_step=20,
+        tinit=schedule["warmup_steps"],
+        tfinal=schedule["final_steps"],
+        deltaT=schedule["interval"],
+        total_step=schedule["total_steps"],
         target_modules=["q_proj", "up_proj"],
         task_type="CAUSAL_LM",
     )
@@ -43,8 +45,9 @@ def test_same_masks_penalty_and_weights_as_peft(backend: str) -> None:
     """Both train on the same batches from the same values; ranks, loss and factors stay together at every step. PEFT's
     stays on the CPU.
     """
-    model, allocator = ours()
-    peft_model = theirs()
+    schedule = SHORT if backend == "simulate" else SCHEDULE
+    model, allocator = ours(schedule)
+    peft_model = theirs(schedule)
     layers = adapter_layers(model)
     modules = dict(peft_model.base_model.model.named_modules())
     with torch.no_grad():
@@ -53,7 +56,7 @@ def test_same_masks_penalty_and_weights_as_peft(backend: str) -> None:
                 getattr(modules[path], f"lora_{name}")["default"].copy_(getattr(layer, name))
     trainable = [[p for p in m.parameters() if p.requires_grad] for m in (model, peft_model)]
     optimizers = [torch.optim.SGD(parameters, lr=0.05) for parameters in trainable]
-    for step in range(1, SCHEDULE["total_steps"] + 1):
+    for step in range(1, schedule["total_steps"] + 1):
         batch = tokens(rows=2, length=10 + step % 3)
         moved = batch.to(device())
         losses = [

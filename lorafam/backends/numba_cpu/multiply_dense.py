@@ -21,6 +21,8 @@ WIDE, WIDENED, PAIRED = 0, 1, 2
 _AHEAD = 1024
 # factors that fit the registers beside weights and sums
 _KEPT = 8
+# of an update that are added up apart
+_RANKS = 64
 
 
 @intrinsic(prefer_literal=True)
@@ -201,17 +203,32 @@ def add_shares(
             at = builder.add(source, builder.mul(stride, index))
             return [builder.fadd(value, vectors.load(at, 4 * width * i)) for i, value in enumerate(sums)]
 
-        def low_rank(sums: list[Any], index: Any) -> list[Any]:
-            factor = vectors.splat_load(left, times(builder, index, 4))
-            at = builder.add(right, builder.mul(right_bytes, index))
-            return [vectors.fma(factor, vectors.load(at, 4 * width * i), value) for i, value in enumerate(sums)]
+        def low_rank(values: list[Any], index: Any) -> list[Any]:
+            first_rank, *sums = values
+            rank = builder.add(first_rank, index)
+            factor = vectors.splat_load(left, times(builder, rank, 4))
+            at = builder.add(right, builder.mul(right_bytes, rank))
+            return [
+                first_rank,
+                *(vectors.fma(factor, vectors.load(at, 4 * width * i), value) for i, value in enumerate(sums)),
+            ]
+
+        def piece(sums: list[Any], index: Any) -> list[Any]:
+            start = times(builder, index, _RANKS)
+            left_over = builder.sub(terms, start)
+            count = builder.select(
+                builder.icmp_signed("<", left_over, ir.Constant(I64, _RANKS)), left_over, ir.Constant(I64, _RANKS)
+            )
+            _, *found = loop(builder, count, [start, *[vectors.zero] * across], low_rank)
+            return [builder.fadd(value, more) for value, more in zip(sums, found, strict=True)]
 
         def begun(sums: list[Any], _: Any) -> list[Any]:
             return [builder.fadd(value, vectors.load(first, 4 * width * i)) for i, value in enumerate(sums)]
 
         sums = loop(builder, number, [vectors.zero] * across, share)
         # formed apart: added to the shares one by one it would lose digits to them
-        updates = loop(builder, terms, [vectors.zero] * across, low_rank)
+        pieces = builder.sdiv(builder.add(terms, ir.Constant(I64, _RANKS - 1)), ir.Constant(I64, _RANKS))
+        updates = loop(builder, pieces, [vectors.zero] * across, piece)
         sums = [builder.fadd(value, update) for value, update in zip(sums, updates, strict=True)]
         given = builder.zext(builder.icmp_signed("!=", first, ir.Constant(I64, 0)), I64)
         for i, value in enumerate(loop(builder, given, sums, begun)):

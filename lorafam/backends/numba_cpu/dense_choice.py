@@ -70,10 +70,12 @@ def _key(direction: str, weight: torch.Tensor, dtype: torch.dtype, tokens: int) 
 def _choose(key: str, own: Callable[[], object], platform: Callable[[], object]) -> str:
     with _lock:
         if key not in _chosen:
-            _chosen.update(_kept())
-        if key not in _chosen:
-            _chosen[key] = _timed(own, platform)
-            _keep(key, _chosen[key])
+            # processes that start together wait for the first one's choice, and don't disturb its timing
+            with alone(_file()):
+                _chosen.update(_kept())
+                if key not in _chosen:
+                    _chosen[key] = _timed(own, platform)
+                    _keep(key, _chosen[key])
         return _chosen[key]
 
 
@@ -107,8 +109,7 @@ def _kept() -> dict[str, str]:
 
 def _keep(key: str, choice: str) -> None:
     try:
-        with alone(_file()):
-            write_whole(_file(), {**_kept(), key: choice})
+        write_whole(_file(), {**_kept(), key: choice})
     except OSError as error:
         warnings.warn(
             f"which dense product is faster can't be kept and is timed in each process: {error}", stacklevel=2

@@ -53,7 +53,7 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     tensors |= saved_tables(model)
     saved, whole = saved_tensors(model, adapter)
     tensors |= whole
-    text = json.dumps(peft_config(model, config, layers, saved), indent=2) + "\n"
+    text = json.dumps(peft_config(model, config, layers, saved, adapter), indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))

@@ -55,6 +55,8 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
             raise ValueError(f"{CONFIG_FILE}: {key} = {value!r} is not supported, expected none")
     if values.get("bias", "none") != "none":
         raise ValueError(f"{CONFIG_FILE}: bias = {values['bias']!r} is not supported, expected 'none'")
+    if values.get("ensure_weight_tying") and values.get("modules_to_save"):
+        raise ValueError(f"{CONFIG_FILE}: ensure_weight_tying = True is not supported with modules_to_save")
     rslora, dora, bias = (_flag(values, key) for key in ("use_rslora", "use_dora", "lora_bias"))
     adalora = kind == "ADALORA"
     for key, given in (("use_dora", dora), ("use_rslora", rslora), ("lora_bias", bias)):
@@ -75,6 +77,9 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     if adalora:
         _check_kept_ranks(values.get("rank_pattern"))
         settings |= {"method": "adalora", "r": values.get("init_r", 12)}
+        if settings["alpha"] == 0:
+            # as PEFT scales then
+            settings["alpha"] = settings["r"]
     else:
         settings |= {
             "method": "dora" if dora else "lora",
@@ -145,9 +150,13 @@ _PEFT_WORDS = {"alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_
 
 
 def peft_config(
-    model: nn.Module, config: AdapterConfig, layers: dict[str, AdapterLayer], saved: list[str]
+    model: nn.Module, config: AdapterConfig, layers: dict[str, AdapterLayer], saved: list[str], name: str | None
 ) -> dict[str, Any]:
-    """adapter_config.json as PEFT reads it, its keys sorted, but those of patterns in their own order."""
+    """adapter_config.json of the active adapters, or those called `name`, as PEFT reads it; its keys sorted, but those
+    of patterns in their own order. Raises ValueError for an AdaLoRA α of 0, which PEFT takes for the rank.
+    """
+    if config.method == "adalora" and config.alpha == 0:
+        raise ValueError("adapter: PEFT reads an AdaLoRA lora_alpha of 0 as init_r, expected another alpha")
     values: dict[str, Any] = {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "bias": "none",
@@ -160,10 +169,11 @@ def peft_config(
         "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
     }
     if config.method == "adalora":
+        adapters: dict[str, Any] = {
+            path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
+        }
         patterns = {
-            f"{path}.lora_E": layer.active.kept_ranks
-            for path, layer in layers.items()
-            if layer.active.kept_ranks is not None
+            f"{path}.lora_E": adapter.kept_ranks for path, adapter in adapters.items() if adapter.kept_ranks is not None
         }
         schedule = {"target_r": config.r, **_DEFAULT_SCHEDULE, **getattr(model, "lorafam_rank_schedule", {})}
         values |= {"peft_type": "ADALORA", "init_r": config.r, **schedule, "rank_pattern": patterns or None}

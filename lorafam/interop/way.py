@@ -146,8 +146,6 @@ def _with_base(layer: Any, names: tuple[str, ...], dora: bool, dropped: bool, x:
             weight, reason = None, f"the base weight is a {type(weight).__name__}"
         elif weight.dtype not in FLOAT_DTYPES:
             reason, weight = f"the base weight is {weight.dtype}", None
-        elif weight.requires_grad:
-            weight, reason = None, "the base weight is trained"
     if weight is not None and _device(layer, names[0]) != weight.device:
         return Way(PEFT, f"the base weight is on {weight.device}, the adapter elsewhere")
     if weight is not None and x is not None:

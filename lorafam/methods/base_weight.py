@@ -15,12 +15,13 @@ from torch import nn
 from ..ops.by_storage import FLOAT_DTYPES
 from ..weights import NF4Weight
 from .conv1d import is_conv1d
+from .frozen_linear import FrozenLinear
 from .nf4_linear import NF4Linear
 
 Tensor = torch.Tensor
 
 
-_TRAINED = "the base weight is trained: its own forward runs"
+_TRAINED = "the base weight is trained"
 
 
 class BaseWeight(NamedTuple):
@@ -55,8 +56,8 @@ def base_weight(base: nn.Module) -> BaseWeight:
         return BaseWeight(base.weight, "4-bit weight")
     if is_bitsandbytes_4bit(base):
         return BaseWeight(NF4Weight.from_bitsandbytes(base), "bitsandbytes 4-bit weight, shared")
-    if type(base) is nn.Linear:
-        weight = base.weight
+    if type(base) in (nn.Linear, FrozenLinear):
+        weight: Any = base.weight
         return BaseWeight(None, _TRAINED) if weight.requires_grad else BaseWeight(weight, "dense weight")
     if is_conv1d(base):
         if base.weight.requires_grad:

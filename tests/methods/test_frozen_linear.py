@@ -136,3 +136,12 @@ def test_small_trained_and_adapted_ones_are_left_alone() -> None:
     model = peft.get_peft_model(_model(), peft.LoraConfig(target_modules=["lm_head"]))
     assert [row.path for row in lorafam.accelerate(model).rows] == ["fused"]
     assert not any(isinstance(module, FrozenLinear) for module in model.modules())
+
+
+def test_an_adapter_on_a_head_that_was_frozen_is_fused() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(_model(), peft.LoraConfig(target_modules=["proj"]))
+    lorafam.accelerate(model)
+    model.add_adapter("head", peft.LoraConfig(target_modules=["lm_head"]))
+    model.set_adapter("head")
+    assert {row.name: row.path for row in lorafam.accelerate(model).rows}["base_model.model.lm_head"] == "fused"

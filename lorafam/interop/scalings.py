@@ -16,12 +16,18 @@ class Scalings(dict[str, float]):
     def __init__(self, values: Mapping[str, float]) -> None:
         super().__init__()
         self._tensors: dict[str, torch.Tensor] = {}
+        # `prepare_model_for_compiled_hotswap` makes them tensors, which swapping fills
+        self._given: dict[str, torch.Tensor] = {}
         self.update(values)
 
     def __setitem__(self, name: str, value: float) -> None:
         super().__setitem__(name, value)
+        if isinstance(value, torch.Tensor):
+            self._given[name] = value
+            return
+        self._given.pop(name, None)
         tensor = self._tensors.get(name)
-        if tensor is not None and not isinstance(value, torch.Tensor):
+        if tensor is not None:
             tensor.fill_(value)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -29,10 +35,9 @@ class Scalings(dict[str, float]):
             self[name] = value
 
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
-        own = self[name]
-        if isinstance(own, torch.Tensor):
-            # `prepare_model_for_compiled_hotswap` makes it one, which swapping fills
-            return own if own.device == device else own.to(device)
+        given = self._given.get(name)
+        if given is not None:
+            return given if given.device == device else given.to(device)
         tensor = self._tensors.get(name)
         if tensor is None or tensor.device != device:
             # one made in inference mode couldn't be written to later

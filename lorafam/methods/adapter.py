@@ -64,18 +64,20 @@ class Adapter(nn.Module):
         try:
             super()._apply(fn, recurse)
         finally:
-            self._form_scale(self.A.device)
+            self._form_scale()
         return self
 
-    def _form_scale(self, device: torch.device) -> None:
-        scale = torch.full((), self._scaling, dtype=torch.float64, device=device)
-        self.register_buffer("scale", scale, persistent=False)
+    def _form_scale(self) -> None:
+        # of A's kind, which may be a fake tensor, but not sharded
+        A: Any = self.A.detach()
+        local = A.to_local() if hasattr(A, "to_local") else A
+        self.register_buffer("scale", local.new_full((), self._scaling, dtype=torch.float64), persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if self.scale.device != self.A.device:
             # assign=True puts parameters elsewhere than they were made
-            self._form_scale(self.A.device)
+            self._form_scale()
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, rslora={self.rslora}"

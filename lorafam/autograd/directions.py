@@ -105,16 +105,15 @@ def backward(
             scales_db=not needs_scale,
         )
         dscale = None
-        if Q is not None:
-            dx = call("lora_linear_grad", grad_y, data, scales, layout, c, Q, A, seed, dropout_p)
         if needs_scale:
             dB, dscale = scaled_grads(dB, B, scale, needs_b, True)
         dm = None if sums_y is None or magnitude is None else in_dtype(sums_y / magnitude, torch.float32)
-        return Gradients(dx, dA, dB, dscale, dm, sums)
-    Q, dA, dB_hat, dm, dbias = call(
-        "lora_factors_grad", grad_y, x, P, scaled(B, scale), c, y, bias, magnitude, seed, dropout_p, needs_bias
-    )
-    dx = None
-    if needs_x:
+    else:
+        Q, dA, dB_hat, dm, sums = call(
+            "lora_factors_grad", grad_y, x, P, scaled(B, scale), c, y, bias, magnitude, seed, dropout_p, needs_bias
+        )
+        dx, dA = None, in_dtype(dA, A.dtype)
+        dB, dscale = scaled_grads(dB_hat, B, scale, needs_b, needs_scale)
+    if needs_x and dx is None:
         dx = call("lora_linear_grad", grad_y, data, scales, layout, c, Q, A, seed, dropout_p)
-    return Gradients(dx, in_dtype(dA, A.dtype), *scaled_grads(dB_hat, B, scale, needs_b, needs_scale), dm, dbias)
+    return Gradients(dx, dA, dB, dscale, dm, sums)

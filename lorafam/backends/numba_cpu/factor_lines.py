@@ -94,13 +94,13 @@ def by_registers(
     return out
 
 
-def scaled(factor: Tensor, scale: Scale, lanes: int) -> Tensor:
+def scaled(factor: Tensor, scale: Scale | None, lanes: int) -> Tensor:
     """B̂ = B ∘ scale [N, r]; B in fp32, contiguous. Kept until the next."""
     where, step = scale_at(scale)
     if not where:
         return factor
     rows, rank = factor.shape
-    result = team.kept("B scaled", 4 * rows * rank)[: 4 * rows * rank].view(torch.float32).view(rows, rank)
+    result = team.kept_matrix("B scaled", rows, rank)
     if step == 0 and rows * rank % _LONG == 0:
         rows, rank = rows * rank // _LONG, _LONG
     arguments = (factor.data_ptr(), rows, rank, rank, result.data_ptr(), 4 * rank, 4 * lanes, where, step, 0)

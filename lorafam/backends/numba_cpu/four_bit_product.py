@@ -113,7 +113,7 @@ def backward_into(
     """The same into dx; grad_y and dx in fp32 or bf16, the rest fp32, all contiguous."""
     if grad_y.shape[0] <= few_tokens.BACKWARD_TOKENS and few_tokens.suits(weight, cpu):
         if Q is not None and A is not None and Q.shape[1]:
-            update = team.kept("Q A", 4 * dx.numel())[: 4 * dx.numel()].view(torch.float32).view(dx.shape)
+            update = team.kept_matrix("Q A", *dx.shape)
             add_low_rank(Q, A, start, update, cpu)
             start = update
         few_tokens.backward(grad_y, weight, c, start, dx, cpu)

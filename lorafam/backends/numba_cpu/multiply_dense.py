@@ -203,23 +203,18 @@ def add_shares(
             at = builder.add(source, builder.mul(stride, index))
             return [builder.fadd(value, vectors.load(at, 4 * width * i)) for i, value in enumerate(sums)]
 
-        def low_rank(values: list[Any], index: Any) -> list[Any]:
-            first_rank, *sums = values
-            rank = builder.add(first_rank, index)
-            factor = vectors.splat_load(left, times(builder, rank, 4))
-            at = builder.add(right, builder.mul(right_bytes, rank))
-            return [
-                first_rank,
-                *(vectors.fma(factor, vectors.load(at, 4 * width * i), value) for i, value in enumerate(sums)),
-            ]
-
         def piece(sums: list[Any], index: Any) -> list[Any]:
-            start = times(builder, index, _RANKS)
+            start, most = times(builder, index, _RANKS), ir.Constant(I64, _RANKS)
             left_over = builder.sub(terms, start)
-            count = builder.select(
-                builder.icmp_signed("<", left_over, ir.Constant(I64, _RANKS)), left_over, ir.Constant(I64, _RANKS)
-            )
-            _, *found = loop(builder, count, [start, *[vectors.zero] * across], low_rank)
+            count = builder.select(builder.icmp_signed("<", left_over, most), left_over, most)
+
+            def low_rank(sums: list[Any], index: Any) -> list[Any]:
+                rank = builder.add(start, index)
+                factor = vectors.splat_load(left, times(builder, rank, 4))
+                at = builder.add(right, builder.mul(right_bytes, rank))
+                return [vectors.fma(factor, vectors.load(at, 4 * width * i), value) for i, value in enumerate(sums)]
+
+            found = loop(builder, count, [vectors.zero] * across, low_rank)
             return [builder.fadd(value, more) for value, more in zip(sums, found, strict=True)]
 
         def begun(sums: list[Any], _: Any) -> list[Any]:

@@ -275,6 +275,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def kept_matrix(name: str, rows: int, columns: int) -> torch.Tensor:
+    """fp32 [rows, columns] in the buffer of that name, nothing in it kept from before."""
+    size = 4 * rows * columns
+    return kept(name, size)[:size].view(torch.float32).view(rows, columns)
+
+
 def address(tensor: torch.Tensor | None) -> int:
     """Where a tensor lies; 0 for None. It must live as long as the address is used."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -52,22 +52,21 @@ def forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """Y [M, N] in x's dtype and P = drop(x) Aᵀ [M, r]."""
-    cpu, x, scale = processor(), x.contiguous(), _as_number(scale)
+    cpu, x, (number, by_rank) = processor(), x.contiguous(), _parted(scale)
     tokens, rank = x.shape[0], A.shape[0]
     y = x.new_empty(tokens, layout[0])
     P = A.new_empty(tokens, rank)
-    known = scale if type(scale) is float else None
     projected = x if seed is None else dropped(in_dtype(x, torch.float32), seed, dropout_p)
-    key = ("forward", cpu, x.dtype, tokens, rank, *layout, known, c is None, bias is None, seed is None)
+    key = ("forward", cpu, x.dtype, tokens, rank, *layout, number, c is None, bias is None, seed is None)
 
     def make() -> None:
         project(projected, A, P, cpu)
-        B_hat = scaled(B, scale, cpu.lanes)
+        B_hat = scaled(B, by_rank if number is None else number, cpu.lanes)
         four_bit_product.forward_into(y, x, describe(data, list(scales), list(layout)), P, B_hat, c, bias, cpu)
 
     # one tensor isn't to be found under two names
     other = None if seed is None else projected
-    team.again(key, (x, A, B, P, y, data, *scales, _by_rank(scale), c, bias, other), make)
+    team.again(key, (x, A, B, P, y, data, *scales, by_rank, c, bias, other), make)
     return y, P
 
 
@@ -108,7 +107,7 @@ def backward(
     dropout = seed is not None
     if seed is not None:
         x = dropped(in_dtype(x, torch.float32), seed, dropout_p)
-    cpu, x, grad_y, scale = processor(), x.contiguous(), grad_y.contiguous(), _as_number(scale)
+    cpu, x, grad_y, (number, by_rank) = processor(), x.contiguous(), grad_y.contiguous(), _parted(scale)
     y = None if y is None else y.contiguous()
     (tokens, columns), (features, rank) = x.shape, B.shape
     dx = grad_y.new_empty(tokens, columns) if needs_x and not dropout else None
@@ -116,30 +115,24 @@ def backward(
     d_a, d_b = A.new_empty(rank, columns), B.new_empty(features, rank)
     sums = A.new_zeros(features) if needs_sums else None
     sums_y = None if y is None else A.new_zeros(features)
-    known = scale if type(scale) is float else None
     asked = needs_x, needs_sums, scales_db, c is None, y is None, bias is None, dropout
-    key = ("backward", cpu, grad_y.dtype, tokens, rank, *layout, known, *asked)
+    key = ("backward", cpu, grad_y.dtype, tokens, rank, *layout, number, *asked)
 
     def make() -> None:
-        Q = asked_q
-        if Q is None:
-            Q = team.kept("Q", 4 * tokens * rank)[: 4 * tokens * rank].view(torch.float32).view(tokens, rank)
+        Q = team.kept_matrix("Q", tokens, rank) if asked_q is None else asked_q
         into = Sums(Q, d_b, sums, sums_y)
-        lined = sums_over_g(grad_y, P, B, scale, c, y, bias, into, scales_db, cpu)
+        factor = by_rank if number is None else number
+        lined = sums_over_g(grad_y, P, B, factor, c, y, bias, into, scales_db, cpu)
         if dx is not None:
             four_bit_product.backward_into(dx, grad_y, describe(data, list(scales), list(layout)), c, Q, A, None, cpu)
         # beside dx, where there is one: it needs what that needs
         over_x(x, lined, d_a, meets=dx is None)
 
-    others = (_by_rank(scale), c, y, bias, sums, sums_y, dx, asked_q)
+    others = (by_rank, c, y, bias, sums, sums_y, dx, asked_q)
     team.again(key, (grad_y, x, P, A, B, d_a, d_b, data, *scales, *others), make)
     return Gradients(asked_q, dx, d_a, d_b, sums, sums_y)
 
 
-def _by_rank(scale: Scale) -> Tensor | None:
-    return scale if isinstance(scale, Tensor) else None
-
-
-def _as_number(scale: Scale) -> Scale:
-    """What is one value for all ranks as a number, and that as the kernels take it."""
-    return scale if isinstance(scale, Tensor) and scale.ndim else float(scale)
+def _parted(scale: Scale) -> tuple[float | None, Tensor | None]:
+    """(one number for all ranks, one value a rank [r]): one of them is None."""
+    return (None, scale) if isinstance(scale, Tensor) and scale.ndim else (float(scale), None)

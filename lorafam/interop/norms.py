@@ -13,7 +13,7 @@ import torch
 
 from .. import functional as F
 from ..compat.peft import caches_dora_norms, dequantize_module_weight, forget_dora_norms, kept_dora_norm
-from ..methods.kept_norm import Kept, may_keep
+from ..methods.kept_norm import Kept, may_keep, squared_norms
 from ..weights import NF4Weight
 from .sharded import is_gathered
 
@@ -90,10 +90,6 @@ def _form(kept: Norms, weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: 
     squared = None
     # a compiled graph can't ask for a version, and a weight that is decoded now is new each time
     if isinstance(weight, torch.nn.Parameter) and not torch.compiler.is_compiling():
-        known = kept.squared
-        if known is None or not known.holds((weight,)):
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            norm = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype)
-            known = kept.squared = Kept(norm.square(), [weight])
-        squared = known.value
+        kept.squared = squared_norms(kept.squared, weight)
+        squared = kept.squared.value
     return F.row_norm(weight, A, B, scale, weight_squared=squared)

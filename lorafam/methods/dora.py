@@ -18,7 +18,7 @@ from ..weights import NF4Weight
 from .adapter import Adapter, initial_a, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight, dense_base_weight, own_weight
-from .kept_norm import Kept, may_keep
+from .kept_norm import Kept, may_keep, squared_norms
 from .registry import register
 
 Tensor = torch.Tensor
@@ -127,14 +127,6 @@ class DoraLinear(AdapterLayer):
         if isinstance(weight, NF4Weight) or torch.compiler.is_compiling():
             squared = None
         else:
-            squared = self._dense_squared(weight)
+            self._weight_squared = squared_norms(self._weight_squared, weight)
+            squared = self._weight_squared.value
         return F.row_norm(weight, A, B, scaling, weight_squared=squared, differentiable=self.norm_gradient)
-
-    def _dense_squared(self, weight: Tensor) -> Tensor:
-        """‖w_j‖² of a dense base, kept until the weight changes."""
-        kept = self._weight_squared
-        if kept is None or not kept.holds((weight,)):
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            squared = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype).square()
-            kept = self._weight_squared = Kept(squared, [weight])
-        return kept.value

@@ -87,6 +87,14 @@ class _Seen:
         return self._diagonal is None or torch.equal(self._diagonal, self._copy)
 
 
+def squared_norms(known: Kept | None, weight: Tensor) -> Kept:
+    """‖w_j‖² of a dense weight [N, K] per row, in fp32 or wider: `known`, as long as it holds."""
+    if known is not None and known.holds((weight,)):
+        return known
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return Kept(torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype).square(), [weight])
+
+
 def may_keep(device: torch.device) -> bool:
     """Whether anything can be compared now: not while a graph is compiled or captured."""
     if torch.compiler.is_compiling():

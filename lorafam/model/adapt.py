@@ -45,10 +45,15 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         for path, module in new_modules(model, targets, config, undo).items():
             replace_module(model, path, module)
         model.lorafam_config = config  # type: ignore[assignment]
+    run_through_layers(model)
+    return model
+
+
+def run_through_layers(model: nn.Module) -> None:
+    """For a whole model whose adapters are in: no path past them, large frozen layers on the faster product."""
     stop_fast_paths(model)
     for _, layer in frozen_layers(model, (AdapterLayer, SavedModule)):
         freeze_layer(layer)
-    return model
 
 
 def new_modules(

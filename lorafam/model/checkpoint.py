@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
-from .adapt import adapter_layers, new_adapter_layers, replace_module
+from .adapt import adapter_layers, new_adapter_layers, replace_module, run_through_layers
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import add_adapter, check_name
 from .fit import check_fit, meta_layers, put_tensors
@@ -22,7 +22,7 @@ from .peft_format import TENSOR_FILE, adapter_tensors
 from .peft_settings import CONFIG_FILE, config_of, peft_config
 from .saved_module import SavedModule, find_saved, put_saved, saved_modules, saved_tensors, take_saved
 from .tables import Table, file_tables, put_tables, saved_tables
-from .targets import find_targets
+from .targets import checked_targets, find_targets
 from .tensor_keys import clean_path, unwrapped
 from .unchanged import unchanged_on_failure
 
@@ -146,6 +146,7 @@ def _load_bare(
             replace_module(model, path, saved)
         model.lorafam_config = file.config  # type: ignore[assignment]
         put_tables(model, tables)
+    run_through_layers(model)
 
 
 def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
@@ -158,7 +159,7 @@ def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
         raise ValueError(
             f"{TENSOR_FILE}: is for {unknown[0]!r}, which the model has no place for ({len(unknown)} such)"
         )
-    return {modules[path]: model.get_submodule(modules[path]) for path in file.paths}
+    return checked_targets(model, {modules[path]: model.get_submodule(modules[path]) for path in file.paths})
 
 
 def _check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
@@ -184,8 +185,6 @@ def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: Adapt
     check_fit(fitting, file)
     for path, layer in layers.items():
         put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
-        # anything a layer keeps about its adapter is stale now
-        layer.train(layer.training)
     first = getattr(model, "lorafam_config", None)
     if isinstance(first, AdapterConfig):
         settings = ("r", "alpha", "rslora", "bias", "rank_pattern", "alpha_pattern")

@@ -54,7 +54,12 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
         found = _matching(modules, [names], regular=True)
     else:
         found = _matching(modules, sorted(names) if isinstance(names, set | frozenset) else list(names), regular=False)
-    found = _check_sizes(_selected(found, config))
+    return checked_targets(model, _selected(found, config))
+
+
+def checked_targets(model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The same modules by path. Raises ValueError for one of unknown sizes, or whose weight another module reads."""
+    _check_sizes(found)
     for path in found:
         reader = reader_of(model, path)
         if reader:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -80,6 +83,21 @@ def test_a_transformer_encoder_in_evaluation_uses_its_adapters(quantize: str | N
         torch.testing.assert_close(net(x), wanted)
         with lorafam.disabled(net):
             assert not torch.allclose(net(x), wanted, atol=1e-2)
+
+
+def test_a_transformer_encoder_whose_adapters_come_from_a_file_uses_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2, enable_nested_tensor=False)
+    bare = copy.deepcopy(net)
+    lorafam.adapt(net, lorafam.AdapterConfig(**CONFIG, target_modules=["linear1", "linear2"]))
+    for module in net.modules():
+        if isinstance(module, AdapterLayer):
+            nn.init.normal_(module.B)
+    lorafam.save_adapter(net, tmp_path)
+    x = torch.randn(2, 5, 32)
+    wanted = net.eval()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(lorafam.load_adapter(bare, tmp_path).eval()(x), wanted)
 
 
 @each_own

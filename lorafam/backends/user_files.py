@@ -1,4 +1,6 @@
-"""Files that lorafam keeps on a user's machine by GPU model and versions, in $LORAFAM_CACHE_DIR or ~/.cache/lorafam."""
+"""Files that lorafam keeps on a user's machine by the model of a GPU or processor and by versions, in
+$LORAFAM_CACHE_DIR or ~/.cache/lorafam.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ CACHE_DIR = "LORAFAM_CACHE_DIR"
 
 
 def user_file(kind: str, model: str, packages: tuple[str, ...]) -> Path:
-    """Where `kind` is kept for a GPU model and the installed versions of `packages`."""
+    """Where `kind` is kept for a model of GPU or processor and the installed versions of `packages`."""
     versions = "-".join(importlib.metadata.version(package) for package in packages)
     name = "".join(letter if letter.isalnum() else "-" for letter in model)
     folder = os.environ.get(CACHE_DIR)

@@ -20,7 +20,7 @@ from .vectors import Vectors
 # how decoded weights are stored: evens and odds apart, in their own order, or as pairs of bf16
 APART, IN_ORDER, PAIRS = 0, 1, 2
 # and dense ones, in their own order: as they are, in fp32, or widened from bf16
-DENSE, WIDENED = 3, 4
+DENSE, DENSE_BF16 = 3, 4
 
 
 @njit

@@ -5,7 +5,7 @@ in panels by the platform's GEMM.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 
@@ -142,11 +142,22 @@ def plan(storage: Storage, tokens: int, dtype: torch.dtype) -> Plan:
     return Plan("tiles", f"{way}; rows that aren't whole blocks and whole lines of {8 * cpu.lanes} weights")
 
 
+@overload
+def single(tensor: Tensor) -> Tensor: ...
+@overload
+def single(tensor: None) -> None: ...
+@overload
+def single(tensor: Tensor | None) -> Tensor | None: ...
 def single(tensor: Tensor | None) -> Tensor | None:
     """fp32, contiguous."""
     if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
         return tensor
     return tensor.to(torch.float32).contiguous()
+
+
+def as_read(tensor: Tensor) -> Tensor:
+    """fp32 or bf16, contiguous."""
+    return (tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous()
 
 
 def _in_double(

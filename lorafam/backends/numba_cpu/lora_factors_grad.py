@@ -10,7 +10,7 @@ import torch
 from ...ops.library import accumulate_dtype, in_dtype
 from .dropout import dropped
 from .factors import gradients
-from .four_bit_product import single
+from .four_bit_product import as_read, single
 from .processor import processor
 from .product import product
 
@@ -35,25 +35,14 @@ def lora_factors_grad(
     if seed is not None:
         x = dropped(x.to(torch.float32), seed, dropout_p)
     given = None if magnitude is None else y
-    grad_y, x, given = (_as_read(tensor) for tensor in (grad_y, x, given))  # type: ignore[assignment]
+    grad_y, x, given = as_read(grad_y), as_read(x), None if given is None else as_read(given)
     scale, offset = single(c), single(bias)
     (Q, dB_hat, sums, sums_y), dA = gradients(
-        grad_y, x, _wide(P), _wide(B_hat), scale, given, offset, needs_bias, processor()
+        grad_y, x, single(P), single(B_hat), scale, given, offset, needs_bias, processor()
     )
     # an op's results are tensors apart
     dm = Q.new_empty(0) if sums_y is None or magnitude is None else in_dtype(sums_y / magnitude, torch.float32)
     return Q, dA, dB_hat, dm, Q.new_empty(0) if sums is None else sums
-
-
-def _wide(factor: Tensor) -> Tensor:
-    return in_dtype(factor, torch.float32).contiguous()
-
-
-def _as_read(tensor: Tensor | None) -> Tensor | None:
-    """fp32 or bf16, contiguous."""
-    if tensor is None:
-        return None
-    return (tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous()
 
 
 def _by_products(

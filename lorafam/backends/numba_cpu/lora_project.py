@@ -6,6 +6,7 @@ import torch
 
 from ...ops.library import accumulate_dtype, in_dtype
 from .dropout import dropped
+from .four_bit_product import as_read, single
 from .processor import processor
 from .project import project
 
@@ -17,7 +18,6 @@ def lora_project(x: Tensor, A: Tensor, seed: Tensor | None, dropout_p: float) ->
         x = dropped(in_dtype(x, accumulate_dtype(x.dtype)), seed, dropout_p)
     if x.dtype == torch.float64:
         return torch.mm(x, in_dtype(A, torch.float64).T)
-    narrow = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
     P = x.new_empty(x.shape[0], A.shape[0], dtype=torch.float32)
-    project(narrow.contiguous(), in_dtype(A, torch.float32).contiguous(), P, processor())
+    project(as_read(x), single(A), P, processor())
     return P

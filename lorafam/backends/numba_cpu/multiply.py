@@ -5,6 +5,7 @@ Numba keeps an intrinsic's code by its signature, so the signature has the const
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -16,6 +17,39 @@ from ...ops.by_storage import NESTED_BLOCK_SIZE
 from .vectors import F32, I8, I32, I64, Vectors, fetch_ahead, loop, times
 
 NESTED_BITS = NESTED_BLOCK_SIZE.bit_length() - 1
+
+
+def _add_tile(
+    vectors: Vectors,
+    total: Any,
+    rows: list[Any],
+    row_stride: int,
+    step: int,
+    tokens: Any,
+    terms: Any,
+    height: int,
+    across: int,
+    multiply: Callable[[Any, Any, Any], Any],
+) -> None:
+    """Emits total[row][token] += Σ over `terms` of weight[row] · tokens[token], the sum formed apart. `rows`: where
+    each row begins, or the first, with `row_stride` bytes to the next; a term is `step` bytes on.
+    """
+    builder, width, places = vectors.builder, vectors.lanes, len(rows)
+
+    def body(values: list[Any], index: Any) -> list[Any]:
+        here, token, sums = values[:places], values[places], values[places + 1 :]
+        columns = [vectors.load(token, 4 * width * column) for column in range(across)]
+        found = []
+        for row in range(height):
+            term = vectors.splat_load(here[row % places], row * row_stride)
+            found += [multiply(term, columns[i], sums[row * across + i]) for i in range(across)]
+        following = [builder.add(place, ir.Constant(I64, step)) for place in here]
+        return [*following, builder.add(token, ir.Constant(I64, 4 * width * across)), *found]
+
+    last = loop(builder, terms, [*rows, tokens, *[vectors.zero] * (height * across)], body)
+    for place, value in enumerate(last[places + 1 :]):
+        before = vectors.load(total, 4 * width * place)
+        vectors.store(builder.fadd(before, value), total, 4 * width * place)
 
 
 @intrinsic(prefer_literal=True)
@@ -44,24 +78,7 @@ def add_tile(
         vectors = Vectors(builder, width)
         out, weight, x, count = args[0], args[1], args[4], args[5]
         multiply = vectors.pair_product if by_pairs else vectors.fma
-
-        def body(values: list[Any], index: Any) -> list[Any]:
-            here, token, *sums = values
-            columns = [vectors.load(token, 4 * width * column) for column in range(across)]
-            found = []
-            for row in range(height):
-                term = vectors.splat_load(here, row * stride)
-                found += [multiply(term, columns[i], sums[row * across + i]) for i in range(across)]
-            following = [
-                builder.add(here, ir.Constant(I64, step)),
-                builder.add(token, ir.Constant(I64, 4 * width * across)),
-            ]
-            return following + found
-
-        _, _, *sums = loop(builder, count, [weight, x, *[vectors.zero] * (height * across)], body)
-        for place, value in enumerate(sums):
-            before = vectors.load(out, 4 * width * place)
-            vectors.store(builder.fadd(before, value), out, 4 * width * place)
+        _add_tile(vectors, out, [weight], stride, step, x, count, height, across, multiply)
         return context.get_dummy_value()
 
     given = (weights, row_stride, term_stride, tokens, terms, lanes, rows, registers, pairs)
@@ -91,19 +108,7 @@ def add_matrix_tile(
         indices = [builder.select(builder.icmp_signed("<", index, final), index, final) for index in indices]
         row_of = [builder.add(source, builder.mul(index, stride)) for index in indices]
 
-        def body(values: list[Any], index: Any) -> list[Any]:
-            token, *sums = values
-            columns = [vectors.load(token, 4 * width * column) for column in range(across)]
-            found = []
-            for row in range(height):
-                term = vectors.splat_load(builder.add(row_of[row], times(builder, index, 4)))
-                found += [vectors.fma(term, columns[i], sums[row * across + i]) for i in range(across)]
-            return [builder.add(token, ir.Constant(I64, 4 * width * across)), *found]
-
-        _, *sums = loop(builder, count, [x, *[vectors.zero] * (height * across)], body)
-        for place, value in enumerate(sums):
-            before = vectors.load(out, 4 * width * place)
-            vectors.store(builder.fadd(before, value), out, 4 * width * place)
+        _add_tile(vectors, out, row_of, 0, 4, x, count, height, across, vectors.fma)
         return context.get_dummy_value()
 
     given = (matrix, row_bytes, last, tokens, terms, lanes, rows, registers)

@@ -18,7 +18,7 @@ from numba import njit
 from . import team
 from .arrange import copy_registers, write_rows
 from .compiled import compiled
-from .decoding import APART, DENSE, IN_ORDER, PAIRS, WIDENED, apart
+from .decoding import APART, DENSE, DENSE_BF16, IN_ORDER, PAIRS, apart
 from .four_bit import Weight, decode_in_order, decode_run, decode_run_of_two_rows, own, weight_of
 from .memory import clear, load_float, load_word, prefetch, store_float, store_value, store_word, value_at
 from .multiply import add_tile
@@ -134,7 +134,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
     odd_offset = 4 * lanes
     lines = unit // 128
     groups_of_64 = 64 // group
-    dense, halves = order >= DENSE, 1 if order == WIDENED else 0
+    dense, halves = order >= DENSE, 1 if order == DENSE_BF16 else 0
 
     def kernel(data: int) -> None:
         weight = weight_of(data)
@@ -250,7 +250,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
     group_bytes = 2 * register_bytes
     unit = TERMS * per_term
     groups_of_64 = 64 // group
-    dense, halves = order >= DENSE, 1 if order == WIDENED else 0
+    dense, halves = order >= DENSE, 1 if order == DENSE_BF16 else 0
     weight_size = 2 if halves else 4
     # evens and odds of a group
     spread = 1 if order in (APART, PAIRS) else 0
@@ -382,7 +382,7 @@ def _shape(tokens: int, pairs: bool, cpu: Processor) -> tuple[int, int]:
 def _order(x: torch.Tensor, weight: Weight, terms: int, cpu: Processor) -> int:
     """How W is decoded: in its order where rows don't start with a group."""
     if not weight.levels:
-        return WIDENED if weight.block_bits else DENSE
+        return DENSE_BF16 if weight.block_bits else DENSE
     if weight.columns % (2 * cpu.lanes):
         return IN_ORDER
     return PAIRS if x.dtype == torch.bfloat16 and cpu.bf16 and terms % 2 == 0 else APART

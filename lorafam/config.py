@@ -15,6 +15,8 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 INITIALISERS = ("default", "gaussian", "pissa", "pissa_niter_[n]", "olora", "loftq")
 # what takes a part of the base weight into the adapter
 _FROM_WEIGHT = re.compile(r"pissa|pissa_niter_[1-9]\d*|olora|loftq")
+# PEFT's `bias`
+BASE_BIASES = ("none", "all", "lora_only")
 DORA_DROPOUTS = ("adapter", "input")
 # more than any weight has; a slip of the keyboard mustn't become an allocation
 MOST_RANK = 2**16
@@ -105,6 +107,21 @@ def check_indices(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected layers' indices, got {value!r}")
 
 
+def check_tokens(name: str, value: object) -> None:
+    """None, tokens, each once, or names of tables to such."""
+    if value is None:
+        return
+    for key, tokens in value.items() if isinstance(value, Mapping) else [(None, value)]:
+        told = name if key is None else f"{name}[{key!r}]"
+        if key is not None and (not isinstance(key, str) or not key):
+            raise ValueError(f"{name}: expected names of tables to tokens, got {key!r} among the names")
+        if not isinstance(tokens, Sequence) or isinstance(tokens, str | bytes):
+            raise ValueError(f"{told}: expected tokens, got {tokens!r}")
+        wrong = [one for one in tokens if isinstance(one, bool) or not isinstance(one, int) or one < 0]
+        if wrong or not tokens or len(set(tokens)) < len(tokens):
+            raise ValueError(f"{told}: expected tokens, each once, got {wrong[0] if wrong else tokens!r}")
+
+
 def check_alpha(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}: expected a number that isn't negative, got {value!r}")
@@ -127,7 +144,10 @@ class AdapterConfig:
     `layers_to_transform` and `layers_pattern` take some of the targets away, as in PEFT. `modules_to_save`: names of
     modules that are trained and saved whole; None: the new head of a model for a task (sequence classification, ...),
     if there is one, () none. `bias`: a trainable bias
-    beside B (PEFT's lora_bias).
+    beside B (PEFT's lora_bias). `base_bias` (PEFT's bias): which of the base's own biases are trained and saved too:
+    "none", "all", or those of adapted layers, "lora_only"; they are the base's, `disabled` leaves them.
+    `trainable_token_indices`: tokens whose rows of the embedding table, and of what is tied to it, the adapter has for
+    itself; a list, or tables' names to lists.
     """
 
     method: str = "lora"
@@ -149,6 +169,8 @@ class AdapterConfig:
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
     modules_to_save: Sequence[str] | None = None
+    base_bias: str = "none"
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
 
     def __new__(cls, *args: Any, **settings: Any) -> AdapterConfig:
         known = {one.name for one in fields(cls)}
@@ -174,6 +196,9 @@ class AdapterConfig:
         check_choice("block_size", self.block_size, BLOCK_SIZES)
         check_init("init", self.init)
         check_choice("dora_dropout", self.dora_dropout, DORA_DROPOUTS)
+        if self.bias in ("none", "all", "lora_only"):
+            told = f"bias: expected True or False, got {self.bias!r}; PEFT's bias is called base_bias"
+            raise ValueError(told)
         for flag in ("double_quant", "rslora", "bias", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))
         for selector in ("target_modules", "exclude_modules"):
@@ -181,6 +206,8 @@ class AdapterConfig:
         if self.modules_to_save is None or len(self.modules_to_save):
             check_names("modules_to_save", self.modules_to_save)
         check_indices("layers_to_transform", self.layers_to_transform)
+        check_choice("base_bias", self.base_bias, BASE_BIASES)
+        check_tokens("trainable_token_indices", self.trainable_token_indices)
         # as in PEFT a single one needn't stand in a list
         check_names("layers_pattern", self.layers_pattern, expression=True)
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):

@@ -29,6 +29,16 @@ def forget_quantisation(model: Any, dense: list[str], *, rest: bool) -> None:
             setattr(model, name, False)
 
 
+def forget_tying(model: Any) -> None:
+    """Makes a model say that its head and its embeddings have weights of their own. Seen in 5.24.0."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+        if getattr(module, "all_tied_weights_keys", None):
+            module.all_tied_weights_keys = {}
+
+
 class Experts(NamedTuple):
     """What an experts module says of how it computes (`use_experts_implementation`)."""
 

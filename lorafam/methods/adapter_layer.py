@@ -54,8 +54,8 @@ class AdapterLayer(nn.Module, ABC):
         self._enabled, self._runs_base = True, False
         self._row_adapters: tuple[str | None, ...] | None = None
         self._folded: Folded | None = None
-        self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.active_adapter = adapter
+        self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.train(base.training)
 
     def sizes(self, base: nn.Module) -> tuple[int, int]:
@@ -107,6 +107,7 @@ class AdapterLayer(nn.Module, ABC):
             adapter = self.new_adapter(r, alpha, dropout, rslora, init, bias)
             # only the active one trains
             self.adapters[name] = adapter.requires_grad_(not self.adapters)
+            self._settle()
             return
         if self.adapters:
             raise ValueError(f"init: {init!r} changes the base's weight, expected the layer's only adapter")
@@ -115,6 +116,7 @@ class AdapterLayer(nn.Module, ABC):
         adapter = self.new_adapter(r, alpha, dropout, rslora, init, bias)
         self._take_from_base(adapter, init)
         self.adapters[name] = adapter
+        self._settle()
 
     @torch.no_grad()
     def _take_from_base(self, adapter: Adapter, init: str) -> None:
@@ -129,20 +131,27 @@ class AdapterLayer(nn.Module, ABC):
         put_weight(self.base_layer, in_format(rest.to(form.dtype), form))
         adapter.start_from(A, B)
 
-    def set_adapter(self, name: str) -> None:
-        """Makes an adapter the active one; only its tensors are trainable then. Raises KeyError, RuntimeError if
-        merged.
+    def set_adapter(self, name: str, *, elsewhere: bool = False) -> None:
+        """Makes an adapter the active one; only its tensors are trainable then. With `elsewhere` it may be one that
+        other layers of the model have: this one is its base then. Raises KeyError, RuntimeError if merged.
         """
-        if name not in self.adapters:
+        if name not in self.adapters and not elsewhere:
             raise KeyError(f"adapter: expected one of {list(self.adapters)}, got {name!r}")
         if self.merged:
             raise RuntimeError("set_adapter: unmerge the layer first")
         self.active_adapter = name
         for other, adapter in self.adapters.items():
             adapter.requires_grad_(other == name)
+        self._settle()
+
+    @property
+    def has_active(self) -> bool:
+        """Whether the active adapter is one of this layer's."""
+        return self.active_adapter in self.adapters
 
     @property
     def active(self) -> Adapter:
+        """Raises KeyError where the layer doesn't have it."""
         return self.adapters[self.active_adapter]  # type: ignore[return-value]
 
     @property
@@ -192,7 +201,7 @@ class AdapterLayer(nn.Module, ABC):
         whole = self._enabled and self._row_adapters is None
         if self._folded is not None:
             self._folded.put(self, inside=whole)
-        self._runs_base = not self._enabled or (whole and self._folded is not None)
+        self._runs_base = not self._enabled or (whole and (self._folded is not None or not self.has_active))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._runs_base:
@@ -237,11 +246,14 @@ class AdapterLayer(nn.Module, ABC):
         that dtype. The exact weight is formed in fp64, then rounded. The report says what that cost, on `probe`
         inputs [.., K] or standard-normal ones, with an advice by `threshold` (`MergeReport.unmerged_is_better`).
 
-        `safe` refuses a result that isn't finite (ValueError). Raises RuntimeError when merged already, TypeError for a
-        base whose weight can't be replaced, ValueError for a wrong `into`, `probe` or `threshold`.
+        `safe` refuses a result that isn't finite (ValueError). Raises RuntimeError when merged already or without an
+        active adapter, TypeError for a base whose weight can't be replaced, ValueError for a wrong `into`, `probe` or
+        `threshold`.
         """
         if self.merged:
             raise RuntimeError("merge: the layer is merged already")
+        if not self.has_active:
+            raise RuntimeError(f"merge: the layer has no adapter {self.active_adapter!r}, expected an active one")
         check_threshold(threshold)
         base = self.base_layer
         weight = own_weight(base)

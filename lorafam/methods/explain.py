@@ -54,6 +54,9 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         if layer_or_weight.merged or not layer_or_weight.enabled:
             state = "merged into" if layer_or_weight.merged else "disabled; only"
             return Explanation("base module", "torch", f"the adapter is {state} the base layer", M)
+        if not layer_or_weight.has_active:
+            active = layer_or_weight.active_adapter
+            return Explanation("base module", "torch", f"the active adapter {active!r} isn't on this layer", M)
         weight, why = base_weight(layer_or_weight.base_layer)
         if isinstance(layer_or_weight.base_layer, nn.Embedding):
             return Explanation("base module + low rank", "torch", why, M)

@@ -16,10 +16,15 @@ from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import freeze_layer, frozen_layers
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
+from .base_tensors import train_biases
 from .saved_module import SavedModule, find_saved, inside
 from .targets import find_targets, output_head, pattern_values
+from .token_rows import TokenRows, find_token_rows, put_token_rows
 from .unchanged import tied_to, unchanged_on_failure
 from .weight_readers import stop_fast_paths
+
+# what a model's first adapter is called
+FIRST = "default"
 
 
 def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
@@ -35,15 +40,14 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     if any(isinstance(module, AdapterLayer) for module in model.modules()):
         raise ValueError("model: expected one without adapters, it has some already")
     targets = find_targets(model, config)
-    _check_targets(model, targets, config)
-    for path in _saved(model, config):
-        tied = next(filter(None, (tied_to(model, part) for part in model.get_submodule(path).modules())), None)
-        if tied is not None and not inside(tied, [path]):
-            raise ValueError(f"modules_to_save: the weight of {path!r} is tied to {tied!r}, untie it first")
+    check_targets(model, targets, config)
+    rows = find_token_rows(model, config)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         for path, module in new_modules(model, targets, config, undo).items():
             replace_module(model, path, module)
+        put_token_rows(model, rows, FIRST, FIRST)
+        train_biases(model, config.base_bias)
         model.lorafam_config = config  # type: ignore[assignment]
     run_through_layers(model)
     return model
@@ -52,7 +56,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
 def run_through_layers(model: nn.Module) -> None:
     """For a whole model whose adapters are in: no path past them, large frozen layers on the faster product."""
     stop_fast_paths(model)
-    for _, layer in frozen_layers(model, (AdapterLayer, SavedModule)):
+    for _, layer in frozen_layers(model, (AdapterLayer, SavedModule, TokenRows)):
         freeze_layer(layer)
 
 
@@ -67,7 +71,7 @@ def new_modules(
         made = {path: NF4Linear.from_linear(module, **_quantisation(config)) for path, module in dense.items()}
     bases = {path: made.get(path, module) for path, module in targets.items()}
     layers = new_adapter_layers(bases, config, undo)
-    saved = {path: SavedModule(model.get_submodule(path), "default") for path in _saved(model, config)}
+    saved = {path: SavedModule(model.get_submodule(path), FIRST) for path in _saved(model, config)}
     if first:
         # what is taken from a weight is taken before it is quantised
         for path, module in dense.items():
@@ -79,9 +83,9 @@ def new_modules(
 
 
 def new_adapter_layers(
-    bases: dict[str, nn.Module], config: AdapterConfig, undo: list[Callable[[], object]]
+    bases: dict[str, nn.Module], config: AdapterConfig, undo: list[Callable[[], object]], name: str = FIRST
 ) -> dict[str, AdapterLayer]:
-    """The adapter layers that `config` means around `bases`, by path."""
+    """The adapter layers that `config` means around `bases`, by path, of an adapter called `name`."""
     paths = list(bases)
     ranks = pattern_values(config.rank_pattern, paths, config.r, "rank_pattern")
     alphas = pattern_values(config.alpha_pattern, paths, config.alpha, "alpha_pattern")
@@ -91,13 +95,13 @@ def new_adapter_layers(
         if starts_from_weight(config.init):
             undo.append(_putting_back(base))
         try:
-            layers[path] = make(base, config, int(ranks[path]), alphas[path])
+            layers[path] = make(base, config, int(ranks[path]), alphas[path], name)
         except (RuntimeError, TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from error
     return layers
 
 
-def _check_targets(model: nn.Module, targets: dict[str, nn.Module], config: AdapterConfig) -> None:
+def check_targets(model: nn.Module, targets: dict[str, nn.Module], config: AdapterConfig) -> None:
     """What can be known before anything is built."""
     first = starts_from_weight(config.init)
     for path, module in targets.items():
@@ -180,9 +184,9 @@ def _quantisation(config: AdapterConfig) -> dict[str, Any]:
     }
 
 
-def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float) -> AdapterLayer:
+def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str) -> AdapterLayer:
     """A layer whose 4-bit weight and factors were chosen together."""
-    layer = new_adapter_layer(base, replace(config, init="default"), rank, alpha)
+    layer = new_adapter_layer(base, replace(config, init="default"), rank, alpha, name)
     active, settings = layer.active, _quantisation(config)
     dense = dense_base_weight(base)
     weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
@@ -191,8 +195,12 @@ def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float
     return layer
 
 
-def new_adapter_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float) -> AdapterLayer:
+def new_adapter_layer(
+    base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str = FIRST
+) -> AdapterLayer:
     """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give."""
+    if isinstance(base, nn.Embedding) and config.method != "lora":
+        raise ValueError(f"method: expected 'lora' for an embedding, got {config.method!r}")
     kind: type[AdapterLayer] = LoraEmbedding if isinstance(base, nn.Embedding) else METHODS[config.method]
     own: dict[str, Any] = {}
     if config.method == "dora":
@@ -205,5 +213,6 @@ def new_adapter_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: 
         rslora=config.rslora,
         init=config.init,
         bias=config.bias,
+        adapter=name,
         **own,
     )

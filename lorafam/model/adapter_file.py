@@ -28,7 +28,8 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 @dataclass
 class AdapterFile:
     """`tensors`: an adapter's, under PEFT's names. `whole`: path → name → tensor of modules that the file has whole, an
-    adapted layer's base among them. `kept_ranks`: path → AdaLoRA's ranks that were kept.
+    adapted layer's base among them. `kept_ranks`: path → AdaLoRA's ranks that were kept. `ties`: whether what is tied
+    to a module has the same adapter or copy (PEFT's ensure_weight_tying), which the settings don't name.
     """
 
     config: AdapterConfig
@@ -36,6 +37,7 @@ class AdapterFile:
     whole: dict[str, dict[str, Tensor]]
     kept_ranks: dict[str, list[bool]]
     fan_in_fan_out: bool
+    ties: bool
 
     @property
     def names_saved(self) -> tuple[str, ...]:
@@ -61,10 +63,16 @@ def read_adapter(folder: Path) -> AdapterFile:
             raise ValueError(
                 f"{file.name}: {name!r} is no tensor of an adapter, expected a name with {PREFIX!r} before it"
             )
+        # of VeLoRA's backward, which stores less
+        if ".lora_velora_" in name:
+            continue
         if ".lora_" in name:
             tensors[name] = tensor
             continue
         path, _, ending = name[len(PREFIX) :].rpartition(".")
+        # PEFT writes a saved module's biases twice, with bias="all", and those of the module that it stands for
+        if path.endswith((".modules_to_save", ".original_module")):
+            continue
         whole.setdefault(path, {})[ending] = tensor
     if not tensors:
         raise ValueError(f"{file.name}: expected an adapter's tensors, got none")
@@ -72,7 +80,8 @@ def read_adapter(folder: Path) -> AdapterFile:
     if config.method == "adalora":
         pattern: Mapping[str, list[bool]] = values.get("rank_pattern") or {}
         kept = {path_of(key): ranks for key, ranks in clean_keys(pattern, PREFIX, CONFIG_FILE).items()}
-    return AdapterFile(config, tensors, whole, kept, bool(values.get("fan_in_fan_out")))
+    fan_in_fan_out, ties = bool(values.get("fan_in_fan_out")), bool(values.get("ensure_weight_tying"))
+    return AdapterFile(config, tensors, whole, kept, fan_in_fan_out, ties)
 
 
 def path_of(name: str) -> str:

@@ -1,104 +1,163 @@
-"""Several adapters of a model: added, switched, disabled, combined, and mixed in one batch."""
+"""Several adapters of a model: added, switched, disabled, and mixed in one batch. Each may be on other modules."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..config import AdapterConfig, check_choice, check_rank
-from ..methods import AdapterLayer, LoraEmbedding, LoraLinear
-from ..methods.adapter import Adapter
-from .adapt import expected_layers
-from .saved_module import SavedModule, saved_modules
-from .targets import pattern_values
-from .tensor_keys import clean_path
-
-COMBINATIONS = ("linear", "cat", "svd")
+from ..config import AdapterConfig, starts_from_weight
+from ..methods import AdapterLayer, LoraEmbedding, LoraLinear, NF4Linear
+from ..methods.base_weight import is_bitsandbytes_4bit
+from .adapt import (
+    adapter_layers,
+    check_targets,
+    expected_layers,
+    new_adapter_layers,
+    replace_module,
+    run_through_layers,
+)
+from .saved_module import SavedModule, find_saved, saved_modules
+from .targets import find_targets, pattern_values
+from .token_rows import TokenRows, find_token_rows, put_token_rows, token_rows
+from .unchanged import unchanged_on_failure
 
 
 def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None) -> None:
-    """Adds a further adapter to every adapter layer of `model`; `set_adapter` makes it the active one.
+    """Adds a further adapter; `set_adapter` makes it the active one.
 
-    `config`: its rank, alpha, dropout, init and patterns; None: those the model was adapted with. Raises ValueError,
-    before anything is changed, for a name that is there already, another method or a model without adapters.
+    `config`: as for `adapt`; its `target_modules` may be others than those of the adapters that are there, None means
+    the modules of the active one. `config` None: that which the model was adapted with. Raises ValueError, before
+    anything is changed, for a name that is there already, another method on a module that has an adapter, what changes
+    the base that adapters share, or a model without adapters.
     """
     layers = expected_layers(model)
-    # what names a module, which nn.ModuleDict holds
-    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"name: expected a text without dots that isn't a method of nn.ModuleDict, got {name!r}")
+    check_new_name(model, name)
+    again = config is None
     config = config or getattr(model, "lorafam_config", None)
     if not isinstance(config, AdapterConfig):
         raise ValueError("config: expected one, the model doesn't know what it was adapted with")
-    for path, layer in layers.items():
+    _check_shares_base(model, config, again)
+    active = {path: layer.base_layer for path, layer in layers.items() if layer.has_active}
+    wanted = active if again or config.target_modules is None else find_targets(model, config)
+    put_adapter(model, name, config, wanted, _saved_for(model, config, again), find_token_rows(model, config))
+
+
+def put_adapter(
+    model: nn.Module,
+    name: str,
+    config: AdapterConfig,
+    wanted: Mapping[str, nn.Module],
+    saved: Sequence[str],
+    rows: Mapping[str, list[int]],
+) -> None:
+    """Adds an adapter, not active, on the modules `wanted`, with copies of those `saved` and with token `rows`."""
+    layers = expected_layers(model)
+    there = {path: layer for path, layer in layers.items() if path in wanted}
+    new = {path: module for path, module in wanted.items() if path not in layers}
+    for path, layer in there.items():
         if layer.method != config.method:
             raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {config.method!r}")
-        if name in layer.adapters:
-            raise ValueError(f"name: expected a new one, {path!r} has an adapter {name!r} already")
-    saved = _saved_for(model, config)
-    ranks = pattern_values(config.rank_pattern, list(layers), config.r, "rank_pattern")
-    alphas = pattern_values(config.alpha_pattern, list(layers), config.alpha, "alpha_pattern")
-    try:
-        for path, layer in layers.items():
+    check_targets(model, new, config)
+    active = next(iter(layers.values())).active_adapter
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ranks = pattern_values(config.rank_pattern, list(wanted), config.r, "rank_pattern")
+    alphas = pattern_values(config.alpha_pattern, list(wanted), config.alpha, "alpha_pattern")
+    with unchanged_on_failure(model) as undo:
+        for path, layer in there.items():
+            undo.append(_forgetting(layer.adapters, name))
             layer.add_adapter(
                 name, int(ranks[path]), alphas[path], config.dropout, config.rslora, config.init, config.bias
             )
-    except BaseException:
-        for layer in layers.values():
-            if name in layer.adapters:
-                del layer.adapters[name]
-        raise
-    for module in saved.values():
-        module.add_adapter(name)
+        for path, made in new_adapter_layers(new, config, undo, name).items():
+            made.set_adapter(active, elsewhere=True)
+            replace_module(model, path, made)
+        for path in saved:
+            module = model.get_submodule(path)
+            if isinstance(module, SavedModule):
+                undo.append(_forgetting(module.copies, name))
+                module.add_adapter(name)
+            else:
+                module = SavedModule(module, name)
+                module.set_adapter(active)
+                replace_module(model, path, module)
+        put_token_rows(model, rows, name, active)
+        # trained biases of the base
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    run_through_layers(model)
 
 
-def _saved_for(model: nn.Module, config: AdapterConfig) -> dict[str, SavedModule]:
-    """The modules that a further adapter has a copy of: those that the first one has too."""
-    known = saved_modules(model)
-    if config.modules_to_save is None:
-        return known
-    found: dict[str, SavedModule] = {}
-    for name in config.modules_to_save:
-        hits = {path: module for path, module in known.items() if clean_path(path).endswith(name)}
-        if not hits:
-            raise ValueError(f"modules_to_save: {name!r} is none of those that the model has, {list(known)}")
-        found |= hits
-    return found
+def _forgetting(adapters: nn.ModuleDict, name: str) -> Callable[[], object]:
+    return lambda: adapters.pop(name) if name in adapters else None
+
+
+def _check_shares_base(model: nn.Module, config: AdapterConfig, again: bool) -> None:
+    """A further adapter leaves the base as it is."""
+    four_bits = any(isinstance(module, NF4Linear) or is_bitsandbytes_4bit(module) for module in model.modules())
+    if config.quantize is not None and not four_bits:
+        raise ValueError(f"quantize: expected None for a further adapter, the base is dense; got {config.quantize!r}")
+    if config.base_bias != "none" and not again:
+        raise ValueError(
+            f"base_bias: expected 'none' for a further adapter, biases are shared; got {config.base_bias!r}"
+        )
+    if starts_from_weight(config.init):
+        raise ValueError(f"init: {config.init!r} changes the base's weight, expected the layer's only adapter")
+
+
+def _saved_for(model: nn.Module, config: AdapterConfig, again: bool) -> list[str]:
+    """The paths of the modules that a further adapter has a copy of: by default those that have copies."""
+    if again or config.modules_to_save is None:
+        return list(saved_modules(model))
+    return find_saved(model, config.modules_to_save, config.target_modules)
+
+
+def modules_beside(model: nn.Module) -> dict[str, SavedModule | TokenRows]:
+    """Path → module that holds something of an adapter's beside its layers."""
+    return {**saved_modules(model), **token_rows(model)}
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Makes an adapter the active one in every layer. Raises KeyError where one doesn't have it."""
+    """Makes an adapter the active one; modules that it isn't on are their bases then. Raises KeyError where no layer
+    has it, RuntimeError where one is merged.
+    """
     layers = expected_layers(model)
-    for path, layer in layers.items():
-        check_name(path, layer, name)
+    check_name(layers, name)
+    merged = next((path for path, layer in layers.items() if layer.merged), None)
+    if merged is not None:
+        raise RuntimeError(f"set_adapter: {merged!r} is merged, unmerge it first")
     for layer in layers.values():
-        layer.set_adapter(name)
-    for module in saved_modules(model).values():
+        layer.set_adapter(name, elsewhere=True)
+    for module in modules_beside(model).values():
         module.set_adapter(name)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Removes an adapter. Raises KeyError where a layer doesn't have it, ValueError where it is the active one."""
+    """Removes an adapter, and layers that have no other. Raises KeyError where no layer has it, ValueError where it is
+    the active one.
+    """
     layers = expected_layers(model)
+    check_name(layers, name)
     for path, layer in layers.items():
-        check_name(path, layer, name)
         if layer.active_adapter == name:
             raise ValueError(f"name: {name!r} is the active adapter of {path!r}; set another one first")
-    for layer in layers.values():
-        del layer.adapters[name]
-    for module in saved_modules(model).values():
-        if name in module.copies:
-            del module.copies[name]
+    for path, layer in layers.items():
+        if name in layer.adapters:
+            del layer.adapters[name]
+        if not layer.adapters:
+            replace_module(model, path, layer.base_layer)
+    for path, module in modules_beside(model).items():
+        module.forget(name)
+        if isinstance(module, SavedModule) and not module.copies:
+            replace_module(model, path, module.base_layer)
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, every layer is its base, also a merged one: merged again afterwards."""
-    layers: list[Any] = [*expected_layers(model).values(), *saved_modules(model).values()]
+    layers: list[Any] = [*expected_layers(model).values(), *modules_beside(model).values()]
     before = [layer.enabled for layer in layers]
     try:
         for layer in layers:
@@ -111,107 +170,45 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
-    """Inside, row i of every batch goes through the adapter `names[i]`, or through the base alone (None); merged layers
-    too. LoRA and rsLoRA, of embeddings too; all rows in one product, where no adapter drops or has a bias. A batch
-    with each row repeated (beams, several sequences a prompt) repeats the names.
+    """Inside, row i of every batch goes through the adapter `names[i]`, or through the base alone (None), as it does
+    where a module has none of that name; merged layers too. LoRA and rsLoRA, of embeddings too; all rows in one
+    product, where no adapter drops or has a bias. A batch with each row repeated (beams, several sequences a prompt)
+    repeats the names.
 
     Raises KeyError for an unknown name, ValueError for another method, no name at all, or later another number of rows.
     """
-    if not names:
-        raise ValueError("names: expected one for each row, got none")
+    if isinstance(names, str) or not names:
+        raise ValueError(f"names: expected one for each row, got {names if names else 'none'}")
     layers = expected_layers(model)
     for path, layer in layers.items():
         if not isinstance(layer, (LoraLinear, LoraEmbedding)):
             raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
-        for name in {name for name in names if name is not None}:
-            check_name(path, layer, name)
-    for path, module in saved_modules(model).items():
-        if any(name in module.copies for name in names if name is not None):
-            raise ValueError(
-                f"names: one of them has a copy of {path!r} (modules_to_save), all rows would go through it"
-            )
+    for name in {name for name in names if name is not None}:
+        check_name(layers, name)
+    for path, module in modules_beside(model).items():
+        if any(module.has(name) for name in names if name is not None):
+            raise ValueError(f"names: one of them has {path!r} for itself, all rows would go through it")
     before = {layer: layer.row_adapters for layer in layers.values()}
     try:
         for layer in layers.values():
-            layer.row_adapters = tuple(names)
+            layer.row_adapters = tuple(name if name and name in layer.adapters else None for name in names)
         yield model
     finally:
         for layer, rows in before.items():
             layer.row_adapters = rows
 
 
-@torch.no_grad()
-def combine_adapters(
-    model: nn.Module,
-    adapters: Sequence[str],
-    weights: Sequence[float],
-    name: str,
-    how: str = "cat",
-    rank: int | None = None,
-) -> None:
-    """A new adapter `name` from several of LoRA, as PEFT's add_weighted_adapter makes it; with Δ_i = s_i B_i A_i:
+def check_name(layers: Mapping[str, AdapterLayer], name: str, argument: str = "name") -> None:
+    """Raises KeyError, beginning with the `argument`, where no layer has an adapter of that name."""
+    known = dict.fromkeys(one for layer in layers.values() for one in layer.adapters)
+    if name not in known:
+        raise KeyError(f"{argument}: expected one of {list(known)}, got {name!r}")
 
-    "cat"       Σ w_i Δ_i exactly, of the sum of their ranks
-    "svd"       the `rank` largest singular triplets of Σ w_i Δ_i (None: the largest of their ranks)
-    "linear"    A = Σ ±√|w_i s_i| A_i, B = Σ √|w_i s_i| B_i, of their common rank: not the sum of the Δ_i
 
-    Raises KeyError for an unknown adapter, ValueError for unequal ranks ("linear"), adapters that aren't LoRA's or have
-    biases, or a name that is taken, before anything is changed.
-    """
-    check_choice("how", how, COMBINATIONS)
-    if rank is not None:
-        check_rank("rank", rank)
-    for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ValueError(f"weights: expected finite numbers, got {weight!r}")
-    if len(adapters) != len(weights) or not adapters:
-        raise ValueError(f"adapters, weights: expected as many of each, got {len(adapters)} and {len(weights)}")
-    layers = expected_layers(model)
-    for path, layer in layers.items():
-        if not isinstance(layer, LoraLinear):
-            raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
+def check_new_name(model: nn.Module, name: object) -> None:
+    """Raises ValueError for a name that nn.ModuleDict can't hold or that an adapter has."""
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"name: expected a text without dots that isn't a method of nn.ModuleDict, got {name!r}")
+    for path, layer in adapter_layers(model).items():
         if name in layer.adapters:
             raise ValueError(f"name: expected a new one, {path!r} has an adapter {name!r} already")
-        for one in adapters:
-            check_name(path, layer, one)
-            if getattr(layer.adapters[one], "bias", None) is not None:
-                raise ValueError(f"adapters: {one!r} of {path!r} has a bias of its own")
-        ranks: set[Any] = {layer.adapters[one].rank for one in adapters}
-        if how == "linear" and len(ranks) > 1:
-            raise ValueError(
-                f"how: 'linear' needs one rank, the adapters of {path!r} have {sorted(ranks)}; 'cat' does not"
-            )
-    for layer in layers.values():
-        parts: list[Adapter] = [layer.adapters[one] for one in adapters]  # type: ignore[misc]
-        A, B = _combined(parts, weights, how, rank)
-        # α = r: a scaling of 1
-        layer.add_adapter(name, A.shape[0], A.shape[0], parts[0].dropout)
-        made: Adapter = layer.adapters[name]  # type: ignore[assignment]
-        made.A.copy_(A)
-        made.B.copy_(B)
-
-
-def _combined(
-    parts: list[Adapter], weights: Sequence[float], how: str, rank: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    factors = [weight * part.scaling for part, weight in zip(parts, weights, strict=True)]
-    pairs = list(zip(parts, factors, strict=True))
-    if how == "linear":
-        A = sum(math.copysign(math.sqrt(abs(factor)), factor) * part.A for part, factor in pairs)
-        B = sum(math.sqrt(abs(factor)) * part.B for part, factor in pairs)
-        return A, B  # type: ignore[return-value]
-    A = torch.cat([factor * part.A for part, factor in pairs])
-    B = torch.cat([part.B for part in parts], 1)
-    if how == "cat":
-        return A, B
-    # of B A through two small factors: W-sized products aren't needed
-    (Q_b, R_b), (Q_a, R_a) = torch.linalg.qr(B), torch.linalg.qr(A.T)
-    U, S, Vh = torch.linalg.svd(R_b @ R_a.T)
-    rank = min(rank or max(part.rank for part in parts), len(S))
-    return (Q_a @ Vh[:rank].T).T.contiguous(), (Q_b @ U[:, :rank]) * S[:rank]
-
-
-def check_name(path: str, layer: AdapterLayer, name: str, argument: str = "name") -> None:
-    """Raises KeyError, beginning with the `argument`, where a layer has no adapter of that name."""
-    if name not in layer.adapters:
-        raise KeyError(f"{argument}: expected one of {list(layer.adapters)}, which {path!r} has, got {name!r}")

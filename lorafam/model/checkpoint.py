@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +14,57 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
-from .adapt import adapter_layers, new_adapter_layers, replace_module, run_through_layers
+from .adapt import FIRST, adapter_layers, new_adapter_layers, replace_module, run_through_layers
 from .adapter_file import AdapterFile, read_adapter
-from .adapters import add_adapter, check_name
+from .adapters import check_name, check_new_name, put_adapter
+from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
 from .fit import check_fit, meta_layers, put_tensors
 from .peft_format import TENSOR_FILE, adapter_tensors
 from .peft_settings import CONFIG_FILE, config_of, peft_config
-from .saved_module import SavedModule, find_saved, put_saved, saved_modules, saved_tensors, take_saved
-from .tables import Table, file_tables, put_tables, saved_tables
+from .saved_module import (
+    SavedModule,
+    find_saved,
+    is_saved,
+    outer_modules,
+    put_saved,
+    saved_modules,
+    saved_tensors,
+    take_saved,
+)
 from .targets import checked_targets, find_targets
 from .tensor_keys import clean_path, unwrapped
-from .unchanged import unchanged_on_failure
+from .token_rows import find_token_rows, put_rows, put_token_rows, saved_rows, take_rows, token_rows
+from .unchanged import tied_to, unchanged_on_failure
 
 
 def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: str | None = None) -> None:
-    """Writes the active adapters of `model`, or those called `adapter`; plain `PeftModel.from_pretrained` reads them.
+    """Writes the active adapter of `model`, or that called `adapter`; plain `PeftModel.from_pretrained` reads it.
 
-    Their settings are what the adapters have now. Names are the bare model's, whatever wraps it or its layers.
+    Its settings are what the adapter has now. Names are the bare model's, whatever wraps it or its layers.
     Where PiSSA, OLoRA or LoftQ took a part of the base's weight, the adapter is written for the base as it was, with
-    twice the rank; of a 4-bit base that is the weight before it was quantised. A table that `load_adapter` took from a
-    file is written again. Each file is written under a temporary name and renamed. Raises ValueError for a model that
-    `adapt` or `load_adapter` didn't make, KeyError where a layer has no adapter of that name.
+    twice the rank; of a 4-bit base that is the weight before it was quantised. Trained biases of the base, and what
+    `load_adapter` put into the base from a file, are written too. Each file is written under a temporary name and
+    renamed. Raises ValueError for a model that `adapt` or `load_adapter` didn't make, KeyError where no layer has an
+    adapter of that name.
     """
     model = unwrapped(model)
     config = getattr(model, "lorafam_config", None)
-    layers = adapter_layers(model)
-    if not isinstance(config, AdapterConfig) or not layers:
+    every = adapter_layers(model)
+    if not isinstance(config, AdapterConfig) or not every:
         raise ValueError("model: expected one that lorafam.adapt or lorafam.load_adapter returned, it has no adapters")
-    if adapter is not None:
-        for path, layer in layers.items():
-            check_name(path, layer, adapter, "adapter")
-    layers = {clean_path(path): layer for path, layer in layers.items()}
+    name = next(iter(every.values())).active_adapter if adapter is None else adapter
+    check_name(every, name, "adapter")
+    layers = {clean_path(path): one for path, one in every.items() if (adapter or one.active_adapter) in one.adapters}
     config = config_of(layers, adapter, config)
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"directory: {folder} is a file")
-    tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(layers, adapter).items()}
-    tensors |= saved_tables(model)
+    tensors = {key: tensor.cpu() for key, tensor in adapter_tensors(layers, adapter).items()}
+    tensors |= saved_base_tensors(model, config.base_bias)
     saved, whole = saved_tensors(model, adapter)
-    tensors |= whole
-    text = json.dumps(peft_config(model, config, layers, saved, adapter), indent=2) + "\n"
+    tokens, rows = saved_rows(model, name)
+    tensors |= whole | rows
+    text = json.dumps(peft_config(model, config, layers, saved, tokens, adapter), indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
@@ -63,67 +74,92 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     """Reads an adapter that lorafam or PEFT saved into `model` and returns it.
 
     A bare model (dense, `NF4Linear` or bitsandbytes layers) gets the adapter layers the file describes. One that has
-    adapters must have them on the file's modules; its active ones become the file's: values, rank, alpha, rsLoRA.
-    `adapter` names another one, which such a model gets beside those it has, not active. Untouched are what only
-    training asks for: the live adapters' dropout.
+    adapters: `adapter` names another one, which it gets beside those it has, on the file's modules, not active; or one
+    that it has (None: the active one), which becomes the file's where it is on the same modules: values, rank, alpha,
+    rsLoRA. Untouched are what only training asks for: the live adapters' dropout.
 
     A file for a base that PiSSA or OLoRA took a part of, as PEFT saves it unless told otherwise, takes it from a bare
-    dense model again. Embedding tables and heads that the file has whole are put into the model, which keeps them.
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or one that doesn't fit and for a model
-    whose adapters are merged, before the model is changed.
+    dense model again. Biases, embedding tables and heads that the file has whole are put into the model, which keeps
+    them. Raises FileNotFoundError for a missing file, ValueError for a damaged one or one that doesn't fit and for a
+    model whose adapters are merged, before the model is changed.
     """
     file = read_adapter(Path(directory))
     bare = unwrapped(model)
     layers = adapter_layers(bare)
-    if not layers and adapter is not None:
-        raise ValueError("adapter: expected a model that has adapters, it has none yet")
+    name = adapter
+    if name is None:
+        name = next(iter(layers.values())).active_adapter if layers else FIRST
+    over = any(name in layer.adapters for layer in layers.values())
+    if layers:
+        _check_present(layers, file)
+    if not over:
+        check_new_name(bare, name)
     paths = [clean_path(path) for path, _ in bare.named_modules()]
     # PEFT writes a task's usual names, whether the model has them or not
-    present = tuple(name for name in file.names_saved if any(path.endswith(name) for path in paths))
+    present = tuple(saved for saved in file.names_saved if any(path.endswith(saved) for path in paths))
+    if file.ties and present:
+        present += tuple(path for path in file.whole if not is_saved(path, present) and _is_tied(bare, path))
     file.config = replace(file.config, modules_to_save=present)
-    modules = _saved_in(bare, file)
-    states = take_saved(modules, file.whole)
-    tables = file_tables(bare, file.whole)
+    beside = _parts_beside(bare, file, name if over else None)
     if not layers:
-        _load_bare(bare, file, tables, states)
+        _load_bare(bare, file, beside, name)
         return model
-    _check_present(layers, file)
-    if adapter is None:
-        _load_over(bare, layers, file)
-        put_tables(bare, tables)
-        for path, module in saved_modules(bare).items():
-            if path in states:
-                put_saved(module.active, states[path])
-    elif tables:
+    alone = len({one for layer in layers.values() for one in layer.adapters} - {name}) == 0
+    if beside.base and not alone:
         raise ValueError(
-            f"{TENSOR_FILE}: has another table of {next(iter(tables))!r} than the model, whose adapters share it"
+            f"{TENSOR_FILE}: has another {next(iter(beside.base))!r} than the model, whose adapters share it"
         )
+    if over:
+        _load_over(bare, layers, file, name)
+        put_base_tensors(bare, beside.base)
+        train_biases(bare, file.config.base_bias)
     else:
-        _load_beside(bare, layers, adapter, file)
-        for path, module in saved_modules(bare).items():
-            if path in states:
-                put_saved(module.copies[adapter], states[path])
+        _load_beside(bare, file, beside, name)
+    _put_beside(bare, beside, name)
     return model
 
 
-def _saved_in(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
-    """Path → the module that a file's modules_to_save mean; ValueError where a model with adapters has others."""
-    if not adapter_layers(model):
-        names = find_saved(model, file.config.modules_to_save, None)
-        return {path: model.get_submodule(path) for path in names}
-    known = saved_modules(model)
-    active = {path: module for path, module in known.items() if module.active_adapter in module.copies}
-    wanted = {path: module for path, module in known.items() if clean_path(path).endswith(file.names_saved)}
-    if wanted.keys() != active.keys() or (file.names_saved and not wanted):
-        raise ValueError(
-            f"{CONFIG_FILE}: modules_to_save = {list(file.names_saved)}, expected those of the model: {list(active)}"
-        )
-    return {path: module.base_layer for path, module in wanted.items()}
+@dataclass
+class _Beside:
+    """What a file has beside the layers' tensors: `states` of whole modules and `rows` of tables by path, `tokens` that
+    the rows are of, and tensors of the `base` that are others than the model's.
+    """
+
+    states: dict[str, dict[str, Tensor]]
+    tokens: dict[str, list[int]]
+    rows: dict[str, Tensor]
+    base: BaseTensors
 
 
-def _load_bare(
-    model: nn.Module, file: AdapterFile, tables: Mapping[str, Table], states: Mapping[str, Mapping[str, Tensor]]
-) -> None:
+def _parts_beside(model: nn.Module, file: AdapterFile, over: str | None) -> _Beside:
+    """`over` is an adapter that the model has. Raises ValueError for what doesn't fit it, or the model."""
+    names = find_saved(model, file.config.modules_to_save, None)
+    modules: dict[str, Any] = {path: model.get_submodule(path) for path in names}
+    modules = {path: one.base_layer if isinstance(one, SavedModule) else one for path, one in modules.items()}
+    tokens = find_token_rows(model, file.config)
+    if over is not None:
+        has = [path for path, module in saved_modules(model).items() if module.has(over)]
+        if set(has) != modules.keys():
+            told = f"{CONFIG_FILE}: modules_to_save = {list(file.names_saved)}, expected those of the model: {has}"
+            raise ValueError(told)
+        own = {path: module.tokens[over] for path, module in token_rows(model).items() if module.has(over)}
+        if own != tokens:
+            raise ValueError(f"{CONFIG_FILE}: trainable_token_indices = {tokens}, expected those of the model: {own}")
+    states = take_saved(modules, file.whole)
+    tables: dict[str, Any] = {path: model.get_submodule(path) for path in tokens}
+    widths = {path: int(table.weight.shape[1]) for path, table in tables.items()}
+    rows = take_rows(tokens, widths, file.whole)
+    return _Beside(states, tokens, rows, file_base_tensors(model, file.whole))
+
+
+def _put_beside(model: nn.Module, beside: _Beside, name: str) -> None:
+    for path, module in saved_modules(model).items():
+        if path in beside.states:
+            put_saved(module.copies[name], beside.states[path])
+    put_rows(model, beside.rows, name)
+
+
+def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) -> None:
     targets = _file_targets(model, file)
     again = starts_from_weight(file.config.init)
     for path, module in targets.items():
@@ -136,22 +172,30 @@ def _load_bare(
     check_fit(fitting, file)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
-        made = new_adapter_layers(targets, file.config, undo)
+        made = new_adapter_layers(targets, file.config, undo, name)
         for path, layer in made.items():
             put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
             replace_module(model, path, layer)
-        for path, state in states.items():
-            saved = SavedModule(model.get_submodule(path), "default")
-            put_saved(saved.active, state)
-            replace_module(model, path, saved)
+        for path in beside.states:
+            replace_module(model, path, SavedModule(model.get_submodule(path), name))
+        put_token_rows(model, beside.tokens, name, name)
+        _put_beside(model, beside, name)
         model.lorafam_config = file.config  # type: ignore[assignment]
-        put_tables(model, tables)
+        put_base_tensors(model, beside.base)
+        train_biases(model, file.config.base_bias)
     run_through_layers(model)
 
 
+def _is_tied(model: nn.Module, path: str) -> bool:
+    """Whether the weight of the module that is called so in a file is another's too."""
+    module = next((module for own, module in outer_modules(model).items() if clean_path(own) == path), None)
+    base: Any = getattr(module, "base_layer", module)
+    return base is not None and tied_to(model, base) is not None
+
+
 def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
-    """The modules that the file's settings mean, or, where they name none, its tensors."""
-    if file.config.target_modules is not None:
+    """The modules that the file's settings mean, or, where they name none or not all, its tensors."""
+    if file.config.target_modules is not None and not file.ties:
         return find_targets(model, file.config)
     modules = {clean_path(path): path for path, _ in model.named_modules()}
     unknown = [path for path in file.paths if path not in modules]
@@ -159,14 +203,14 @@ def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
         raise ValueError(
             f"{TENSOR_FILE}: is for {unknown[0]!r}, which the model has no place for ({len(unknown)} such)"
         )
-    return checked_targets(model, {modules[path]: model.get_submodule(modules[path]) for path in file.paths})
+    found: dict[str, Any] = {modules[path]: model.get_submodule(modules[path]) for path in file.paths}
+    return checked_targets(
+        model, {path: one.base_layer if isinstance(one, AdapterLayer) else one for path, one in found.items()}
+    )
 
 
 def _check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
     """What holds for any model that has adapters already."""
-    methods = {layer.method for layer in layers.values()}
-    if methods != {file.config.method}:
-        raise ValueError(f"{CONFIG_FILE}: an adapter of method {file.config.method!r}, the model has {sorted(methods)}")
     for path, layer in layers.items():
         if layer.merged:
             raise ValueError(f"model: {path!r} is merged, unmerge it before another adapter is loaded")
@@ -179,26 +223,33 @@ def _check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> Non
         )
 
 
-def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
-    """Into the active adapters, which keep their parameters where shapes allow."""
-    fitting = meta_layers({clean_path(path): layer.base_layer for path, layer in layers.items()}, file.config)
+def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: AdapterFile, name: str) -> None:
+    """Into the adapter that is there, which keeps its parameters where shapes allow."""
+    own = {path: layer for path, layer in layers.items() if name in layer.adapters}
+    methods = {layer.method for layer in own.values()}
+    if methods != {file.config.method}:
+        raise ValueError(f"{CONFIG_FILE}: an adapter of method {file.config.method!r}, the model has {sorted(methods)}")
+    fitting = meta_layers({clean_path(path): layer.base_layer for path, layer in own.items()}, file.config)
     check_fit(fitting, file)
-    for path, layer in layers.items():
-        put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
+    for path, layer in own.items():
+        put_tensors(layer.adapters[name], fitting[clean_path(path)], clean_path(path), file)  # type: ignore[arg-type]
     first = getattr(model, "lorafam_config", None)
-    if isinstance(first, AdapterConfig):
-        settings = ("r", "alpha", "rslora", "bias", "rank_pattern", "alpha_pattern")
-        now = replace(first, **{name: getattr(file.config, name) for name in settings})
+    if isinstance(first, AdapterConfig) and all(layer.active_adapter == name for layer in own.values()):
+        settings = ("r", "alpha", "rslora", "bias", "rank_pattern", "alpha_pattern", "base_bias")
+        now = replace(first, **{setting: getattr(file.config, setting) for setting in settings})
         model.lorafam_config = now  # type: ignore[assignment]
 
 
-def _load_beside(model: nn.Module, layers: Mapping[str, AdapterLayer], name: str, file: AdapterFile) -> None:
-    """Into adapters of another name, which are made for it."""
-    fitting = meta_layers({clean_path(path): layer.base_layer for path, layer in layers.items()}, file.config)
+def _load_beside(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) -> None:
+    """Into an adapter of another name, which is made for it."""
+    targets = _file_targets(model, file)
+    fitting = meta_layers({clean_path(path): base for path, base in targets.items()}, file.config)
     check_fit(fitting, file)
-    add_adapter(model, name, file.config)
-    for path, layer in layers.items():
-        put_tensors(layer.adapters[name], fitting[clean_path(path)], clean_path(path), file)  # type: ignore[arg-type]
+    put_adapter(model, name, file.config, targets, list(beside.states), beside.tokens)
+    layers = adapter_layers(model)
+    for path in targets:
+        adapter: Any = layers[path].adapters[name]
+        put_tensors(adapter, fitting[clean_path(path)], clean_path(path), file)
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -1,14 +1,11 @@
-"""An adapter folder beside a model's files: which tensor each of its layers changes, and the layer around one of them.
-
-The module `path` of an adapter's tensor "base_model.model.<path>.lora_A.weight" has its weight in the model's files as
-"<path>.weight", or without the path's first part where the files belong to the bare model (h.0 for transformer.h.0).
+"""An adapter folder beside a model's files: which of its tensors each part of the adapter changes, and the layer around
+one of them.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +14,23 @@ from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
-from .adapter_file import read_adapter, tensor_file
+from .adapter_file import AdapterFile, path_of, read_adapter, tensor_file
 from .fit import check_fit, meta_layers, put_tensors
 from .peft_format import PREFIX, TENSOR_FILE, tensor_names
 from .peft_settings import CONFIG_FILE
-from .weight_files import FLOATS, Entry
+from .saved_module import is_saved
+from .stored_model import StoredModel
+from .tensor_keys import bare_key
+from .token_rows import file_rows
+from .weight_files import FLOATS
 
 Tensor = torch.Tensor
 
 
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-
-
 class Place(NamedTuple):
-    """Where a layer's weight is: `weight` [N, K] by name, [K, N] where `transposed`; `bias` None unless it changes."""
+    """Where a layer's weight is: `weight` [N, K] by name in the loaded model, [K, N] where `transposed`; `bias` None
+    unless it changes.
+    """
 
     weight: str
     bias: str | None
@@ -38,76 +38,58 @@ class Place(NamedTuple):
 
 
 class FileAdapter:
-    """An adapter as PEFT saves it, its layers by path, and the `places` of what they change in a model's files. `bases`
-    are weights of the base that the adapter's file has, as PEFT puts an adapted output head's into it: they are the
-    ones to merge into. `replaced` are others that it has whole (modules_to_save, tables).
+    """An adapter as PEFT saves it, its layers by path, and the `places` of what they change in a model's files.
+
+    By name in the loaded model: `shared` are tensors of the base that it has whole (tables, trained biases): what is
+    tied to them has them too, and layers are merged into them; `rows` are tokens and their rows of a table; `own` are
+    tensors of modules trained whole (modules_to_save). `untied`: what was tied to a tensor that one of them changes.
 
     Raises FileNotFoundError, ValueError: what `load_adapter` refuses; a layer that has no weight in the files, one of
-    another shape, not of floats, or tied to the embeddings; adapters of embeddings; values that aren't finite.
+    another shape or not of floats; values that aren't finite.
     """
 
-    def __init__(self, folder: Path, entries: Mapping[str, Entry], tied: bool) -> None:
+    def __init__(self, folder: Path, model: StoredModel) -> None:
         for name in ("", CONFIG_FILE, tensor_file(folder).name):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"adapter: no such {'file' if name else 'folder'}: {folder / name}")
-        self._file = file = read_adapter(folder)
-        # PEFT says so for GPT-2's Conv1D, whose weight is [K, N]
-        fan_in_fan_out = file.fan_in_fan_out
+        file = read_adapter(folder)
+        self._file = file
         self.config: AdapterConfig = file.config
         if starts_from_weight(self.config.init):
             raise ValueError(
                 f"{CONFIG_FILE}: init_lora_weights = {self.config.init!r}: for a base that lost a part to them, "
                 "expected a file converted by path_initial_model_for_weight_conversion, or lorafam.load_adapter"
             )
-        ending = ".base_layer"
-        self.bases = {}
-        whole: dict[str, Tensor] = {}
-        for given, found in file.whole.items():
-            if given.endswith(ending) and set(found) == {"weight"}:
-                self.bases[given.removesuffix(ending)] = found["weight"]
-            else:
-                whole |= {f"{given}.{name}": tensor for name, tensor in found.items()}
-        if file.names_saved and not whole:
+        embeddings = {path_of(name) for name in file.tensors if ".lora_embedding_" in name}
+        if embeddings and self.config.method != "lora":
+            raise ValueError(f"{CONFIG_FILE}: use_dora = True is not supported with an embedding, expected False")
+        file.tensors = _as_linear(file.tensors)
+        by_path = _by_path(file.tensors, self.config.method)
+        self.rows = {_stored(f"{path}.weight", model): found for path, found in file_rows(file).items()}
+        self.shared: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+        for path, found in file.whole.items():
+            for ending, tensor in found.items():
+                name = _whole_name(f"{path}.{ending}", tensor, model)
+                if is_saved(path, file.names_saved):
+                    self.own[name] = tensor
+                else:
+                    self.shared[_stored(name, model)] = tensor
+        if file.names_saved and not self.own:
             raise ValueError(
                 f"{CONFIG_FILE}: modules_to_save = {list(file.names_saved)}, {TENSOR_FILE} has none of them"
             )
-        # what takes the place of a tensor of the model's files
-        self.replaced = _replaced(whole, entries)
-        for name in self.replaced if tied and file.names_saved else ():
-            if name in _HEADS or "embed" in name or "wte" in name:
-                raise ValueError(
-                    f"adapter: {name!r} was trained whole, in the model it is tied (tie_word_embeddings in config.json)"
-                )
-        self._tensors = _by_path(file.tensors, self.config.method)
-        names = _weight_names(list(self._tensors), entries)
-        if tied:
-            _check_not_tied(names, entries)
-        self.places: dict[str, Place] = {}
-        sideways: dict[str, bool | None] = {}
-        for path, tensor in self.bases.items():
-            shape = entries[names[path]].shape if path in names else None
-            if tensor.shape != shape:
-                expected = "none" if shape is None else list(shape)
-                raise ValueError(f"{TENSOR_FILE}: {path!r} has a weight {list(tensor.shape)}, expected {expected}")
-        for path, tensors in self._tensors.items():
-            entry, (out_features, in_features) = entries[names[path]], self._sizes(path)
-            if entry.dtype not in FLOATS:
-                raise ValueError(f"model: {entry.name!r} has dtype {entry.dtype}, expected one of {', '.join(FLOATS)}")
-            sideways[path] = _sideways(path, entry, out_features, in_features, tensors)
-        square = _of_square(sideways, fan_in_fan_out)
-        for path, tensors in self._tensors.items():
-            bias = None
-            if f"{PREFIX}{path}.lora_B.bias" in tensors:
-                bias = f"{names[path].removesuffix('weight')}bias"
-                if bias not in entries:
-                    raise ValueError(f"{TENSOR_FILE}: {path!r} has a bias (lora_bias), the model's layer has none")
-            turned = sideways[path]
-            self.places[path] = Place(names[path], bias, square if turned is None else turned)
-        with torch.device("meta"):
-            bases = {path: self._base(path) for path in self._tensors}
+        for name, (tokens, rows) in self.rows.items():
+            if name not in model.formed or model.shape(name) < (max(tokens) + 1, rows.shape[1]):
+                raise ValueError(f"{TENSOR_FILE}: has rows of {name!r}, which the model has no place for")
+        self.places, sizes = _places(by_path, embeddings, file, model)
         # every shape and name is checked before anything is computed
+        with torch.device("meta"):
+            bases: dict[str, nn.Module] = {path: nn.Linear(K, N, bias=False) for path, (N, K) in sizes.items()}
         self._layers = meta_layers(bases, self.config)
         check_fit(self._layers, file)
+        changed = [*self.own, *(place.weight for place in self.places.values())]
+        self.untied = _untied(changed, model)
 
     def layer(self, path: str, weight: Tensor) -> AdapterLayer:
         """The adapter's layer around an nn.Linear of `weight` [N, K], without a bias."""
@@ -117,36 +99,19 @@ class FileAdapter:
         layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
         return layer.eval()
 
-    def _base(self, path: str) -> nn.Module:
-        out_features, in_features = self._sizes(path)
-        return nn.Linear(in_features, out_features, bias=False)
 
-    def _sizes(self, path: str) -> tuple[int, int]:
-        """(N, K)."""
-        sizes = {}
-        for attribute, side in (("B", 0), ("A", 1)):
-            name = f"{PREFIX}{path}.{tensor_names(self.config.method)[attribute]}"
-            tensor = self._tensors[path].get(name)
-            if tensor is None:
-                raise ValueError(f"{TENSOR_FILE}: lacks {name!r}")
-            if tensor.ndim != 2:
-                raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(tensor.shape)}, expected a matrix")
-            sizes[attribute] = tensor.shape[side]
-        return sizes["B"], sizes["A"]
+def _stored(name: str, model: StoredModel) -> str:
+    """The name of the tensor that the files have of a parameter, which may be tied."""
+    found = model.find(name) or name
+    return model.tied_to(found) or found
 
 
-def _replaced(whole: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> dict[str, Tensor]:
-    """Name in the model's files → a tensor that the adapter's file has whole: a head, a table."""
-    found = {}
-    for given, tensor in whole.items():
-        name = given if given in entries else given.partition(".")[2]
-        if name not in entries:
-            raise ValueError(f"{TENSOR_FILE}: has {PREFIX + given!r}, which the model's files have no tensor for")
-        if entries[name].shape != tuple(tensor.shape):
-            shapes = f"{list(tensor.shape)}, the model's {name!r} is {list(entries[name].shape)}"
-            raise ValueError(f"{TENSOR_FILE}: {PREFIX + given!r} has shape {shapes}")
-        found[name] = tensor
-    return found
+def _as_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An embedding's adapter as that of a linear layer: e_i + s B a_i is W + s B A for W = Eᵀ [D, V]."""
+    return {
+        name.replace(".lora_embedding_A", ".lora_A.weight").replace(".lora_embedding_B", ".lora_B.weight"): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _by_path(tensors: Mapping[str, Tensor], method: str) -> dict[str, dict[str, Tensor]]:
@@ -154,53 +119,114 @@ def _by_path(tensors: Mapping[str, Tensor], method: str) -> dict[str, dict[str, 
     endings = tuple(f".{ending}" for ending in tensor_names(method).values())
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if ".lora_embedding_" in name:
-            raise ValueError(f"{TENSOR_FILE}: {name!r} adapts an embedding, which is not supported")
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         if ending is None or not name.startswith(PREFIX):
             raise ValueError(f"{TENSOR_FILE}: has {name!r}, which is no tensor of a {method} adapter")
         found.setdefault(name[len(PREFIX) : -len(ending)], {})[name] = tensor
-    if not found:
-        raise ValueError(f"{TENSOR_FILE}: expected an adapter's tensors, got none")
     return found
 
 
-def _weight_names(paths: list[str], entries: Mapping[str, Entry]) -> dict[str, str]:
-    """Path → name of its weight: all paths as they are, or each without its first part."""
-    for shorten in (False, True):
-        names = {path: f"{path.partition('.')[2] if shorten else path}.weight" for path in paths}
-        if all(name in entries for name in names.values()):
-            return names
-    missing = next(path for path in paths if f"{path}.weight" not in entries)
-    weights = [name.removesuffix(".weight") for name in entries if name.endswith(".weight")]
-    near = difflib.get_close_matches(missing, weights, n=1, cutoff=0)
-    hint = "; is its weight tied to another?" if missing.endswith("lm_head") else ""
-    raise ValueError(
-        f"adapter: the model's files have no {missing + '.weight'!r}, which it adapts{hint}"
-        + (f" (the nearest is {near[0] + '.weight'!r})" if near and not hint else "")
-    )
+def _whole_name(given: str, tensor: Tensor, model: StoredModel) -> str:
+    """The name of a tensor that the adapter's file has whole: a head, a table, a bias."""
+    name = model.find(bare_key(given))
+    if name is None:
+        raise ValueError(f"{TENSOR_FILE}: has {PREFIX + given!r}, which the model's files have no tensor for")
+    if model.shape(name) != tuple(tensor.shape):
+        shapes = f"{list(tensor.shape)}, the model's {name!r} is {list(model.shape(name))}"
+        raise ValueError(f"{TENSOR_FILE}: {PREFIX + given!r} has shape {shapes}")
+    return name
 
 
-def _check_not_tied(names: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
-    """A head that is tied to the embeddings is read from one tensor for both."""
+def _places(
+    by_path: Mapping[str, Mapping[str, Tensor]], embeddings: Set[str], file: AdapterFile, model: StoredModel
+) -> tuple[dict[str, Place], dict[str, tuple[int, int]]]:
+    """Path → place, and the layer's (N, K)."""
+    names, sizes = {}, {}
+    sideways: dict[str, bool | None] = {}
+    for path, tensors in by_path.items():
+        names[path] = name = _weight_name(path, model)
+        entry = model.entry(name)
+        if entry.dtype not in FLOATS:
+            raise ValueError(f"model: {entry.name!r} has dtype {entry.dtype}, expected one of {', '.join(FLOATS)}")
+        sizes[path] = _sizes(path, tensors, file.config.method)
+        known = True if path in embeddings else model.lies_sideways(name)
+        sideways[path] = _sideways(path, name, model.shape(name), sizes[path], tensors, known)
+    # PEFT says so for GPT-2's Conv1D, whose weight is [K, N]
+    others = {path: turned for path, turned in sideways.items() if path not in embeddings}
+    square = _of_square(others, file.fan_in_fan_out)
+    places = {}
     for path, name in names.items():
-        if name in _HEADS and name in entries:
+        bias = None
+        if f"{PREFIX}{path}.lora_B.bias" in by_path[path]:
+            bias = f"{name.removesuffix('weight')}bias"
+            if bias not in model.formed:
+                raise ValueError(f"{TENSOR_FILE}: {path!r} has a bias (lora_bias), the model's layer has none")
+        turned = sideways[path]
+        places[path] = Place(name, bias, square if turned is None else turned)
+    return places, sizes
+
+
+def _weight_name(path: str, model: StoredModel) -> str:
+    name = model.find(f"{path}.weight")
+    if name is None:
+        near = model.nearest(f"{path}.weight")
+        hint = f" (the nearest is {near!r})" if near else ""
+        hint = "; is its weight tied to another?" if path.endswith("lm_head") else hint
+        raise ValueError(f"adapter: the model's files have no {path + '.weight'!r}, which it adapts{hint}")
+    return name
+
+
+def _untied(changed: Sequence[str], model: StoredModel) -> dict[str, str]:
+    """Name → the name whose tensor it had, of what a change unties."""
+    found = {}
+    for name in changed:
+        if model.may_be_tied(name):
             raise ValueError(
-                f"adapter: {path!r} is tied to the embeddings (tie_word_embeddings in config.json), "
-                "which merging would change"
+                f"adapter: {name!r} is tied to the embeddings (tie_word_embeddings in config.json), and transformers, "
+                "which knows how, isn't there or doesn't know the model's class"
             )
+        source = model.tied_to(name)
+        others = model.tied_with(name) if source is None else [name]
+        if len(model.tied_with(source or name)) > 1:
+            raise ValueError(f"adapter: {name!r} is tied to several tensors, which changing it would change")
+        for one in others:
+            found[one] = source or name
+    return found
+
+
+def _sizes(path: str, tensors: Mapping[str, Tensor], method: str) -> tuple[int, int]:
+    """(N, K)."""
+    sizes = {}
+    for attribute, side in (("B", 0), ("A", 1)):
+        name = f"{PREFIX}{path}.{tensor_names(method)[attribute]}"
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"{TENSOR_FILE}: lacks {name!r}")
+        if tensor.ndim != 2:
+            raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(tensor.shape)}, expected a matrix")
+        sizes[attribute] = tensor.shape[side]
+    return sizes["B"], sizes["A"]
 
 
 def _sideways(
-    path: str, entry: Entry, out_features: int, in_features: int, tensors: Mapping[str, Tensor]
+    path: str,
+    name: str,
+    shape: tuple[int, ...],
+    sizes: tuple[int, int],
+    tensors: Mapping[str, Tensor],
+    known: bool | None,
 ) -> bool | None:
-    """Whether a weight is [K, N]; None where it is square."""
-    if entry.shape == (out_features, in_features):
+    """Whether a weight is [K, N], where it isn't `known`; None where it is square."""
+    out_features, in_features = sizes
+    if known is not None:
+        if shape == ((in_features, out_features) if known else (out_features, in_features)):
+            return known
+    elif shape == (out_features, in_features):
         return None if out_features == in_features else False
-    if entry.shape == (in_features, out_features):
+    elif shape == (in_features, out_features):
         return True
     shapes = " and ".join(f"{list(tensor.shape)}" for tensor in tensors.values() if tensor.ndim == 2)
-    raise ValueError(f"adapter: {path!r} has factors {shapes}, the model's {entry.name!r} is {list(entry.shape)}")
+    raise ValueError(f"adapter: {path!r} has factors {shapes}, the model's {name!r} is {list(shape)}")
 
 
 def _of_square(sideways: Mapping[str, bool | None], fan_in_fan_out: bool) -> bool:

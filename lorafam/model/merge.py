@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..compat.transformers import forget_quantisation
+from ..compat.transformers import forget_quantisation, forget_tying
 from ..config import check_choice
 from ..methods import AdapterLayer
 from ..methods.base_weight import is_bitsandbytes_4bit
@@ -17,7 +18,8 @@ from ..methods.stored_weight import DENSE, FORMATS
 from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
 from .saved_module import active_copies
-from .unchanged import tied_to
+from .token_rows import unload_token_rows
+from .unchanged import all_tied_to
 
 Tensor = torch.Tensor
 
@@ -39,21 +41,28 @@ def merge_and_unload(
     leaves layers as adapters: names that end their paths, or "advised" for those whose report advises it. `probe` has
     inputs [.., K] by path, as `probe_inputs` collects them; standard-normal ones where it has none.
 
+    A head or a table that is tied to the other gets a weight of its own, and the model's configuration says so.
     Raises ValueError for a model without adapters, for a name no adapter layer has, for a weight that is tied to
-    another module's and, with `safe`, for a result that isn't finite; TypeError for a base whose weight can't be
+    several others and, with `safe`, for a result that isn't finite; TypeError for a base whose weight can't be
     replaced. The model is then as it was. Until it returns, it holds what it replaces.
     """
-    layers = expected_layers(model)
+    every = expected_layers(model)
+    # a layer without the active adapter is its base
+    layers = {path: layer for path, layer in every.items() if layer.has_active}
+    if not layers:
+        raise ValueError("model: expected one whose active adapter is on some layer, it is on none")
     check_choice("into", into, FORMATS)
     kept = _named(layers, [] if keep_unmerged == ADVISED else keep_unmerged)
     unknown = sorted((probe or {}).keys() - layers.keys())
     if unknown:
         raise ValueError(f"probe: expected paths of adapter layers, got {unknown[0]!r}")
     _check_tied(model, [path for path in layers if path not in kept])
+    tied: dict[str, Tensor] = {}
     _check_biases(model, {path: layer for path, layer in layers.items() if path not in kept})
     reports, merged_before = {}, {path for path, layer in layers.items() if layer.merged}
     try:
         for path, layer in layers.items():
+            _untie(model, path, tied)
             try:
                 reports[path] = layer.merge(
                     safe, into=into, probe=None if probe is None else probe.get(path), threshold=threshold
@@ -63,25 +72,32 @@ def merge_and_unload(
             if path in kept or (keep_unmerged == ADVISED and reports[path].unmerged_is_better):
                 kept.add(path)
                 layer.unmerge()
+                _tie_again(model, path, tied)
     except BaseException:
         for path, layer in layers.items():
             if layer.merged and path not in merged_before:
                 layer.unmerge()
+        for path in list(tied):
+            _tie_again(model, path, tied)
         raise
-    for path, layer in layers.items():
+    for path, layer in every.items():
         if path not in kept:
             replace_module(model, path, layer.unloaded())
     if not kept:
         for path, module in list(active_copies(model)):
             replace_module(model, path, module)
+        unload_token_rows(model)
         thaw_layers(model)
     rest = any(is_bitsandbytes_4bit(module) for module in model.modules())
     dense = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+    if tied:
+        forget_tying(model)
     forget_quantisation(model, dense, rest=rest)
     if into in DENSE:
         _convert_rest(model, DENSE[into])
-    if not kept and hasattr(model, "lorafam_config"):
-        del model.lorafam_config
+    if not kept:
+        for name in ("lorafam_config", "lorafam_base_tensors"):
+            model.__dict__.pop(name, None)
     return ModelMergeReport(reports, [path for path in layers if path in kept])
 
 
@@ -97,11 +113,26 @@ def _named(layers: Mapping[str, AdapterLayer], names: str | Sequence[str]) -> se
 
 
 def _check_tied(model: nn.Module, paths: Sequence[str]) -> None:
-    """Merging into a shared weight would change the other module as well: an output head tied to the embeddings."""
+    """Of two that share a weight, an output head and the embeddings, one gets its own; of more none is parted."""
     for path in paths:
-        other = tied_to(model, model.get_submodule(path).base_layer)  # type: ignore[arg-type]
-        if other is not None:
-            raise ValueError(f"{path}: its weight is tied to {other}, which merging would change; untie it first")
+        others = all_tied_to(model, model.get_submodule(path).base_layer)  # type: ignore[arg-type]
+        if len(others) > 1:
+            raise ValueError(
+                f"{path}: its weight is tied to {' and '.join(others)}, which merging would change; untie it first"
+            )
+
+
+def _untie(model: nn.Module, path: str, tied: dict[str, Tensor]) -> None:
+    """Gives a base that shares its weight one of its own; `tied` gets what it was."""
+    base: Any = model.get_submodule(path).base_layer
+    if all_tied_to(model, base):
+        tied[path] = base.weight
+        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+
+
+def _tie_again(model: nn.Module, path: str, tied: dict[str, Tensor]) -> None:
+    if path in tied:
+        model.get_submodule(path).base_layer.weight = tied.pop(path)  # type: ignore[union-attr]
 
 
 def _check_biases(model: nn.Module, layers: Mapping[str, AdapterLayer]) -> None:

@@ -29,17 +29,17 @@ _DEFAULT_SCHEDULE = {"total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
 _READ = {
     "peft_type", "r", "init_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora",
     "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-    "init_lora_weights", "bias", "modules_to_save",
+    "init_lora_weights", "bias", "modules_to_save", "trainable_token_indices",
 }  # fmt: skip
 # where it came from, how it started or trains, and what the tensors say themselves; none changes what is computed
 _LEFT_ASIDE = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config",
     "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
 }  # fmt: skip
 # init_lora_weights that leave the base as it is; PEFT takes the others' part out of the base again when it loads
-_KEEPS_BASE = ("gaussian", "eva", "orthogonal")
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _AGAIN = ("pissa", "olora")
 
 
@@ -53,10 +53,6 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     for key, value in values.items():
         if key not in _READ | _LEFT_ASIDE and not _says_nothing(value):
             raise ValueError(f"{CONFIG_FILE}: {key} = {value!r} is not supported, expected none")
-    if values.get("bias", "none") != "none":
-        raise ValueError(f"{CONFIG_FILE}: bias = {values['bias']!r} is not supported, expected 'none'")
-    if values.get("ensure_weight_tying") and values.get("modules_to_save"):
-        raise ValueError(f"{CONFIG_FILE}: ensure_weight_tying = True is not supported with modules_to_save")
     rslora, dora, bias = (_flag(values, key) for key in ("use_rslora", "use_dora", "lora_bias"))
     adalora = kind == "ADALORA"
     for key, given in (("use_dora", dora), ("use_rslora", rslora), ("lora_bias", bias)):
@@ -73,6 +69,8 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
         "layers_pattern": values.get("layers_pattern") or None,
         # a file that names none has none
         "modules_to_save": values.get("modules_to_save") or (),
+        "base_bias": values.get("bias") or "none",
+        "trainable_token_indices": values.get("trainable_token_indices") or None,
     }
     if adalora:
         _check_kept_ranks(values.get("rank_pattern"))
@@ -146,11 +144,18 @@ def _in_peft_words(message: str) -> str:
     return _PEFT_WORDS.get(name, name) + colon + rest
 
 
-_PEFT_WORDS = {"alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "bias": "lora_bias"}
+_PEFT_WORDS = {
+    "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "bias": "lora_bias", "base_bias": "bias",
+}  # fmt: skip
 
 
 def peft_config(
-    model: nn.Module, config: AdapterConfig, layers: dict[str, AdapterLayer], saved: list[str], name: str | None
+    model: nn.Module,
+    config: AdapterConfig,
+    layers: dict[str, AdapterLayer],
+    saved: list[str],
+    tokens: dict[str, list[int]],
+    name: str | None,
 ) -> dict[str, Any]:
     """adapter_config.json of the active adapters, or those called `name`, as PEFT reads it; its keys sorted, but those
     of patterns in their own order. Raises ValueError for an AdaLoRA α of 0, which PEFT takes for the rank.
@@ -159,12 +164,13 @@ def peft_config(
         raise ValueError("adapter: PEFT reads an AdaLoRA lora_alpha of 0 as init_r, expected another alpha")
     values: dict[str, Any] = {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-        "bias": "none",
+        "bias": config.base_bias,
         "fan_in_fan_out": all(is_conv1d(layer.base_layer) for layer in layers.values()),
         "inference_mode": True,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "modules_to_save": saved or None,
+        "trainable_token_indices": tokens or None,
         "target_modules": target_names(model, layers),
         "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
     }

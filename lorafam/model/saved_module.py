@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..methods import AdapterLayer
 from .peft_format import PREFIX, TENSOR_FILE
 from .tensor_keys import clean_path
 
@@ -39,6 +40,15 @@ class SavedModule(nn.Module):
         for other, module in self.copies.items():
             module.requires_grad_(other == name)
 
+    def has(self, name: str) -> bool:
+        """Whether an adapter has a copy of its own."""
+        return name in self.copies
+
+    def forget(self, name: str) -> None:
+        """Drops an adapter's copy."""
+        if name in self.copies:
+            del self.copies[name]
+
     @property
     def active(self) -> nn.Module:
         """What answers."""
@@ -65,13 +75,26 @@ def saved_modules(model: nn.Module) -> dict[str, SavedModule]:
     return {path: module for path, module in model.named_modules() if isinstance(module, SavedModule)}
 
 
+def outer_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path → module, without what is inside adapter layers and modules saved whole."""
+    found: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if path.startswith(inside):
+            continue
+        if isinstance(module, AdapterLayer | SavedModule):
+            inside += (f"{path}." if path else "",)
+        found[path] = module
+    return found
+
+
 def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Sequence[str] | None) -> list[str]:
     """The paths that `names` end, within a part too, as in PEFT ("norm" means "input_layernorm").
 
     For None the new heads of a model for a task, unless they are adapted by name.
     Raises ValueError for a name that no module has.
     """
-    paths = [path for path, _ in model.named_modules() if path]
+    paths = [path for path in outer_modules(model) if path]
     if names is None:
         named = [] if targets is None or isinstance(targets, str) else [name.rsplit(".", 1)[-1] for name in targets]
         return [path for path in _new_heads(model) if path not in named]
@@ -82,6 +105,8 @@ def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Seq
             raise ValueError(f"modules_to_save: no module is called {name!r}")
         for path in hits:
             module = model.get_submodule(path)
+            if isinstance(module, AdapterLayer):
+                raise ValueError(f"modules_to_save: {path!r} is adapted already, expected one of them")
             if next(module.parameters(), None) is None or isinstance(module, nn.ModuleList | nn.ModuleDict):
                 raise ValueError(f"modules_to_save: {path!r}, a {type(module).__name__}, can't be trained whole")
         found += hits
@@ -102,6 +127,12 @@ def _new_heads(model: nn.Module) -> list[str]:
 def inside(path: str, paths: Sequence[str]) -> bool:
     """Whether a module is one of these or in one."""
     return any(path == one or path.startswith(f"{one}.") for one in paths)
+
+
+def is_saved(path: str, names: Sequence[str]) -> bool:
+    """Whether modules_to_save mean the module at `path`, or one that it is in."""
+    parts = path.split(".")
+    return any(".".join(parts[:end]).endswith(tuple(names)) for end in range(1, len(parts) + 1)) if names else False
 
 
 def saved_tensors(model: nn.Module, adapter: str | None) -> tuple[list[str], dict[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ from ..methods import AdapterLayer, NF4Linear
 from ..methods.base_weight import base_sizes, is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from .expressions import matched
-from .saved_module import find_saved, inside
+from .saved_module import SavedModule, find_saved, inside, outer_modules
 from .weight_readers import reader_of
 
 
@@ -38,6 +38,7 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
     names = config.target_modules
     if names is None or names == "all-linear":
         head = output_head(model)
+        head = head.base_layer if isinstance(head, AdapterLayer) else head
         found = {path: module for path, module in modules.items() if is_linear(module) and module is not head}
         skipped = {path: reader for path in found if (reader := reader_of(model, path))}
         found = {path: module for path, module in found.items() if path not in skipped}
@@ -115,17 +116,13 @@ def _ends(path: str, name: str) -> bool:
 
 
 def _adaptable_paths(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules but the root and the insides of adapter layers."""
-    paths: dict[str, nn.Module] = {}
-    inside = ""
-    for path, module in model.named_modules():
-        if inside and path.startswith(inside):
-            continue
-        if isinstance(module, AdapterLayer):
-            inside = f"{path}."
-        if path:
-            paths[path] = module
-    return paths
+    """All modules but the root and those that are trained whole; of adapter layers their bases."""
+    paths = {path: module for path, module in outer_modules(model).items() if path}
+    return {
+        path: module.base_layer if isinstance(module, AdapterLayer) else module
+        for path, module in paths.items()
+        if not isinstance(module, SavedModule)
+    }
 
 
 def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool) -> dict[str, nn.Module]:
@@ -145,7 +142,7 @@ def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool)
 
 def _check_sizes(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
     for path, module in found.items():
-        if isinstance(module, (AdapterLayer, nn.Embedding)):
+        if isinstance(module, nn.Embedding):
             continue
         try:
             base_sizes(module)

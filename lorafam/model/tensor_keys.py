@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 # torch.compile's, activation checkpointing's and FSDP's
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_AROUND = {"base_layer", "token_adapter", "original_module"}
 _TENSOR = re.compile(
     r"(?P<path>.+)\.(?P<what>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<kind>weight|bias))?"
@@ -32,6 +33,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def clean_path(path: str) -> str:
     """A path without wrappers' parts."""
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def bare_key(name: str) -> str:
+    """A parameter's name in the model without the layers that adapters, theirs or PEFT's, put around modules."""
+    return ".".join(part for part in name.split(".") if part not in _AROUND)
 
 
 def clean_keys(tensors: Mapping[str, T], prefix: str, file: str) -> dict[str, T]:

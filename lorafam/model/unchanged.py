@@ -35,14 +35,18 @@ def unchanged_on_failure(model: nn.Module) -> Iterator[list[Callable[[], object]
 
 def tied_to(model: nn.Module, module: nn.Module) -> str | None:
     """The name of another module's parameter that is this one's weight too: an output head tied to the embeddings."""
+    return next(iter(all_tied_to(model, module)), None)
+
+
+def all_tied_to(model: nn.Module, module: nn.Module) -> list[str]:
+    """The names of all such parameters."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
-        return None
-    own = {id(module)}
-    for path, other in model.named_modules():
-        if id(other) in own:
-            continue
-        for name, parameter in other.named_parameters(recurse=False):
-            if parameter is weight:
-                return f"{path}.{name}" if path else name
-    return None
+        return []
+    return [
+        f"{path}.{name}" if path else name
+        for path, other in model.named_modules()
+        if other is not module
+        for name, parameter in other.named_parameters(recurse=False)
+        if parameter is weight
+    ]

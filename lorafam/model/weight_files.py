@@ -23,13 +23,14 @@ _OTHER_WEIGHTS = ("*.gguf", "pytorch_model*.bin", "*.pt", "*.pth", "*.msgpack", 
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: `dtype` as safetensors names it."""
+    """A tensor in a file: `dtype` as safetensors names it; `source` is its name there where that is another."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    source: str | None = None
 
     @property
     def numel(self) -> int:

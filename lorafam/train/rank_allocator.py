@@ -46,7 +46,8 @@ class RankAllocator:
         beta2: float = 0.85,
         orthogonality: float = 0.5,
     ) -> None:
-        found = {path: layer for path, layer in adapter_layers(model).items() if isinstance(layer, AdaLoraLinear)}
+        layers = adapter_layers(model)
+        found = {path: one for path, one in layers.items() if isinstance(one, AdaLoraLinear) and one.has_active}
         if not found:
             raise ValueError("model: expected AdaLoRA layers, it has none")
         for path, layer in found.items():

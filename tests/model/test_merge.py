@@ -153,15 +153,28 @@ def test_a_refusal_changes_nothing() -> None:
     assert not any(layer.merged for layer in adapter_layers(model).values())
 
 
-def test_a_tied_weight_is_refused() -> None:
-    model = tiny_model()
-    model.lm_head.weight = model.model.embed_tokens.weight
-    lorafam.adapt(model, AdapterConfig(r=4, target_modules=["lm_head", "q_proj"]))
-    with pytest.raises(ValueError, match=r"lm_head: its weight is tied to model\.embed_tokens\.weight"):
-        lorafam.merge_and_unload(model)
+def test_a_tied_weight_is_parted_from_one_other_not_from_two() -> None:
+    def tied() -> Any:
+        model = tiny_model()
+        model.lm_head.weight = model.model.embed_tokens.weight
+        lorafam.adapt(model, AdapterConfig(r=4, target_modules=["lm_head", "q_proj"]))
+        disturb(model)
+        return model
+
+    model = tied()
+    table, before = model.model.embed_tokens.weight, model.model.embed_tokens.weight.clone()
     report = lorafam.merge_and_unload(model, keep_unmerged="lm_head")
     assert report.kept == ("lm_head",)
     assert isinstance(model.lm_head, AdapterLayer)
+    assert model.lm_head.base_layer.weight is table
+    model = tied()
+    lorafam.merge_and_unload(model)
+    assert torch.equal(model.model.embed_tokens.weight, before)
+    model = tied()
+    model.third = torch.nn.Embedding(50, 32)
+    model.third.weight = model.model.embed_tokens.weight
+    with pytest.raises(ValueError, match=r"lm_head: its weight is tied to model\.embed_tokens\.weight and third"):
+        lorafam.merge_and_unload(model)
 
 
 @pytest.mark.parametrize(

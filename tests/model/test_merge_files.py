@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 import lorafam
 from lorafam import AdapterConfig
-from lorafam.model import adapter_layers, merge_files
-from lorafam.model.merge_files import STATE
+from lorafam.model import adapter_layers, merge_files, stored_model
+from lorafam.model.merge_state import STATE
 from tests.model.on_disk import METHODS, gpt2, write_adapter, write_model
 from tests.model.tiny import disturb, tiny_model, tokens
 
@@ -158,7 +158,7 @@ def test_square_conv1d_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_square_layer_that_may_lie_either_way_is_refused(tmp_path: Path) -> None:
+def test_a_square_layer_lies_as_the_models_class_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     untied = gpt2()
     untied.config.tie_word_embeddings = False
     untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
@@ -173,6 +173,12 @@ def test_a_square_layer_that_may_lie_either_way_is_refused(tmp_path: Path) -> No
     for name, tensor in tensors(tmp_path / "out").items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
     square = write_adapter(model, tmp_path / "square", target_modules=["c_attn", "attn.c_proj", "lm_head"])
+    merge_files(model, square, tmp_path / "square_out")
+    wanted = by_peft(model, square).state_dict()
+    for name, tensor in tensors(tmp_path / "square_out").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+    # a class that transformers doesn't have
+    monkeypatch.setattr(stored_model, "loading", lambda *args: None)
     with pytest.raises(ValueError, match=r"'transformer\.h\.0\.attn\.c_proj' is square.* can't be told"):
         merge_files(model, square, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
@@ -237,7 +243,7 @@ def test_no_more_than_a_shard_is_held(
         held.append(sum(tensor.nbytes for tensor in given.values()))
         save_file(given, path, **more)
 
-    monkeypatch.setattr(sys.modules["lorafam.model.merge_files"], "save_file", watched)
+    monkeypatch.setattr(sys.modules["lorafam.model.merged_tensors"], "save_file", watched)
     result = merge_files(model, adapter, tmp_path / "out", max_shard_size="30KB")
     assert len(held) == len(result.files)
     assert max(held) <= 30_000
@@ -400,15 +406,15 @@ def renamed(config: dict[str, Any], values: dict[str, torch.Tensor]) -> None:
         (lambda c, t: t.update({B.replace("lora_B.weight", "lora_B.bias"): torch.ones(32)}), "has a bias|no place for"),
         (
             lambda c, t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 50)}),
-            r"embed_tokens\.lora_embedding_A' adapts an embedding, which is not supported",
+            r"lacks 'base_model\.model\.model\.embed_tokens\.lora_B\.weight'",
         ),
         (
             lambda c, t: t.update({A.replace("lora_A", "base_layer"): torch.ones(3, 32)}),
-            r"q_proj' has a weight \[3, 32\], expected \[32, 32\]",
+            r"q_proj\.base_layer\.weight' has shape \[3, 32\], the model's .* is \[32, 32\]",
         ),
         (
             lambda c, t: t.update({"base_model.model.lm_head.base_layer.weight": torch.ones(3, 32)}),
-            r"lm_head' has a weight \[3, 32\], expected none",
+            r"lm_head\.base_layer\.weight' has shape \[3, 32\], the model's 'lm_head\.weight' is \[50, 32\]",
         ),
         (lambda c, t: c.update(peft_type="IA3"), "expected peft_type LORA or ADALORA, got 'IA3'"),
         (lambda c, t: c.update(modules_to_save=["lm_head"]), "modules_to_save = .*has none of them"),
@@ -422,7 +428,10 @@ def test_adapters_that_dont_fit(change: Any, message: str, model: Path, adapter:
     assert not (tmp_path / "out").exists()
 
 
-def test_tied_heads_are_refused(adapter: Path, tmp_path: Path) -> None:
+def test_tied_heads_of_an_unknown_class_are_refused(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_model, "loading", lambda *args: None)
     head = lambda c, t: t.update(  # noqa: E731
         {
             "base_model.model.lm_head.lora_A.weight": torch.ones(4, 32),
@@ -438,7 +447,9 @@ def test_tied_heads_are_refused(adapter: Path, tmp_path: Path) -> None:
     kept = write_model(tmp_path / "kept")
     config = json.loads((kept / "config.json").read_text())
     (kept / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(ValueError, match=r"'lm_head' is tied to the embeddings \(tie_word_embeddings in config.json\)"):
+    with pytest.raises(
+        ValueError, match=r"'lm_head.weight' is tied to the embeddings \(tie_word_embeddings in config.json\)"
+    ):
         merge_files(kept, changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

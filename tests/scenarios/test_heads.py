@@ -10,7 +10,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 import lorafam
 from lorafam import AdapterConfig, NF4Linear
@@ -163,11 +169,39 @@ def test_modules_that_can_not_be_saved(names: list[str], message: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_tied_head_is_not_trained_whole() -> None:
-    model = tiny_model()
-    model.lm_head.weight = model.model.embed_tokens.weight
-    with pytest.raises(ValueError, match="the weight of 'lm_head' is tied to"):
-        lorafam.adapt(model, AdapterConfig(r=4, modules_to_save=["lm_head"]))
+def tied_model() -> nn.Module:
+    config = tiny_model().config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_what_is_tied_is_trained_whole_alone(name: str, tmp_path: Path) -> None:
+    model = lorafam.adapt(tied_model(), AdapterConfig(r=4, target_modules=["q_proj"], modules_to_save=[name]))
+    disturb(model)
+    ids = torch.arange(2, 12).unsqueeze(0)
+    with torch.no_grad():
+        out = model.eval()(ids).logits
+        lorafam.save_adapter(model, tmp_path / "adapter")
+        close(PeftModel.from_pretrained(tied_model(), tmp_path / "adapter").eval()(ids).logits, out)
+        lorafam.merge_and_unload(model)
+        close(model(ids).logits, out)
+        model.save_pretrained(tmp_path / "merged")
+        close(LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits, out)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens", "q_proj"]])
+def test_what_is_tied_is_merged_into_a_weight_of_its_own(targets: list[str], tmp_path: Path) -> None:
+    model = lorafam.adapt(tied_model(), AdapterConfig(r=4, target_modules=targets))
+    disturb(model)
+    ids = torch.arange(2, 12).unsqueeze(0)
+    with torch.no_grad():
+        out = model.eval()(ids).logits
+        lorafam.merge_and_unload(model)
+        close(model(ids).logits, out)
+        model.save_pretrained(tmp_path)
+        close(LlamaForCausalLM.from_pretrained(tmp_path).eval()(ids).logits, out)
 
 
 @pytest.mark.parametrize("into", ["bf16", "fp32"])

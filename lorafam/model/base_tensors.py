@@ -1,0 +1,105 @@
+"""Tensors of the base that an adapter's file has whole, as PEFT writes them beside an adapter: trained biases
+(`bias="all"`, `"lora_only"`), embedding tables and heads that are adapted or were resized, others that were trained.
+
+The model takes them over, and its files have them from then on. They are the base's: all adapters share them, and
+`disabled` leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..methods import AdapterLayer
+from .peft_format import PREFIX, TENSOR_FILE
+from .saved_module import SavedModule
+from .tensor_keys import bare_key, clean_path
+from .token_rows import TokenRows
+
+# name in the bare model → (its parameter, the file's values)
+BaseTensors = dict[str, tuple[nn.Parameter, torch.Tensor]]
+BIASES = ("none", "all", "lora_only")
+
+
+def base_parameters(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """Name in the bare model → name in PEFT's files and the parameter; adapters' own are left out."""
+    inside = {path: module for path, module in model.named_modules() if isinstance(module, _AROUND)}
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        outer = [path for path in inside if name.startswith(f"{path}.") or not path]
+        if any(not name[len(path) :].lstrip(".").startswith("base_layer.") for path in outer):
+            continue
+        clean = clean_path(name)
+        # PEFT keeps what it saves whole elsewhere
+        told = clean if not any(isinstance(inside[path], SavedModule) for path in outer) else ""
+        rows = any(isinstance(inside[path], TokenRows) for path in outer)
+        found[bare_key(clean)] = told.replace(".base_layer.", ".token_adapter.base_layer.") if rows else told, parameter
+    return found
+
+
+_AROUND = (AdapterLayer, SavedModule, TokenRows)
+
+
+def trained_biases(model: nn.Module, which: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name in the bare model and parameter: "all" of the model's biases, or "lora_only" those of adapted layers."""
+    layers = [path for path, module in model.named_modules() if isinstance(module, AdapterLayer)]
+    adapted = {bare_key(f"{clean_path(path)}.bias") for path in layers}
+    for name, (_, parameter) in base_parameters(model).items():
+        is_bias = name == "bias" or name.endswith(".bias")
+        if (which == "all" and is_bias) or (which == "lora_only" and name in adapted):
+            yield name, parameter
+
+
+def train_biases(model: nn.Module, which: str) -> None:
+    """Makes them trainable."""
+    for _, parameter in trained_biases(model, which):
+        parameter.requires_grad_(True)
+
+
+def file_base_tensors(model: nn.Module, whole: Mapping[str, Mapping[str, torch.Tensor]]) -> BaseTensors:
+    """Those of a file that are others than the model's. Raises ValueError for one that the model has no parameter for,
+    or one of another shape, or in 4 bits.
+    """
+    known = base_parameters(model)
+    found: BaseTensors = {}
+    for given, tensors in whole.items():
+        for ending, tensor in tensors.items():
+            told = f"{PREFIX}{given}.{ending}"
+            name = bare_key(f"{given}.{ending}")
+            if name not in known:
+                raise ValueError(f"{TENSOR_FILE}: has {told!r}, which the model has no place for")
+            parameter = known[name][1]
+            if not parameter.is_floating_point():
+                raise ValueError(f"{TENSOR_FILE}: has {told!r}, which the model has in {parameter.dtype}")
+            if parameter.shape != tensor.shape:
+                raise ValueError(
+                    f"{TENSOR_FILE}: {told!r} has shape {list(tensor.shape)}, the model's has {list(parameter.shape)}; "
+                    "a vocabulary that grew needs resize_token_embeddings first"
+                )
+            if parameter.is_meta or not torch.equal(tensor.to(parameter), parameter):
+                found[name] = parameter, tensor
+    return found
+
+
+@torch.no_grad()
+def put_base_tensors(model: nn.Module, tensors: BaseTensors) -> None:
+    """Copies them into the model, which remembers that they are no more the base's own."""
+    for parameter, tensor in tensors.values():
+        parameter.copy_(tensor)
+    if tensors:
+        known = getattr(model, "lorafam_base_tensors", ())
+        model.lorafam_base_tensors = tuple(dict.fromkeys((*known, *tensors)))  # type: ignore[assignment]
+
+
+def saved_base_tensors(model: nn.Module, which: str) -> dict[str, torch.Tensor]:
+    """What came from a file and the biases that are trained, under PEFT's names."""
+    known = base_parameters(model)
+    names = [*getattr(model, "lorafam_base_tensors", ()), *(name for name, _ in trained_biases(model, which))]
+    found: dict[str, Any] = {}
+    for told, parameter in (known[name] for name in dict.fromkeys(names) if name in known):
+        if told:
+            found[PREFIX + told] = parameter.detach().cpu().clone().contiguous()
+    return found

@@ -1,0 +1,275 @@
+"""Rows of an embedding table that an adapter has for itself (PEFT's trainable_token_indices): added tokens above all.
+
+A token i of the adapter's has its row e_i instead of the table's; an output head that is tied to the table has the same
+rows, y_i = e_i · x. The table itself stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+
+from ..config import AdapterConfig
+from ..methods import AdapterLayer
+from .adapter_file import AdapterFile
+from .peft_format import PREFIX, TENSOR_FILE
+from .saved_module import SavedModule
+from .tensor_keys import clean_path
+
+Tensor = torch.Tensor
+Whole = dict[str, dict[str, Tensor]]
+_HOLDER, _ROWS = ".token_adapter", "trainable_tokens_delta"
+
+
+class TokenRows(nn.Module):
+    """An nn.Embedding [V, D], or an nn.Linear head tied to one, with the active adapter's rows [n, D] in place of its
+    own.
+    """
+
+    def __init__(self, base: nn.Module, first: TokenRows | None = None) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.rows = nn.ParameterDict()
+        self.tokens: dict[str, list[int]] = {}
+        self.enabled, self.active_adapter = True, ""
+        # whose rows these are; in a tuple, so that they are its parameters alone
+        self._first = () if first is None else (first,)
+
+    def has(self, name: str) -> bool:
+        """Whether an adapter has rows of its own."""
+        return name in self.tokens
+
+    def add_adapter(self, name: str, tokens: Sequence[int]) -> None:
+        """The table's rows of these tokens for a further adapter, not trainable until it is the active one."""
+        weight: Any = self.base_layer.weight
+        self.tokens[name] = list(tokens)
+        self.rows[name] = nn.Parameter(weight.detach()[self.tokens[name]].clone(), requires_grad=False)
+
+    def set_adapter(self, name: str) -> None:
+        """Makes an adapter the active one: the table answers where it has no rows."""
+        self.active_adapter = name
+        for other, rows in self.rows.items():
+            rows.requires_grad_(other == name)
+
+    def forget(self, name: str) -> None:
+        """Drops an adapter's rows."""
+        if name in self.tokens:
+            del self.tokens[name], self.rows[name]
+
+    def _own(self) -> tuple[list[int], Tensor] | None:
+        """The n tokens and their rows [n, D] that count now."""
+        holder = self._first[0] if self._first else self
+        name = holder.active_adapter
+        usable = holder.enabled and name in holder.tokens
+        return (holder.tokens[name], holder.rows[name]) if usable else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        own, base = self._own(), self.base_layer
+        y: Tensor = base(x)
+        table: Any = base.weight
+        if own is None:
+            return y
+        tokens, rows = own
+        where = torch.tensor(tokens, device=x.device)
+        if isinstance(base, nn.Linear):
+            bias = None if base.bias is None else base.bias[where]
+            return y.index_copy(-1, where, nnf.linear(x, rows.to(x.dtype), bias).to(y.dtype))
+        places = torch.full((table.shape[0],), -1, device=x.device)
+        places[where] = torch.arange(len(tokens), device=x.device)
+        at = places[x]
+        # a row for padding isn't trained
+        hidden: Any = base.padding_idx
+        padding = tokens.index(hidden) if hidden in tokens else None
+        found = nnf.embedding(at.clamp_min(0), rows, padding).to(y.dtype)
+        # some models multiply what they look up
+        scale: Any = getattr(base, "embed_scale", None)
+        found = found if scale is None else found * torch.as_tensor(scale).to(found.dtype)
+        return torch.where((at >= 0).unsqueeze(-1), found, y)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table with the active adapter's rows, for models that compute with it themselves."""
+        own = self._own()
+        weight: Any = self.base_layer.weight
+        if own is None:
+            return weight
+        return weight.index_copy(0, torch.tensor(own[0], device=weight.device), own[1].to(weight.dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "base_layer" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    @torch.no_grad()
+    def unloaded(self) -> nn.Module:
+        """The base, the active adapter's rows written into its table."""
+        own = self._own()
+        if own is not None:
+            weight: Any = self.base_layer.weight
+            weight[own[0]] = own[1].to(weight.dtype)
+        return self.base_layer
+
+    def extra_repr(self) -> str:
+        return f"active_adapter={self.active_adapter!r}, tokens={ {name: len(t) for name, t in self.tokens.items()} }"
+
+
+def token_rows(model: nn.Module) -> dict[str, TokenRows]:
+    """Path → module, in the model's order; tied ones, which have no rows of their own, too."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, TokenRows)}
+
+
+def find_token_rows(model: nn.Module, config: AdapterConfig) -> dict[str, list[int]]:
+    """Path of a table → the tokens that `trainable_token_indices` mean there.
+
+    Raises ValueError for a table that isn't there, is adapted or trained whole, or isn't a plain nn.Embedding, and for
+    a token that it doesn't have.
+    """
+    wanted = config.trainable_token_indices
+    if wanted is None:
+        return {}
+    if not isinstance(wanted, Mapping):
+        table = getattr(model, "get_input_embeddings", lambda: None)()
+        path = next((path for path, module in model.named_modules() if module is table and table is not None), None)
+        wanted = {"embed_tokens" if path is None else path: wanted}
+    found: dict[str, list[int]] = {}
+    for name, tokens in wanted.items():
+        hits = [path for path, _ in model.named_modules() if clean_path(path).endswith(name) and _is_outer(model, path)]
+        if not hits:
+            raise ValueError(f"trainable_token_indices: no module is called {name!r}")
+        for path in hits:
+            _check_table(model.get_submodule(path), path, tokens)
+            found[path] = list(tokens)
+    # one that is tied to another has that one's rows
+    first: dict[int, str] = {}
+    for path in list(found):
+        module: Any = model.get_submodule(path)
+        weight = module.base_layer.weight if isinstance(module, TokenRows) else module.weight
+        other = first.setdefault(id(weight), path)
+        if other != path and found[other] != found.pop(path):
+            told = f"{path!r} is tied to {other!r}, expected the same tokens for both"
+            raise ValueError(f"trainable_token_indices: {told}")
+    return found
+
+
+def _is_outer(model: nn.Module, path: str) -> bool:
+    parts = path.split(".")
+    parents = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
+    return not any(isinstance(parent, AdapterLayer | SavedModule | TokenRows) for parent in parents)
+
+
+def _check_table(module: nn.Module, path: str, tokens: Sequence[int]) -> None:
+    if isinstance(module, AdapterLayer | SavedModule):
+        raise ValueError(f"trainable_token_indices: {path!r} is adapted or trained whole already, expected one of them")
+    table: Any = module.base_layer if isinstance(module, TokenRows) else module
+    if not isinstance(table, nn.Embedding | nn.Linear) or not isinstance(table.weight, nn.Parameter):
+        raise ValueError(f"trainable_token_indices: {path!r} is a {type(table).__name__}, expected an nn.Embedding")
+    if getattr(table, "max_norm", None) is not None or getattr(table, "sparse", False):
+        raise ValueError(f"trainable_token_indices: {path!r} has max_norm or sparse, expected a plain nn.Embedding")
+    beyond = [token for token in tokens if token >= table.weight.shape[0]]
+    if beyond:
+        count = table.weight.shape[0]
+        raise ValueError(f"trainable_token_indices: expected tokens below {count}, which {path!r} has; got {beyond[0]}")
+
+
+def put_token_rows(model: nn.Module, wanted: Mapping[str, Sequence[int]], name: str, active: str) -> None:
+    """Gives an adapter rows of its own; what is tied to a table has the same. `active` is the active adapter.
+
+    Raises ValueError for a table that is adapted or trained whole.
+    """
+    for path, tokens in wanted.items():
+        module: Any = model.get_submodule(path)
+        # what was put there since it was looked for
+        _check_table(module, path, tokens)
+        if not isinstance(module, TokenRows):
+            module = _around(model, module)
+        module.add_adapter(name, tokens)
+        module.set_adapter(active)
+
+
+def _around(model: nn.Module, table: Any) -> TokenRows:
+    """`TokenRows` in the place of a table and of all that share its weight."""
+    weight, first = table.weight, TokenRows(table)
+    made: dict[int, nn.Module] = {id(table): first}
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, nn.Embedding | nn.Linear) and child.weight is weight and parent is not first:
+                if isinstance(parent, AdapterLayer | SavedModule):
+                    raise ValueError("trainable_token_indices: expected tables that aren't tied to an adapted layer")
+                parent._modules[child_name] = made.setdefault(id(child), TokenRows(child, first))
+    return first
+
+
+def saved_rows(model: nn.Module, adapter: str) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+    """Path → tokens, and the rows under PEFT's names, of what an adapter has."""
+    tokens, tensors = {}, {}
+    for path, module in token_rows(model).items():
+        if module.has(adapter):
+            own = clean_path(path)
+            tokens[own] = module.tokens[adapter]
+            tensors[f"{PREFIX}{own}{_HOLDER}.{_ROWS}"] = module.rows[adapter].detach().cpu().clone().contiguous()
+    return tokens, tensors
+
+
+def file_rows(file: AdapterFile) -> dict[str, tuple[list[int], Tensor]]:
+    """Path of a table → tokens and rows [n, D], taken out of what a file has whole. Raises ValueError where its
+    settings and its tensors don't agree.
+    """
+    wanted = file.config.trainable_token_indices
+    found: dict[str, tuple[list[int], Tensor]] = {}
+    for given in [given for given, tensors in file.whole.items() if _ROWS in tensors]:
+        path, rows = given.removesuffix(_HOLDER), file.whole[given].pop(_ROWS)
+        tokens: Any = wanted
+        if isinstance(wanted, Mapping):
+            tokens = next((tokens for name, tokens in wanted.items() if path.endswith(name)), None)
+        if not tokens or rows.ndim != 2 or len(tokens) != len(rows):
+            told = "none" if not tokens else f"those of {len(tokens)} tokens"
+            raise ValueError(f"{TENSOR_FILE}: has rows {list(rows.shape)} of {path!r}, expected {told}")
+        found[path] = list(tokens), rows
+    if wanted and not found:
+        raise ValueError(f"{TENSOR_FILE}: has no rows, which trainable_token_indices say it has")
+    for given in [given for given, tensors in file.whole.items() if not tensors]:
+        del file.whole[given]
+    return found
+
+
+def take_rows(wanted: Mapping[str, Sequence[int]], width: Mapping[str, int], whole: Whole) -> dict[str, Tensor]:
+    """Takes each table's rows out of `whole`. Raises ValueError for rows that are missing, of another shape or for no
+    table.
+    """
+    found = {}
+    for path, tokens in wanted.items():
+        own = clean_path(path)
+        told = f"{TENSOR_FILE}: {PREFIX}{own}{_HOLDER}.{_ROWS}"
+        rows = whole.get(own + _HOLDER, {}).pop(_ROWS, None)
+        expected = [len(tokens), width[path]]
+        if rows is None:
+            raise ValueError(f"{told} is missing, which trainable_token_indices say it has")
+        if list(rows.shape) != expected:
+            raise ValueError(f"{told} has shape {list(rows.shape)}, expected {expected}")
+        found[path] = rows
+    for given in [given for given, tensors in whole.items() if not tensors]:
+        del whole[given]
+    return found
+
+
+@torch.no_grad()
+def put_rows(model: nn.Module, rows: Mapping[str, Tensor], adapter: str) -> None:
+    """Copies a file's rows in."""
+    for path, tensor in rows.items():
+        module: Any = model.get_submodule(path)
+        module.rows[adapter].copy_(tensor)
+
+
+def unload_token_rows(model: nn.Module) -> None:
+    """Puts the tables back, the active adapter's rows written into them."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, TokenRows):
+                parent._modules[name] = child.unloaded()

@@ -30,7 +30,16 @@ def forget_quantisation(model: Any, dense: list[str], *, rest: bool) -> None:
 
 
 def forget_tying(model: Any) -> None:
-    """Makes a model say that its head and its embeddings have weights of their own. Seen in 5.24.0."""
+    """Makes a model say that its head and its embeddings have weights of their own, and parts what else is tied, a
+    head's bias: its configuration has one word for all. Seen in 5.24.0.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, other in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if name in named and named[name] is named.get(other):
+            parent, _, own = name.rpartition(".")
+            shared = named[name]
+            copy = type(shared)(shared.detach().clone(), requires_grad=shared.requires_grad)
+            setattr(model.get_submodule(parent), own, copy)
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         if getattr(config, "tie_word_embeddings", False):

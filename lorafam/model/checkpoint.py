@@ -196,7 +196,7 @@ def _is_tied(model: nn.Module, path: str) -> bool:
 def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
     """The modules that the file's settings mean, or, where they name none or not all, its tensors."""
     if file.config.target_modules is not None and not file.ties:
-        return find_targets(model, file.config)
+        return find_targets(model, file.config, some=True)
     modules = {clean_path(path): path for path, _ in model.named_modules()}
     unknown = [path for path in file.paths if path not in modules]
     if unknown:

@@ -177,21 +177,19 @@ def _weight_name(path: str, model: StoredModel) -> str:
 
 
 def _untied(changed: Sequence[str], model: StoredModel) -> dict[str, str]:
-    """Name → the name whose tensor it had, of what a change unties."""
-    found = {}
+    """Name → the name whose tensor it had, of what a change unties: all or none, as the configuration has one word."""
+    parted = False
     for name in changed:
         if model.may_be_tied(name):
             raise ValueError(
                 f"adapter: {name!r} is tied to the embeddings (tie_word_embeddings in config.json), and transformers, "
                 "which knows how, isn't there or doesn't know the model's class"
             )
-        source = model.tied_to(name)
-        others = model.tied_with(name) if source is None else [name]
-        if len(model.tied_with(source or name)) > 1:
+        others = model.tied_with(model.tied_to(name) or name)
+        if len(others) > 1:
             raise ValueError(f"adapter: {name!r} is tied to several tensors, which changing it would change")
-        for one in others:
-            found[one] = source or name
-    return found
+        parted = parted or bool(others)
+    return model.all_tied() if parted else {}
 
 
 def _sizes(path: str, tensors: Mapping[str, Tensor], method: str) -> tuple[int, int]:

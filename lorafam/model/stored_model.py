@@ -50,6 +50,10 @@ class StoredModel:
         """What is tied to a tensor that the files have."""
         return [] if self._loading is None else [one for one, other in self._loading.tied.items() if other == name]
 
+    def all_tied(self) -> dict[str, str]:
+        """Name → the name whose tensor it has."""
+        return {} if self._loading is None else dict(self._loading.tied)
+
     def may_be_tied(self, name: str) -> bool:
         """Whether a table is said to be tied to another, and it can't be known which."""
         return self._says_tied and (name in HEADS or "embed" in name or "wte" in name)

@@ -29,9 +29,9 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return get() if callable(get) else None
 
 
-def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
-    """Path → module. Raises ValueError for a name that no module has, with names that come near it, and for modules
-    that can't be adapted.
+def find_targets(model: nn.Module, config: AdapterConfig, *, some: bool = False) -> dict[str, nn.Module]:
+    """Path → module; with `some` it is enough that some of the names are a module's, as in PEFT. Raises ValueError for
+    a name that no module has, with names that come near it, and for modules that can't be adapted.
     """
     saved = find_saved(model, config.modules_to_save, config.target_modules)
     modules = {path: module for path, module in _adaptable_paths(model).items() if not inside(path, saved)}
@@ -54,7 +54,9 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
     elif isinstance(names, str):
         found = _matching(modules, [names], regular=True)
     else:
-        found = _matching(modules, sorted(names) if isinstance(names, set | frozenset) else list(names), regular=False)
+        listed = sorted(names) if isinstance(names, set | frozenset) else list(names)
+        known = [name for name in listed if any(_ends(path, name) for path in modules)]
+        found = _matching(modules, known if some and known else listed, regular=False)
     return checked_targets(model, _selected(found, config))
 
 

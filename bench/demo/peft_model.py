@@ -1,4 +1,4 @@
-"""The baseline: the same model with PEFT's layers over bitsandbytes' Linear4bit, adapters in fp32."""
+"""The baseline: the same model with PEFT's layers, over bitsandbytes' Linear4bit where quantised; adapters in fp32."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def peft_model(model: nn.Module, run: Run) -> Any:
     """`model` with PEFT's adapters on every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
-    quantise_with_bitsandbytes(model)
+    if run.quantize:
+        quantise_with_bitsandbytes(model)
     config = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,

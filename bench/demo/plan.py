@@ -33,8 +33,9 @@ RUNS = (
     Run("qdora", "QDoRA", "lorafam", "dora", "nf4"),
     # AdaLoRA starts from E = 0 with A and B near 0.02, so its first steps change little: higher rate, more steps
     Run("adalora", "AdaLoRA (NF4 base)", "lorafam", "adalora", "nf4", learning_rate=5e-3, steps=32),
+    Run("peft-lora", "PEFT LoRA (dense base)", "peft", "lora", None),
     Run("peft-qlora", "PEFT + bitsandbytes QLoRA", "peft", "lora", "nf4"),
     Run("peft-qdora", "PEFT + bitsandbytes QDoRA", "peft", "dora", "nf4"),
 )
 BY_KEY = {run.key: run for run in RUNS}
-PAIRS = (("qlora", "peft-qlora"), ("qdora", "peft-qdora"))
+PAIRS = (("lora", "peft-lora"), ("qlora", "peft-qlora"), ("qdora", "peft-qdora"))

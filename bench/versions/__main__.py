@@ -1,13 +1,15 @@
 """`python -m lorafam.bench.versions [ROW ...]`: the rows named, else all; `fast`: those of every submission.
 
-A row's results are kept in build/versions and stand in the page until it is run again. Exit code 1 where something
-failed or didn't finish.
+A row's results are kept in bench/versions/results, with the day and the commit, and stand in the page until it is run
+again. Exit code 1 where something failed or didn't finish.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,21 +30,22 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     parser.add_argument("--minutes", type=float, default=60, help="after which a part is given up")
     options = parser.parse_args(arguments)
     wanted = [name for row in options.rows for name in (FAST if row == "fast" else (row,))] or names
-    folder = root / "build" / "versions"
-    folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
+    environments, kept = root / "build" / "versions", root / "bench" / "versions" / "results"
+    # a part of the rows, tried for a submission, is no page
+    fast = options.rows == ["fast"]
+    kept.mkdir(parents=True, exist_ok=True)
+    files = {row.name: kept / f"{row.name}.json" for row in ROWS}
+    results = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     for row in ROWS:
-        kept = folder / f"{row.name}.json"
         if row.name in wanted:
             print(f"{row.name}: {', '.join(f'{name} {version}' for name, version in row.packages.items())}", flush=True)
-            results[row.name] = tried(row, Environment(row, folder / row.name), root, options.minutes)
-            write_json(kept, results[row.name])
-        elif kept.is_file():
-            results[row.name] = json.loads(kept.read_text(encoding="utf-8"))
+            environment = Environment(row, environments / row.name)
+            results[row.name] = {**tried(row, environment, root, options.minutes), "at": _at(root)}
+            if not fast:
+                write_json(files[row.name], results[row.name])
     text = page(ROWS, results)
     print(text)
-    # a part of the rows, tried for a submission, is no page
-    if options.rows != ["fast"]:
+    if not fast:
         write_text(root / "docs" / "versions.md", text)
     bad = failed([row for row in ROWS if row.name in wanted], results)
     print("\n".join(f"not passed: {line}" for line in bad) or "all passed")
@@ -62,6 +65,13 @@ def tried(row: Row, environment: Environment, root: Path, minutes: float) -> dic
             for column, outcome in run(part, environment, root, minutes).items():
                 columns[column] = merged(columns.get(column), outcome)
     return {"versions": versions, "columns": columns}
+
+
+def _at(root: Path) -> str:
+    """The day, and the commit that was tried; "+" behind it where files differ from it."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return " ".join([datetime.date.today().isoformat(), done.stdout.strip()]).strip()
 
 
 if __name__ == "__main__":

@@ -13,19 +13,22 @@ HEAD = """\
 
 Written by `make versions`: what was tried, with what came of it. A combination that isn't here wasn't tried. Nothing of
 this ran on a GPU: kernels are compiled for eight architectures and looked at (compiled), held to what a driver refuses
-(launched), run on a CPU as compiled code of sm_80 and sm_90 (simulated); tests are those of `make test`.
+(launched), run on a CPU as compiled code (simulated); tests are those of `make test`. "At" is the day and the commit.
 """
 
 
 def page(rows: Sequence[Row], results: dict[str, dict[str, Any]]) -> str:
-    """`results`: by row, "versions" and "columns", or "error", why it has no environment."""
-    lines = [HEAD, "| " + " | ".join((*_SHOWN, *COLUMNS)) + " |", "|---" * (len(_SHOWN) + len(COLUMNS)) + "|"]
+    """`results`: by row, "at", and "versions" and "columns", or "error", why it has no environment."""
+    head = (*_SHOWN, *COLUMNS, "at")
+    lines = [HEAD, "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     notes: list[str] = []
     for row in rows:
         found = results.get(row.name, {})
         versions = found.get("versions", row.packages)
         cells = [_cell(row, column, found, notes) for column in COLUMNS]
-        lines.append("| " + " | ".join([*(versions.get(name) or "" for name in _SHOWN), *cells]) + " |")
+        lines.append(
+            "| " + " | ".join([*(versions.get(name) or "" for name in _SHOWN), *cells, found.get("at", "")]) + " |"
+        )
     return "\n".join([*lines, "", *(f"{index}. {note}" for index, note in enumerate(notes, 1))]).rstrip() + "\n"
 
 

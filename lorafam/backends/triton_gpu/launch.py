@@ -7,8 +7,10 @@ sm_80 unless set, and run by ptxsim, which `LORAFAM_PTXSIM` locates) and `LORAFA
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +32,10 @@ if INTERPRETING and os.environ.get("TRITON_INTERPRET") != "1":
 
 SIMULATED_ARCHITECTURE = "LORAFAM_SIMULATE"
 PTXSIM = "LORAFAM_PTXSIM"
+
+
+# of the programs that ptxsim runs side by side: it takes about as long for few threads as for many
+_SIMULATED_THREADS = 8192
 
 
 class Launch(NamedTuple):
@@ -163,12 +169,25 @@ def _run_without_gpu(
         raise RuntimeError(f"{kernel.src.fn.__name__}: a driver refuses this launch: {refused}")
     most = most_dynamic_of(kernel)
     whole = {name: with_rounding(value) for name, value in arguments.items()}
-    result = simulator().run(kernel, grid, uninit=outputs, max_dynamic_shared=most, **whole)
+    beside = max(1, min(math.prod(grid), _SIMULATED_THREADS // (32 * kernel.metadata.num_warps)))
+    result = simulator().run(_for_ptxsim(kernel), grid, uninit=outputs, max_dynamic_shared=most, ctas=beside, **whole)
     missing = {name: count for name, count in result.unwritten.items() if count}
     if missing:
         raise RuntimeError(f"{kernel.src.fn.__name__}: bytes never written, by parameter: {missing}")
     for recorder in _recorders:
         recorder.append(Launch(kernel, grid, arguments, outputs, result))
+
+
+def _for_ptxsim(kernel: Any) -> Any:
+    """The kernel, in instructions that ptxsim knows."""
+    from .mixed_precision import written_out
+
+    ptx = written_out(kernel.asm["ptx"])
+    if ptx == kernel.asm["ptx"]:
+        return kernel
+    plain = copy.copy(kernel)
+    plain.asm = {**kernel.asm, "ptx": ptx}
+    return plain
 
 
 @functools.cache

@@ -149,12 +149,14 @@ def test_two_parts_of_a_column_count_together_and_an_error_stays() -> None:
 
 def test_the_page_tells_what_did_not_run_and_why() -> None:
     versions = {"torch": "2.13.0+cpu", "triton": "3.6.0", "Python": "3.11.7"}
-    results = {"t": {"versions": versions, "columns": {"compiled": GREEN, "launched": RED}}}
+    columns = {"compiled": GREEN, "launched": RED}
+    results = {"t": {"versions": versions, "columns": columns, "at": "2026-11-26 0a1b2c3"}}
     lines = pages.page((BESIDE, OWN), results).splitlines()
     (beside,) = (line for line in lines if "| 3.6.0 |" in line)
     (own,) = (line for line in lines if line.startswith("| 2.11.0"))
     assert beside.startswith("| 2.13.0+cpu | 3.6.0 |")
     assert "| 5 passed | **1 failed**, 4 passed, 2 skipped (1) | not run (2) | not run (2) |" in beside
+    assert beside.endswith("| 2026-11-26 0a1b2c3 |")
     assert "passed" not in own
     notes = [line for line in lines if line[:1].isdigit()]
     assert notes == ["1. `tests/a.py::b`: wrong", "2. another row's", "3. not tried yet"]
@@ -180,6 +182,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_rows_of_every_submission_write_no_page(tried: Path) -> None:
     assert versions.main(["fast"], tried) == 0
     assert not (tried / "docs" / "versions.md").exists()
+    assert [*(tried / "bench" / "versions" / "results").iterdir()] == []
 
 
 def test_all_rows_write_the_page_and_an_error_is_a_failure(tried: Path, capsys: pytest.CaptureFixture[str]) -> None:

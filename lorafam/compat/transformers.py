@@ -95,8 +95,13 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = 1
 
 
-def let_adapters_train(model: Any) -> None:
-    """Sets what Trainer asks for before it trains adapters on a model that was loaded quantised. Seen in 5.0.0, 5.17.0
-    and 5.24.0.
+def is_pretrained(model: Any) -> bool:
+    """Whether a model is one of transformers', which can have adapters."""
+    return hasattr(type(model), "_hf_peft_config_loaded")
+
+
+def let_adapters_train(model: Any, present: bool) -> None:
+    """Says whether a model has adapters: Trainer asks before it trains one that was loaded quantised, and where there
+    are, checkpointing lets gradients into the first block. Seen in 5.0.0, 5.17.0 and 5.24.0.
     """
-    model._hf_peft_config_loaded = True
+    model._hf_peft_config_loaded = present

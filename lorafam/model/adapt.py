@@ -21,7 +21,7 @@ from .saved_module import SavedModule, find_saved, inside
 from .targets import find_targets, output_head, pattern_values
 from .token_rows import TokenRows, find_token_rows, put_token_rows
 from .unchanged import tied_to, unchanged_on_failure
-from .weight_readers import stop_fast_paths
+from .weight_readers import stop_fast_paths, watch_head
 
 # what a model's first adapter is called
 FIRST = "default"
@@ -54,8 +54,15 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
 
 
 def run_through_layers(model: nn.Module) -> None:
-    """For a whole model whose adapters are in: no path past them, large frozen layers on the faster product."""
+    """For a whole model whose adapters are in: no path past them, large frozen layers on the faster product, and
+    transformers told of them.
+    """
+    # it saves and loads adapted models
+    from .pretrained import answer_for
+
+    answer_for(model)
     stop_fast_paths(model)
+    watch_head(model)
     for _, layer in frozen_layers(model, (AdapterLayer, SavedModule, TokenRows)):
         freeze_layer(layer)
 

@@ -17,6 +17,7 @@ from ..methods.merge_report import THRESHOLD
 from ..methods.stored_weight import DENSE, FORMATS
 from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
+from .pretrained import answer_no_more
 from .saved_module import active_copies
 from .token_rows import unload_token_rows
 from .unchanged import all_tied_to
@@ -88,6 +89,7 @@ def merge_and_unload(
             replace_module(model, path, module)
         unload_token_rows(model)
         thaw_layers(model)
+        answer_no_more(model)
     rest = any(is_bitsandbytes_4bit(module) for module in model.modules())
     dense = [path for path, module in model.named_modules() if type(module) is nn.Linear]
     if tied:

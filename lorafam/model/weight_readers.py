@@ -13,6 +13,9 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..compat.trl import skips_head
+from ..methods import AdapterLayer
+
 # in the source of a class; not what is asked of a weight without computing with it, nor what is assigned
 _READS = re.compile(
     r"(?<!isinstance\()self\.(\w+)\.weight\b"
@@ -36,6 +39,26 @@ def stop_fast_paths(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
+
+
+def watch_head(model: nn.Module) -> None:
+    """Where the output head has an adapter, refuses calls of another forward that would skip it."""
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    if isinstance(head, AdapterLayer) and _check_forward not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_check_forward, with_kwargs=True)
+
+
+def _check_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    head = model.get_output_embeddings()
+    if not isinstance(head, AdapterLayer):
+        return
+    path = next(path for path, module in model.named_modules() if module is head)
+    if skips_head(model, path.rpartition(".")[2], kwargs):
+        raise ValueError(
+            f"target_modules: the adapter of {path!r} would be skipped: this trainer multiplies by the weight of the "
+            "output head itself; leave the head out, or train it whole (modules_to_save)"
+        )
 
 
 @functools.cache

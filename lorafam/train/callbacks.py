@@ -1,4 +1,4 @@
-"""AdaLoRA in transformers' Trainer: `Trainer(..., callbacks=[AdaLoraCallback(allocator)])`, or, for a PEFT model,
+"""AdaLoRA in transformers' Trainer: `Trainer(..., callbacks=[AdaLoraCallback(allocator)])`, or, for PEFT's AdaLoRA,
 `AdaLoraCallback()`.
 
 Trainer knows nothing of rank allocation, so two things happen in every optimiser step: the orthogonality penalty is
@@ -22,13 +22,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..backends.selection import SlowPathWarning
 from ..compat.torch import active_ddp
+from ..model.pretrained import replace_trainers_steps
 from .checkpoints import ALLOCATOR
-from .peft_allocator import PeftAllocator
+from .peft_allocator import PeftAllocator, expect_whole
 from .rank_allocator import RankAllocator
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Steps a `RankAllocator`, or, without one, that of the PEFT AdaLoRA model which is trained.
+    """Steps a `RankAllocator`, or, without one, that of PEFT's AdaLoRA in the model which is trained: of a PeftModel,
+    or injected (`add_adapter`, `inject_adapter_in_model`).
 
     `compact`: a `RankAllocator`'s pruned ranks are removed once they are chosen for good (`RankAllocator.compact`), but
     for an optimiser with 8-bit states of blocks, which a warning says; False keeps them, and with them PEFT's penalty
@@ -45,6 +47,14 @@ class AdaLoraCallback(TrainerCallback):
         self._processes = 1
         self._due = True
         self._saved_step = -1
+        self._loaded_from: Path | None = None
+        replace_trainers_steps()
+
+    def on_load_checkpoint(self, model: nn.Module, folder: Path) -> None:
+        """Called before a checkpoint is loaded into the model."""
+        self._loaded_from = folder
+        if not isinstance(self.allocator, RankAllocator) and (folder / ALLOCATOR).is_file():
+            expect_whole(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,13 +62,14 @@ class AdaLoraCallback(TrainerCallback):
         if not isinstance(self.allocator, RankAllocator):
             self.allocator = PeftAllocator(kwargs["model"], state.max_steps)
         if state.global_step > 0:
-            self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.load(self._loaded_from or Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._loaded_from = None
         self._remove_hooks()
         self._processes = args.world_size if args.average_tokens_across_devices else 1
         if isinstance(self.allocator, RankAllocator):
             self._hooks = [kwargs["model"].register_forward_hook(self._add_penalty, with_kwargs=True)]
-        elif self._processes > 1:
-            self._hooks = self.allocator.share_penalty(self._processes)
+        else:
+            self._hooks = self.allocator.hooks(self._processes)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,6 +101,10 @@ class AdaLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._remove_hooks()
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best is not None and (Path(best) / ALLOCATOR).is_file():
+            # Trainer has loaded that one's adapter
+            self.load(Path(best))
 
     @property
     def _known(self) -> RankAllocator | PeftAllocator:

@@ -23,16 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..methods.adalora import FACTORS, AdaLoraLinear
-from ..model.adapt import adapter_layers
+from ..model import trainable
+from ..model.trainable import TRAINABLE
 from .errors import InputError
 
-TRAINABLE = "trainable.safetensors"
 ALLOCATOR = "rank_allocator.pt"
 KEPT = 2
 _FILES = (TRAINABLE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
@@ -130,40 +127,12 @@ def remove_leftovers(output: Path) -> None:
         shutil.rmtree(path)
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name → parameter, for all that require gradients."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save_trainable(model: nn.Module, folder: Path) -> None:
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable_parameters(model).items()}
-    save_file(tensors, folder / TRAINABLE, metadata={"format": "pt"})
-
-
-@torch.no_grad()
 def load_trainable(model: nn.Module, folder: Path) -> None:
-    """Copies the saved values in; AdaLoRA layers that were compacted are compacted first, before an optimiser is made.
-
-    Raises InputError, before anything is changed, when the model has other parameters.
-    """
-    saved = load_file(folder / TRAINABLE)
-    fewer: dict[AdaLoraLinear, int] = {}
-    shapes = {name: list(parameter.shape) for name, parameter in trainable_parameters(model).items()}
-    for path, layer in adapter_layers(model).items():
-        factors = {f"{path}.adapters.{layer.active_adapter}.{name}": dim for name, dim in FACTORS.items()}
-        if isinstance(layer, AdaLoraLinear) and factors.keys() <= saved.keys() & shapes.keys():
-            rank = saved[next(iter(factors))].shape[0]
-            if rank < layer.A.shape[0]:
-                fewer[layer] = rank
-                for name, dim in factors.items():
-                    shapes[name][dim] = rank
-    for name in sorted(saved.keys() | shapes.keys()):
-        if name not in saved or name not in shapes or list(saved[name].shape) != shapes[name]:
-            raise InputError(f"resume: {folder / TRAINABLE} doesn't fit the model, they differ in {name}")
-    for layer, rank in fewer.items():
-        layer.keep_ranks(torch.arange(rank, device=layer.A.device))
-    for name, parameter in trainable_parameters(model).items():
-        parameter.copy_(saved[name])
+    """`model.trainable`'s; raises InputError, before anything is changed, when the model has other parameters."""
+    try:
+        trainable.load_trainable(model, folder)
+    except ValueError as error:
+        raise InputError(f"resume: {error}") from error
 
 
 def _hidden(output: Path) -> Path:

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..compat.transformers import let_adapters_train
 from ..model import adapt, adapter_layers
 from .arguments import paged_optimizer, training_arguments
 from .base_model import check_length, check_model_path, load_base_model, load_tokenizer
 from .callbacks import AdaLoraCallback
-from .checkpoints import publish, remove_unfinished, staging, trainable_parameters
+from .checkpoints import publish, remove_unfinished, staging
 from .curves import plot_curves
 from .data import TextChunks, TrainingSamples, load_chunks, read_text
 from .errors import InputError, one_line
@@ -114,7 +113,7 @@ def _train(
     release_freed()
     loaded = resident()
     # of AdaLoRA fewer are left at the end
-    trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if before is not None:
         folder.write_held_out(chunks.text_sha256, before)
     else:
@@ -164,8 +163,6 @@ def _prepare(model: Any, config: FinetuneConfig) -> Any:
         adapt(model, config.adapter_config())
     except (TypeError, ValueError) as error:
         raise InputError(one_line(error)) from error
-    if getattr(model, "is_quantized", False):
-        let_adapters_train(model)
     return model
 
 

@@ -101,7 +101,12 @@ class RankAllocator:
 
         Raises RuntimeError when a factor has no gradient.
         """
+        if not self._sensitivity:
+            # compacted, also where training begins again
+            return
         if global_step < self.last_pruning:
+            for layer in self._layers.values():
+                layer.active.kept_ranks = None
             self._update_importance()
             ranks, prune = budget(global_step, **self._schedule)
             if prune:
@@ -153,6 +158,10 @@ class RankAllocator:
         """
         if state["kept_ranks"].keys() != self._layers.keys():
             raise ValueError("state: expected the allocator's state of this model, got that of other layers")
+        factors = [factor for layer in self._layers.values() for factor in (layer.A, layer.E, layer.B)]
+        shapes = [factor.shape for factor in factors]
+        if any([one.shape for one in state[name]] not in ([], shapes) for name in ("sensitivity", "uncertainty")):
+            raise ValueError("state: its importance isn't of the ranks that the layers have")
         for path, kept in state["kept_ranks"].items():
             self._layers[path].active.kept_ranks = kept
         if not state["sensitivity"]:
@@ -161,9 +170,10 @@ class RankAllocator:
             self._sensitivity, self._uncertainty = [], []
             compact_layers(self._layers.values())
             return
-        for mine, theirs in ((self._sensitivity, state["sensitivity"]), (self._uncertainty, state["uncertainty"])):
-            for tensor, saved in zip(mine, theirs, strict=True):
-                tensor.copy_(saved)
+        self._sensitivity, self._uncertainty = (
+            [saved.to(factor.device, copy=True) for saved, factor in zip(state[name], factors, strict=True)]
+            for name in ("sensitivity", "uncertainty")
+        )
 
     def _update_importance(self) -> None:
         factors, gradients = [], []

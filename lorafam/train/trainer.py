@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from ..compat.trainer import Trainer
 from ..model import adapter_layers, save_adapter
+from ..model.trainable import save_trainable
 from . import checkpoints
 from .callbacks import AdaLoraCallback
 from .data import TrainingSamples
@@ -76,7 +77,7 @@ class AdapterTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_adapter(self.model, folder)
-        checkpoints.save_trainable(self.model, folder)
+        save_trainable(self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_trainable(self.model if model is None else model, Path(resume_from_checkpoint))

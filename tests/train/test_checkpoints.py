@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lorafam.model.trainable import save_trainable
 from lorafam.train import InputError
 from lorafam.train import checkpoints as c
 
@@ -102,7 +103,7 @@ def test_newer_ones_go(kept: int | None, left: list[int], tmp_path: Path) -> Non
 def test_trainable_parameters_round_trip(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    c.save_trainable(model, tmp_path)
+    save_trainable(model, tmp_path)
     kept = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -117,7 +118,7 @@ def test_trainable_parameters_round_trip(tmp_path: Path) -> None:
     "other", [torch.nn.Linear(3, 3), torch.nn.Linear(2, 3, bias=False), torch.nn.Bilinear(3, 3, 2)]
 )
 def test_parameters_of_another_model_are_refused(other: torch.nn.Module, tmp_path: Path) -> None:
-    c.save_trainable(torch.nn.Linear(2, 3), tmp_path)
+    save_trainable(torch.nn.Linear(2, 3), tmp_path)
     before = [parameter.detach().clone() for parameter in other.parameters()]
     with pytest.raises(InputError, match=r"^resume: .*differ in (weight|bias)"):
         c.load_trainable(other, tmp_path)

@@ -1,0 +1,106 @@
+"""A model's trainable tensors as they are, in one file: what resuming needs beside PEFT's format, which leaves pruned
+ranks out, writes PiSSA's factors for another base and knows nothing of what is trained besides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..methods.adalora import FACTORS
+from ..methods.adapter import Adapter
+from .adapt import adapter_layers
+from .saved_module import saved_modules
+from .tensor_keys import clean_path, unwrapped
+
+Tensor = torch.Tensor
+
+TRAINABLE = "trainable.safetensors"
+_KEPT_RANKS = "kept_ranks"
+
+
+def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name in the bare model → tensor: all that requires gradients; of adapters and modules that are trained whole
+    everything, parameters that don't and buffers too.
+    """
+    model = unwrapped(model)
+    whole = [(f"{path}.adapters.", layer.adapters) for path, layer in adapter_layers(model).items()]
+    whole += [(f"{path}.copies.", module.copies) for path, module in saved_modules(model).items()]
+    found: dict[str, Tensor] = {}
+    for prefix, part in whole:
+        found |= part.state_dict(prefix=prefix.lstrip("."), keep_vars=True)
+    found |= {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {clean_path(name): tensor for name, tensor in found.items()}
+
+
+def save_trainable(model: nn.Module, folder: Path) -> None:
+    """Writes them, under a temporary name first."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_tensors(model).items()}
+    kept = {prefix: adapter.kept_ranks for prefix, adapter in _allocated(model)}
+    metadata = {"format": "pt", _KEPT_RANKS: json.dumps(kept)}
+    temporary = folder / f".{TRAINABLE}.{os.getpid()}"
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, folder / TRAINABLE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, folder: Path) -> dict[Tensor, nn.Parameter]:
+    """Copies the saved tensors in. AdaLoRA's factors take the file's ranks: returns old → new for those that must be
+    new parameters.
+
+    Raises ValueError, before anything is changed, where the file is damaged or the model has other tensors.
+    """
+    path = folder / TRAINABLE
+    try:
+        with safe_open(path, "pt") as file:
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kept = json.loads((file.metadata() or {}).get(_KEPT_RANKS, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged, not a safetensors file ({error})") from None
+    live = trainable_tensors(model)
+    allocated = {f"{prefix}{part}": dim for prefix, _ in _allocated(model) for part, dim in FACTORS.items()}
+    for name in sorted(saved.keys() | live.keys()):
+        fits = name in saved and name in live and _fits(saved[name], live[name], allocated.get(name))
+        if not fits:
+            raise ValueError(f"{path} doesn't fit the model, they differ in {name}")
+    replaced: dict[Tensor, nn.Parameter] = {}
+    for prefix, adapter in _allocated(model):
+        for part in FACTORS:
+            old: nn.Parameter = getattr(adapter, part)
+            value = saved[f"{prefix}{part}"]
+            if value.shape != old.shape:
+                # a file's tensors aren't aligned, which changes bits of a product
+                moved = value.to(old.device, old.dtype, copy=True)
+                new = nn.Parameter(moved, requires_grad=old.requires_grad)
+                setattr(adapter, part, new)
+                replaced[old] = new
+        if prefix in kept:
+            adapter.kept_ranks = kept[prefix]
+    for name, tensor in trainable_tensors(model).items():
+        tensor.copy_(saved[name])
+    return replaced
+
+
+def _allocated(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Prefix of its tensors' names, adapter: those whose ranks are allocated."""
+    for path, layer in adapter_layers(unwrapped(model)).items():
+        for name, adapter in layer.adapters.items():
+            if layer.method == "adalora" and isinstance(adapter, Adapter):
+                yield clean_path(f"{path}.adapters.{name}.".lstrip(".")), adapter
+
+
+def _fits(saved: Tensor, live: Tensor, ranks: int | None) -> bool:
+    """Whether the shapes are the same, in all but the dimension of the ranks."""
+    dims = [dim for dim in range(live.ndim) if dim != ranks]
+    return saved.ndim == live.ndim and all(saved.shape[dim] == live.shape[dim] for dim in dims)

@@ -15,10 +15,9 @@ from torch import nn
 from ..compat.trainer_steps import SAFE_WEIGHTS, around_steps, is_sharded_by_others
 from ..compat.transformers import is_pretrained, let_adapters_train
 from .adapt import adapter_layers, expected_layers
-from .adapters import set_adapter
+from .adapters import modules_beside, set_adapter
 from .checkpoint import load_adapter, save_adapter
 from .peft_settings import CONFIG_FILE
-from .saved_module import saved_modules
 from .tensor_keys import unwrapped
 from .trainable import TRAINABLE, load_trainable, save_trainable, trainable_tensors
 
@@ -68,7 +67,7 @@ def _save_pretrained(
         raise ValueError("push_to_hub: expected False, upload the folder that is written")
     if not is_main_process:
         return
-    names = list(next(iter(expected_layers(model).values())).adapters)
+    names = list(dict.fromkeys(name for layer in expected_layers(model).values() for name in layer.adapters))
     for name in names:
         folder = Path(save_directory)
         save_adapter(model, folder if name == "default" or len(names) == 1 else folder / name, name)
@@ -86,7 +85,7 @@ def _active_adapters(model: nn.Module) -> list[str]:
 
 
 def _enable(model: nn.Module, enabled: bool = True) -> None:
-    layers: list[Any] = [*expected_layers(model).values(), *saved_modules(model).values()]
+    layers: list[Any] = [*expected_layers(model).values(), *modules_beside(model).values()]
     for layer in layers:
         layer.enabled = enabled
 

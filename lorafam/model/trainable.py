@@ -20,6 +20,7 @@ from ..methods.adapter import Adapter
 from .adapt import adapter_layers
 from .saved_module import saved_modules
 from .tensor_keys import clean_path, unwrapped
+from .token_rows import token_rows
 
 Tensor = torch.Tensor
 
@@ -28,12 +29,15 @@ _KEPT_RANKS = "kept_ranks"
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name in the bare model → tensor: all that requires gradients; of adapters and modules that are trained whole
+    """Name in the bare model → tensor: all that requires gradients; of adapters, trained modules and rows
     everything, parameters that don't and buffers too.
     """
     model = unwrapped(model)
-    whole = [(f"{path}.adapters.", layer.adapters) for path, layer in adapter_layers(model).items()]
+    whole: list[tuple[str, nn.Module]] = [
+        (f"{path}.adapters.", layer.adapters) for path, layer in adapter_layers(model).items()
+    ]
     whole += [(f"{path}.copies.", module.copies) for path, module in saved_modules(model).items()]
+    whole += [(f"{path}.rows.", module.rows) for path, module in token_rows(model).items()]
     found: dict[str, Tensor] = {}
     for prefix, part in whole:
         found |= part.state_dict(prefix=prefix.lstrip("."), keep_vars=True)

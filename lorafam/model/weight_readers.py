@@ -52,6 +52,7 @@ def watch_head(model: nn.Module) -> None:
 def _check_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
     head = model.get_output_embeddings()
     if not isinstance(head, AdapterLayer):
+        # merged since
         return
     path = next(path for path, module in model.named_modules() if module is head)
     if skips_head(model, path.rpartition(".")[2], kwargs):

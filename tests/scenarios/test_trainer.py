@@ -203,7 +203,7 @@ def unfrozen(model: Any) -> Any:
 
 
 def second(model: Any) -> Any:
-    lorafam.add_adapter(model, "b")
+    lorafam.add_adapter(model, "b", lorafam.AdapterConfig(r=2, target_modules=["k_proj", "down_proj"]))
     lorafam.set_adapter(model, "b")
     return model
 
@@ -214,6 +214,8 @@ OTHERS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "loftq": ({"init": "loftq"}, lambda model: model),
     "second": ({}, second),
     "whole modules": ({"modules_to_save": ["norm"]}, lambda model: model),
+    "biases": ({"base_bias": "all"}, lambda model: model),
+    "tokens": ({"trainable_token_indices": [1, 5, 7]}, lambda model: model),
     "bf16": ({}, lambda model: model.to(torch.bfloat16)),
 }
 

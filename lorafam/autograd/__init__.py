@@ -9,6 +9,7 @@ from .lora_by_row import LoraByRow
 from .lora_linear import LoraLinear
 from .low_rank import LowRank
 from .orthogonality import Orthogonality
+from .plain import applied
 from .row_norm import RowNorm
 from .scaled_factor import scaled
 
@@ -24,6 +25,7 @@ __all__ = [
     "Orthogonality",
     "RowNorm",
     "adapted_forward",
+    "applied",
     "grouped_forward",
     "scaled",
 ]

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.library import accumulate_dtype, in_dtype
+from . import plain
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -24,6 +24,29 @@ Tensor = torch.Tensor
 
 class DoraInputDropout(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r] with B̂ = B ∘ scale, m and n [N] → Y [M, N] in x's dtype."""
+
+    @staticmethod
+    def formula(
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: Scale,
+        magnitude: Tensor,
+        norm: Tensor,
+        bias: Tensor | None,
+        seed: Tensor,
+        dropout_p: float,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        """The forward in plain operations."""
+        wide = in_dtype(x, accumulate_dtype(x.dtype))
+        x_d = plain.dropped(wide, seed, dropout_p)
+        update = plain.low_rank(x_d, A, B, scale, None, 0.0)
+        U = plain.frozen_product(x_d, data, layout, scales) + update
+        y = plain.frozen_product(wide, data, layout, scales) + (magnitude / norm - 1) * U + update
+        return in_dtype(y if bias is None else y + bias, x.dtype)
 
     @staticmethod
     def forward(
@@ -52,17 +75,18 @@ class DoraInputDropout(torch.autograd.Function):
         if bias is not None:
             y = y + bias
         ctx.dropout_p, ctx.layout = dropout_p, layout
-        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(x, P, U, A, B, saved_scale, magnitude, norm, seed, data, *scales)
+        ctx.save_for_backward(x, P, U, A, B, saved_scale, magnitude, norm, bias, seed, data, *scales)
         # not y.to(): torch 2.11 loses the gradient of a compiled Function whose last operation returns its input
         return in_dtype(y, x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, U, A, B, scale, magnitude, norm, seed, data, *scales = ctx.saved_tensors
+        x, P, U, A, B, scale, magnitude, norm, bias, seed, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
+        if plain.is_differentiated_again(grad_y):
+            inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
+            return plain.gradients(DoraInputDropout.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
         sums = needs_m or needs_n
         c = magnitude / norm
@@ -86,16 +110,16 @@ class DoraInputDropout(torch.autograd.Function):
             both = torch.cat([wide, wide * (c - 1)])
             stacked = torch.cat([torch.zeros_like(Q), Q])
             product = call("lora_linear_grad", both, data, scales, ctx.layout, None, stacked, A, None, 0.0)
-            plain, dropped = product.tensor_split(2)
+            whole, dropped = product.tensor_split(2)
             dropped = call("dropout", dropped, seed, ctx.dropout_p)
-            dx = (plain + dropped).to(x.dtype)
+            dx = (whole + dropped).to(x.dtype)
         return (
             dx,
             dA.to(A.dtype) if needs_a else None,
             *scaled_grads(dB_hat, B, scale, needs_b, needs_scale),
             dm.to(magnitude.dtype) if needs_m else None,
             (-dm * c).to(norm.dtype) if needs_n else None,
-            dbias.to(ctx.bias_dtype) if needs_bias else None,
+            dbias.to(bias.dtype) if needs_bias else None,
             None,
             None,
             None,

@@ -1,9 +1,9 @@
 """Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias, c = m / n (DoRA, arXiv 2402.09353); gradients for x, A, B, m, bias, where B̂ = B ∘
 scale, and for n, dn = −dm m / n, where it isn't a constant (section 4.3: it is).
 
-Saved beyond parameters and codes: x, P, the seed and Y itself, the very tensor returned, so that an in-place change of
-it raises in the backward instead of corrupting dm = Σ G ∘ (Y − bias) / m. A compiled graph has no such guard; there the
-unscaled product T = x Wᵀ + P B̂ᵀ is saved instead, which nobody else can reach, and dm = Σ G ∘ T / n.
+Saved beyond parameters and codes: x, P, the seed and Y itself, the very tensor returned, for dm = Σ G ∘ (Y − bias) / m.
+Where Y was changed in place since, its version says so, and T = x Wᵀ + P B̂ᵀ is formed again: dm = Σ G ∘ T / n. In a
+compiled graph no version tells; there T is saved instead, which nobody else can reach.
 
 (Y − bias) / m is 0/0 where m = 0, and loses digits to the bias where |c| is small: its error is up to 1/|c| of eager's.
 In 16 bits it loses them too where the bias is larger than the product. Those rows are recomputed from T.
@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
+from ..compat.torch import saved_tensors_of
 from ..ops.library import in_dtype
+from . import plain
 from .directions import backward, forward
 from .scaled_factor import Scale, as_saved, scaled
 
@@ -25,10 +26,32 @@ Tensor = torch.Tensor
 
 # below this |c| a bias makes dm from the saved output too inexact for the ratio rule (1.5 x eager)
 WEAK_SCALE = 0.75
+# the place of Y among the saved tensors
+_KEPT = 9
 
 
 class DoraLinear(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r], m and n [N] → Y [M, N] in x's dtype."""
+
+    @staticmethod
+    def formula(
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: Scale,
+        magnitude: Tensor,
+        norm: Tensor,
+        bias: Tensor | None,
+        seed: Tensor | None,
+        dropout_p: float,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        """The forward in plain operations."""
+        T = plain.frozen_product(x, data, layout, scales) + plain.low_rank(x, A, B, scale, seed, dropout_p)
+        y = magnitude / norm * T
+        return in_dtype(y if bias is None else y + bias, x.dtype)
 
     @staticmethod
     def forward(
@@ -55,21 +78,25 @@ class DoraLinear(torch.autograd.Function):
         else:
             y, P = forward(x, A, B, scale, c, bias, seed, dropout_p, data, layout, scales)
             kept = y
-        ctx.dropout_p, ctx.layout = dropout_p, layout
+        ctx.dropout_p, ctx.layout, ctx.version = dropout_p, layout, 0 if ctx.saves_product else y._version
         ctx.scale, saved_scale = as_saved(scale)
         ctx.save_for_backward(x, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = ctx.saved_tensors
+        saved = ctx.saved_tensors if ctx.saves_product else saved_tensors_of(ctx, _KEPT)
+        x, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = saved
         scale = ctx.scale if scale is None else scale
+        if plain.is_differentiated_again(grad_y):
+            inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
+            return plain.gradients(DoraLinear.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
         sums = needs_m or needs_n
+        is_written = sums and not ctx.saves_product and kept._version != ctx.version
         c = magnitude / norm
         y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
-        if not sums:
+        if not sums or is_written:
             y = m = offset = None
         dx, dA, dB, dscale, dm, dbias = backward(
             grad_y,
@@ -93,12 +120,11 @@ class DoraLinear(torch.autograd.Function):
             needs_bias=needs_bias,
         )
         if sums and not ctx.saves_product:
-            weak = magnitude == 0 if bias is None else c.abs() < WEAK_SCALE
-            if bias is not None and kept.dtype.itemsize < 4:
-                weak = weak | (bias.abs() > (kept - bias).float().square().mean(0).sqrt())
-            if weak.any():
+            weak = None if is_written else _weak_rows(c, magnitude, bias, kept)
+            if weak is None or weak.any():
                 product = call("lora_linear", x, data, scales, ctx.layout, P, scaled(B, scale), None, None)
-                dm = torch.where(weak, _column_sums(grad_y, product) / norm, dm)
+                exact = _column_sums(grad_y, product) / norm
+                dm = exact if weak is None else torch.where(weak, exact, dm)
         return (
             dx,
             dA if needs_a else None,
@@ -113,6 +139,16 @@ class DoraLinear(torch.autograd.Function):
             None,
             *(None for _ in scales),
         )
+
+
+def _weak_rows(c: Tensor, magnitude: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
+    """The rows [N] in which (Y − bias) / m has lost digits."""
+    if bias is None:
+        return magnitude == 0
+    weak = c.abs() < WEAK_SCALE
+    if y.dtype.itemsize < 4:
+        weak = weak | (bias.abs() > (y - bias).float().square().mean(0).sqrt())
+    return weak
 
 
 def _column_sums(a: Tensor, b: Tensor) -> Tensor:

@@ -7,12 +7,20 @@ from typing import Any
 import torch
 
 from ..backends.direct import call
+from ..ops.library import in_dtype
+from . import plain
 
 Tensor = torch.Tensor
 
 
 class FrozenLinear(torch.autograd.Function):
     """Saves the weight's own storage (codes or dense) and nothing else."""
+
+    @staticmethod
+    def formula(x: Tensor, bias: Tensor | None, data: Tensor, layout: tuple[int, ...], *scales: Tensor) -> Tensor:
+        """The forward in plain operations."""
+        y = plain.frozen_product(x, data, layout, scales)
+        return in_dtype(y if bias is None else y + bias, x.dtype)
 
     @staticmethod
     def forward(
@@ -28,9 +36,12 @@ class FrozenLinear(torch.autograd.Function):
         data, *scales = ctx.saved_tensors
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            product = _FrozenLinearGrad.apply if again else _grad
-            dx = product(grad_y, data, ctx.layout, *scales)
+            inputs = (grad_y, data, ctx.layout, *scales)
+            if not plain.is_differentiated_again(grad_y):
+                dx = _grad(*inputs)
+            else:
+                vectorised = plain.is_vectorised(grad_y)
+                dx = _FrozenLinearGrad.formula(*inputs) if vectorised else _FrozenLinearGrad.apply(*inputs)
         if ctx.needs_input_grad[1]:
             dbias = grad_y.sum(0, dtype=torch.promote_types(grad_y.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, dbias, None, None, *(None for _ in scales)
@@ -44,6 +55,11 @@ class _FrozenLinearGrad(torch.autograd.Function):
     """dx = G W, whose own gradient is Y's product: derivatives of any order."""
 
     @staticmethod
+    def formula(grad_y: Tensor, data: Tensor, layout: tuple[int, ...], *scales: Tensor) -> Tensor:
+        """The forward in plain operations."""
+        return grad_y @ plain.dense_weight(data, layout, scales, grad_y.dtype)
+
+    @staticmethod
     def forward(ctx: Any, grad_y: Tensor, data: Tensor, layout: tuple[int, ...], *scales: Tensor) -> Tensor:
         ctx.layout = layout
         ctx.save_for_backward(data, *scales)
@@ -52,4 +68,5 @@ class _FrozenLinearGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_dx: Tensor) -> tuple[Tensor | None, ...]:
         data, *scales = ctx.saved_tensors
-        return FrozenLinear.apply(grad_dx, None, data, ctx.layout, *scales), None, None, *(None for _ in scales)
+        grad_y = plain.applied(FrozenLinear, grad_dx, None, data, ctx.layout, *scales)
+        return grad_y, None, None, *(None for _ in scales)

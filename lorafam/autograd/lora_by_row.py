@@ -14,16 +14,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.library import accumulate_dtype, in_dtype
+from . import plain
 
 Tensor = torch.Tensor
 
 
 class LoraByRow(torch.autograd.Function):
     """x [M, K], A [Σr, K], B [N, Σr], mask [M, Σr] → Y [M, N] in x's dtype."""
+
+    @staticmethod
+    def formula(
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        """The forward in plain operations."""
+        y = plain.frozen_product(x, data, layout, scales)
+        y = y + (in_dtype(x, y.dtype) @ in_dtype(A, y.dtype).T * mask) @ in_dtype(B, y.dtype).T
+        return in_dtype(y if bias is None else y + bias, x.dtype)
 
     @staticmethod
     def forward(
@@ -39,14 +55,15 @@ class LoraByRow(torch.autograd.Function):
     ) -> Tensor:
         P = call("lora_project", x, A, None, 0.0)
         ctx.layout = layout
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(x, P, A, B, mask, data, *scales)
+        ctx.save_for_backward(x, P, A, B, mask, bias, data, *scales)
         return call("lora_linear", x, data, scales, layout, P * mask, in_dtype(B, P.dtype), None, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B, mask, data, *scales = ctx.saved_tensors
+        x, P, A, B, mask, bias, data, *scales = ctx.saved_tensors
+        if plain.is_differentiated_again(grad_y):
+            inputs = (x, A, B, mask, bias, data, ctx.layout, *scales)
+            return plain.gradients(LoraByRow.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_mask, needs_bias = ctx.needs_input_grad[:5]
         dtype = accumulate_dtype(grad_y.dtype)
         grad_y = grad_y.contiguous()
@@ -58,7 +75,7 @@ class LoraByRow(torch.autograd.Function):
             in_dtype(Q.T @ in_dtype(x, dtype), A.dtype) if needs_a else None,
             in_dtype(wide.T @ (P * mask), B.dtype) if needs_b else None,
             P * products if needs_mask else None,
-            wide.sum(0).to(ctx.bias_dtype) if needs_bias else None,
+            wide.sum(0).to(bias.dtype) if needs_bias else None,
             None,
             None,
             *(None for _ in scales),

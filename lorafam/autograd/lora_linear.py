@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from ..ops.library import in_dtype
+from . import plain
 from .directions import backward, forward
 from .scaled_factor import Scale, as_saved
 
@@ -19,6 +20,23 @@ Tensor = torch.Tensor
 
 class LoraLinear(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r] → Y [M, N] in x's dtype."""
+
+    @staticmethod
+    def formula(
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: Scale,
+        bias: Tensor | None,
+        seed: Tensor | None,
+        dropout_p: float,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        """The forward in plain operations."""
+        y = plain.frozen_product(x, data, layout, scales) + plain.low_rank(x, A, B, scale, seed, dropout_p)
+        return in_dtype(y if bias is None else y + bias, x.dtype)
 
     @staticmethod
     def forward(
@@ -36,16 +54,17 @@ class LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         y, P = forward(x, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
         ctx.dropout_p, ctx.layout = dropout_p, layout
-        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(x, P, A, B, saved_scale, seed, data, *scales)
+        ctx.save_for_backward(x, P, A, B, saved_scale, bias, seed, data, *scales)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B, scale, seed, data, *scales = ctx.saved_tensors
+        x, P, A, B, scale, bias, seed, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
+        if plain.is_differentiated_again(grad_y):
+            inputs = (x, A, B, scale, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
+            return plain.gradients(LoraLinear.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_bias = ctx.needs_input_grad[:5]
         dx, dA, dB, dscale, _, dbias = backward(
             grad_y,
@@ -73,7 +92,7 @@ class LoraLinear(torch.autograd.Function):
             dA if needs_a else None,
             dB,
             dscale,
-            dbias.to(ctx.bias_dtype) if needs_bias else None,
+            dbias.to(bias.dtype) if needs_bias else None,
             None,
             None,
             None,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.library import in_dtype
+from . import plain
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -20,6 +20,8 @@ Tensor = torch.Tensor
 
 class LowRank(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r] → U [M, N] in fp32 (fp64 for fp64 x)."""
+
+    formula = staticmethod(plain.low_rank)
 
     @staticmethod
     def forward(
@@ -32,10 +34,12 @@ class LowRank(torch.autograd.Function):
         return call("lora_linear", P, in_dtype(scaled(B, scale), P.dtype), [], [], None, None, None, None)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_u: Tensor) -> tuple[Tensor | None, ...]:
         x, P, A, B, scale, seed = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
+        if plain.is_differentiated_again(grad_u):
+            inputs = (x, A, B, scale, seed, ctx.dropout_p)
+            return plain.gradients(LowRank.formula, inputs, (grad_u,), ctx.needs_input_grad)
         Q, dA, dB_hat, _, _ = call(
             "lora_factors_grad", grad_u, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, False
         )

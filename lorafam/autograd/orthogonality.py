@@ -8,13 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
+
+from ..ops.library import accumulate_dtype, in_dtype
+from . import plain
 
 Tensor = torch.Tensor
 
 
 class Orthogonality(torch.autograd.Function):
     """Factors A [r, K] (rank_dims 0) and B [N, r] (1) → d [factors]."""
+
+    @staticmethod
+    def formula(rank_dims: tuple[int, ...], *factors: Tensor) -> Tensor:
+        """The forward in plain operations."""
+        distances = []
+        for factor, dim in zip(factors, rank_dims, strict=True):
+            P = in_dtype(factor.T if dim else factor, accumulate_dtype(factor.dtype))
+            distances.append(torch.linalg.matrix_norm(P @ P.T - torch.eye(len(P), dtype=P.dtype, device=P.device)))
+        return torch.stack(distances)
 
     @staticmethod
     def forward(ctx: Any, rank_dims: tuple[int, ...], *factors: Tensor) -> Tensor:
@@ -24,8 +35,10 @@ class Orthogonality(torch.autograd.Function):
         return distances
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_distances: Tensor) -> tuple[Tensor | None, ...]:
         distances, deviations, *factors = ctx.saved_tensors
+        if plain.is_differentiated_again(grad_distances):
+            inputs = (ctx.rank_dims, *factors)
+            return plain.gradients(Orthogonality.formula, inputs, (grad_distances,), ctx.needs_input_grad)
         grads = torch.ops.lorafam.adalora_penalty_grad(factors, ctx.rank_dims, distances, deviations, grad_distances)
         return None, *(grad.to(factor.dtype) for grad, factor in zip(grads, factors, strict=True))

@@ -2,7 +2,8 @@
 
     t = dn / n      dB̂ = t ∘ (W Aᵀ + B̂ A Aᵀ)      dA = (t ∘ B̂)ᵀ W + B̂ᵀ (t ∘ B̂) A
 
-Two products with W of r tokens; W + B̂ A is never formed. A row whose norm is 0 (at its floor) has no gradient.
+Two products with W of r tokens; V = W + B̂ A is formed of rows that nearly cancel alone. A row whose norm is 0 (at its
+floor) has no gradient.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends.direct import call
 from ..ops.library import in_dtype
-from ..ops.row_norm import NORM_FLOOR
+from ..ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
+from . import plain
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -22,6 +23,24 @@ Tensor = torch.Tensor
 
 class RowNorm(torch.autograd.Function):
     """A [r, K], B [N, r] → n [N] in fp32 (fp64 for a dense fp64 W)."""
+
+    @staticmethod
+    def formula(
+        A: Tensor,
+        B: Tensor,
+        scale: Scale,
+        weight_squared: Tensor | None,
+        data: Tensor,
+        layout: tuple[int, ...],
+        *scales: Tensor,
+    ) -> Tensor:
+        """The forward in plain operations."""
+        dtype = norm_dtype(data, list(layout))
+        V = plain.dense_weight(data, layout, scales, dtype) + in_dtype(scaled(B, scale), dtype) @ in_dtype(A, dtype)
+        total = V.square().sum(1)
+        # the root's derivatives at 0 would be NaN
+        is_zero = total == 0
+        return torch.where(is_zero, NORM_FLOOR, torch.where(is_zero, 1.0, total).sqrt()).clamp(min=NORM_FLOOR)
 
     @staticmethod
     def forward(
@@ -41,22 +60,36 @@ class RowNorm(torch.autograd.Function):
         return norm
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
         A, B, scale, norm, data, *scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
+        if plain.is_differentiated_again(grad_norm):
+            inputs = (A, B, scale, None, data, ctx.layout, *scales)
+            return plain.gradients(RowNorm.formula, inputs, (grad_norm,), ctx.needs_input_grad)
         needs_a, needs_b, needs_scale = ctx.needs_input_grad[:3]
         wide, B_hat = in_dtype(A, norm.dtype), scaled(B, scale)
         t = torch.where(norm > NORM_FLOOR, grad_norm / norm, 0.0)
-        scaled_rows = t.unsqueeze(1) * B_hat
-        dA = None
+        gram = wide @ wide.T
+        rows = call("lora_linear", wide, data, scales, ctx.layout, None, None, None, None).T
+        update = B_hat @ gram
+        # ‖w_j‖² + Σ b̂² ‖a‖², and V Aᵀ
+        parts = norm.square() - ((2 * rows + update) * B_hat).sum(1) + B_hat.square() @ gram.diagonal()
+        slopes = rows + update
+        lost = norm.square() <= CANCELLATION * parts
+        # a compiled graph can't choose
+        whole = torch.compiler.is_compiling()
+        near = torch.arange(len(lost), device=lost.device) if whole else lost.nonzero().flatten()
+        V = None
+        if whole or len(near):
+            V = plain.dense_weight(data, ctx.layout, scales, norm.dtype)[near] + B_hat[near] @ wide
+            slopes[near] = V @ wide.T
+        dA = dB = dscale = None
         if needs_a:
-            rows = scaled_rows.T.contiguous()
-            dA = call("lora_linear_grad", rows, data, scales, ctx.layout, None, None, None, None, 0.0)
-            dA = in_dtype(dA + (B_hat.T @ scaled_rows) @ wide, A.dtype)
-        dB = dscale = None
+            scaled_rows = t.unsqueeze(1) * B_hat
+            far = scaled_rows if V is None else scaled_rows.index_fill(0, near, 0.0)
+            dA = call("lora_linear_grad", far.T.contiguous(), data, scales, ctx.layout, None, None, None, None, 0.0)
+            dA = dA + (B_hat.T @ far) @ wide
+            dA = in_dtype(dA if V is None else dA + scaled_rows[near].T @ V, A.dtype)
         if needs_b or needs_scale:
-            rows = call("lora_linear", wide, data, scales, ctx.layout, None, None, None, None).T
-            dB_hat = t.unsqueeze(1) * (rows + B_hat @ (wide @ wide.T))
-            dB, dscale = scaled_grads(dB_hat, B, scale, needs_b, needs_scale)
+            dB, dscale = scaled_grads(t.unsqueeze(1) * slopes, B, scale, needs_b, needs_scale)
         return dA, dB, dscale, None, None, None, *(None for _ in scales)

@@ -33,6 +33,7 @@ _MODULES = {
     "interpret": _TRITON,
 }
 _REPEATED: dict[str, Callable[..., Any]] = {}
+_TOLD: set[str] = set()
 _ON_CPU = ("numba", "simulate", "interpret")
 # the first with bf16 on tensor cores
 _LEAST_CAPABILITY = (8, 0)
@@ -40,6 +41,10 @@ _LEAST_CAPABILITY = (8, 0)
 
 class SlowPathWarning(UserWarning):
     """A slower path is taken; the message says which and why."""
+
+
+class DetourWarning(UserWarning):
+    """A call takes a slower way than usual, since what is asked for needs it; the message says which and why."""
 
 
 class Choice(NamedTuple):
@@ -148,6 +153,15 @@ def _has_double(value: Any) -> bool:
 def _announce(choice: Choice) -> None:
     if choice.backend == "eager" and not choice.asked_for:
         warnings.warn(f"lorafam runs in eager PyTorch, slowly: {choice.reason}", SlowPathWarning, stacklevel=2)
+
+
+@torch.compiler.assume_constant_result
+def tell_of_detour(message: str) -> bool:
+    """Warns once a process; while a graph is compiled too, which has nothing of it."""
+    if message not in _TOLD:
+        _TOLD.add(message)
+        warnings.warn(message, DetourWarning, stacklevel=3)
+    return True
 
 
 @functools.cache

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
 # AdamW's fused step over lists of tensors, and copies between lists: no public name of theirs takes lists
 fused_adamw_ = torch._fused_adamw_
 foreach_copy_ = torch._foreach_copy_
+_current_level = torch._C._functorch.maybe_current_level
 
 
 def somebody_listens() -> bool:
@@ -26,9 +28,38 @@ def somebody_listens() -> bool:
     )
 
 
+# of a graph that is compiled too: torch guards both
+@torch.compiler.assume_constant_result
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD runs."""
-    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+    return _current_level() is not None or forward_ad._current_level >= 0
+
+
+def is_batched_for_backward(grad: Any) -> bool:
+    """Whether a gradient is several at once (`torch.autograd.grad(..., is_grads_batched=True)`)."""
+    return isinstance(grad, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def saved_tensors_of(ctx: Any, written: int) -> tuple[Any, ...]:
+    """`ctx.saved_tensors` in a Function's backward, of which the one at the place `written` may have been changed in
+    place since: its value is then what it is now. torch's check of the others stays.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        try:
+            # a saved tensor with hooks isn't checked
+            ctx._raw_saved_tensors[written].register_hooks(_itself, _itself)
+        except RuntimeError:
+            # it has hooks: another one was changed
+            raise error from None
+        return ctx.saved_tensors
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def is_recomputed_or_backward() -> bool:

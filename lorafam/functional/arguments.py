@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..compat.torch import is_transformed
 from ..ops.by_storage import Storage, dense_storage, weight_shape
 from ..ops.checks import check_device, check_dropout, check_factor
 from ..weights import NF4Weight
@@ -13,7 +14,11 @@ Weight = Tensor | NF4Weight
 
 
 def recorded(*values: Tensor | float | None) -> bool:
-    """Whether autograd needs to know of a call: an autograd Function costs as much time as a small product."""
+    """Whether autograd, or a transform, needs to know of a call: an autograd Function costs as much time as a small
+    product.
+    """
+    if is_transformed():
+        return True
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
@@ -44,7 +49,7 @@ def tokens_of(x: Tensor, storage: Storage) -> Tensor:
 
 def restored(y: Tensor, x: Tensor) -> Tensor:
     """Y [tokens, N] with x's leading shape: itself or a view, so that autograd sees an in-place change of it."""
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[1])
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[1])
 
 
 def check_factors(A: Tensor, B: Tensor, in_features: int, out_features: int, device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, adapted_forward
+from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, adapted_forward, applied
 from ..backends.direct import call
 from ..ops.by_storage import weight_shape
 from ..ops.checks import check_factor, check_vector
@@ -19,7 +19,7 @@ def nf4_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     storage = storage_of(x, weight)
     flat = tokens_of(x, storage)
     if recorded(flat, bias):
-        y = FrozenLinear.apply(flat, bias, storage.data, tuple(storage.layout), *storage.scales)
+        y = applied(FrozenLinear, flat, bias, storage.data, tuple(storage.layout), *storage.scales)
     else:
         y = call("lora_linear", flat, *storage, None, None, None, bias)
     return restored(y, x)
@@ -111,7 +111,8 @@ def dora_linear(
         y, _ = adapted_forward(flat, A, B, scaling, c, bias, seed, dropout_p, data, layout, scales)
         return restored(y, x)
     function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
-    y = function.apply(
+    y = applied(
+        function,
         flat,
         A,
         B,
@@ -143,7 +144,7 @@ def low_rank(
     """
     check_factors(A, B, x.shape[-1], B.shape[0], x.device)
     flat = x.reshape(-1, x.shape[-1])
-    u = LowRank.apply(flat, A, B, scaling, mask_seed(flat, dropout_p, training, seed), dropout_p)
+    u = applied(LowRank, flat, A, B, scaling, mask_seed(flat, dropout_p, training, seed), dropout_p)
     return u.view(*x.shape[:-1], B.shape[0])
 
 
@@ -165,7 +166,7 @@ def _lora(
     seed = mask_seed(flat, dropout_p, training, seed)
     data, scales, layout = storage
     if recorded(flat, A, B, scale, bias):
-        y = LoraLinear.apply(flat, A, B, scale, bias, seed, dropout_p, data, tuple(layout), *scales)
+        y = applied(LoraLinear, flat, A, B, scale, bias, seed, dropout_p, data, tuple(layout), *scales)
     else:
         y, _ = adapted_forward(flat, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
     return restored(y, x)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..autograd import Orthogonality, RowNorm, scaled
+from ..autograd import Orthogonality, RowNorm, applied, scaled
 from ..backends.direct import call
+from ..compat.torch import is_transformed
 from ..ops.by_storage import Storage, dense_storage
 from ..weights import NF4Weight
 from .arguments import Weight, recorded
@@ -41,7 +42,7 @@ def orthogonality_penalty(As: Sequence[Tensor], Bs: Sequence[Tensor]) -> Tensor:
     """
     if not As and not Bs:
         raise ValueError("As, Bs: expected the factors of at least one layer, got none")
-    return Orthogonality.apply((0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
+    return applied(Orthogonality, (0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
 
 
 def norm_of(
@@ -54,9 +55,12 @@ def norm_of(
     differentiable: bool = False,
 ) -> Tensor:
     """`row_norm` of a weight that is op arguments already."""
-    if weight_squared is None and isinstance(weight, NF4Weight):
+    transformed = is_transformed()
+    if weight_squared is None and isinstance(weight, NF4Weight) and not transformed:
         weight_squared = weight.squared_row_norm()
-    if differentiable and recorded(A, B, scaling):
-        return RowNorm.apply(A, B, scaling, weight_squared, storage.data, tuple(storage.layout), *storage.scales)
+    if transformed or (differentiable and recorded(A, B, scaling)):
+        inputs = (A, B, scaling, weight_squared, storage.data, tuple(storage.layout), *storage.scales)
+        norm = applied(RowNorm, *inputs)
+        return norm if differentiable else norm.detach()
     with torch.no_grad():
         return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)

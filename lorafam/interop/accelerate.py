@@ -47,6 +47,7 @@ def accelerate(module: nn.Module) -> AccelerateReport:
         if isinstance(layer, FastLayer):
             prepare(layer)
             way = layer.lorafam_way()
+            layer._lorafam.reported = way.path
             rows.append(Row(name, way.path, way.reason))
         else:
             inside = f"{name}."

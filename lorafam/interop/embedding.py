@@ -16,7 +16,7 @@ from ..ops.by_storage import FLOAT_DTYPES
 from .fast_forward import scale_of
 from .norms import norm_of
 from .report import LOW_RANK, PEFT
-from .way import Way, without_adapter
+from .way import PLAIN, Way, transformed, without_adapter
 
 Tensor = torch.Tensor
 
@@ -27,6 +27,8 @@ def embedding_way(layer: Any) -> Way:
     alone = without_adapter(layer, names)
     if alone is not None:
         return alone
+    if transformed():
+        return Way(PEFT, PLAIN)
     if {type(layer.lora_variant.get(name)).__name__ for name in names} != {"DoraEmbeddingVariant"}:
         return Way(PEFT, "a look-up and a small product: nothing to fuse")
     if len(names) > 1:

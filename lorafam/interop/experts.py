@@ -20,7 +20,7 @@ from ..methods.base_weight import has_hooks
 from ..ops.by_storage import FLOAT_DTYPES
 from .fast_forward import scale_of
 from .report import FUSED, PEFT
-from .way import Way, without_adapter
+from .way import PLAIN, Way, transformed, without_adapter
 
 Tensor = torch.Tensor
 
@@ -33,6 +33,8 @@ def experts_way(layer: Any, x: Tensor | None = None) -> Way:
         return Way(PEFT, f"{type(experts).__name__} doesn't say how its experts compute")
     if told.is_expert_parallel or has_hooks(experts):
         return Way(PEFT, "hooks on the experts, or experts on other devices")
+    if transformed():
+        return Way(PEFT, PLAIN)
     if torch.is_autocast_enabled(next(experts.parameters()).device.type):
         return Way(PEFT, "autocast")
     for wrapper in wrappers:
@@ -48,7 +50,8 @@ def experts_way(layer: Any, x: Tensor | None = None) -> Way:
     if x is not None and (x.dtype != weights[0].dtype or x.ndim != 2):
         return Way(PEFT, f"the input is {x.dtype} {list(x.shape)}, the weights {weights[0].dtype}")
     names = ", ".join(wrapper.parameter_name for wrapper in wrappers)
-    return Way(FUSED, f"experts' {names}: updates grouped over experts", _active(wrappers[0]))
+    reason = f"experts' {names}: updates grouped over experts; PEFT's way under autocast and in a compiled graph"
+    return Way(FUSED, reason, _active(wrappers[0]))
 
 
 def experts_forward(layer: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 
+from ..backends.selection import tell_of_detour
 from . import fast_forward
 from .embedding import embedding_forward, embedding_way
 from .experts import experts_forward, experts_way
 from .norms import Norms
-from .report import PEFT
+from .report import FUSED, LOW_RANK, PEFT
 from .scalings import Scalings
 from .shared_inputs import Group
 from .way import Way, rows_way, way
 
 Tensor = torch.Tensor
+_SLOWER = {FUSED: (LOW_RANK, PEFT), LOW_RANK: (PEFT,)}
 
 
 class State:
@@ -32,9 +34,17 @@ class State:
         self.norms = Norms()
         self.group: Group | None = None
         self.place = 0
+        # the path that the report said
+        self.reported = PEFT
 
     def __reduce__(self) -> Any:
-        return State, (self.original, self.repacks), {"group": self.group, "place": self.place}
+        kept = {name: getattr(self, name) for name in ("group", "place", "reported")}
+        return State, (self.original, self.repacks), kept
+
+    def tell(self, found: Way) -> None:
+        """Warns once where a forward takes a slower way than the report said, unless the base was to run alone."""
+        if found.path in _SLOWER.get(self.reported, ()) and not found.alone:
+            tell_of_detour(f"accelerate: {found.path} where the report says {self.reported}: {found.reason}")
 
     def swap_back(self, layer: Any) -> None:
         """Makes the layer what it was."""
@@ -69,6 +79,8 @@ class FastLayer:
             if y is not None:
                 return y
             found = self.lorafam_way(x)
+            if found.path is not self._lorafam.reported:
+                self._lorafam.tell(found)
             if found.path != PEFT:
                 y = None if group is None else group.compute(self, found, x)
                 return self.lorafam_forward(x, found) if y is None else y
@@ -76,6 +88,7 @@ class FastLayer:
             found = rows_way(self, x, kwargs["adapter_names"])
             if found.path != PEFT:
                 return fast_forward.lora_by_row(self, found, x, kwargs["adapter_names"])
+            self._lorafam.tell(found)
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
 
     def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
@@ -115,8 +128,12 @@ class FastExperts(FastLayer):
         return experts_way(self, x)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) == 2 and not kwargs and not torch.compiler.is_compiling() and self.lorafam_way(x).path != PEFT:
-            return experts_forward(self, x, *args)
+        if len(args) == 2 and not kwargs:
+            compiled = torch.compiler.is_compiling()
+            found = Way(PEFT, "a compiled graph has the experts' own code") if compiled else self.lorafam_way(x)
+            if found.path != PEFT:
+                return experts_forward(self, x, *args)
+            self._lorafam.tell(found)
         return super().forward(x, *args, **kwargs)
 
 

@@ -20,16 +20,20 @@ from .report import FUSED, LOW_RANK, PEFT
 from .sharded import is_sharded
 
 Tensor = torch.Tensor
+PLAIN = "traced, vectorised or differentiated forward: plain operations are wanted"
 
 
 class Way(NamedTuple):
-    """The path; the active adapters it computes; the base's weight, where the path needs none of the base's code."""
+    """The path; the active adapters it computes; the base's weight, where the path needs none of the base's code;
+    whether the base is to run alone.
+    """
 
     path: str
     reason: str
     adapters: tuple[str, ...] = ()
     weight: Tensor | NF4Weight | None = None
     dora: bool = False
+    alone: bool = False
 
 
 def way(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None) -> Way:
@@ -42,8 +46,8 @@ def way(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None)
     alone = without_adapter(layer, names)
     if alone is not None:
         return alone
-    if _transformed():
-        return Way(PEFT, "traced, vectorised or differentiated forward: plain operations are wanted")
+    if transformed():
+        return Way(PEFT, PLAIN)
     kinds = {type(layer.lora_variant[name]).__name__ for name in names if name in layer.lora_variant}
     dora = kinds == {"DoraLinearVariant"}
     if kinds and not dora:
@@ -67,7 +71,7 @@ def rows_way(layer: Any, x: Tensor, adapter_names: Sequence[str]) -> Way:
         return Way(PEFT, "adapters a row: not for this layer or this batch")
     found = way(layer, x, used)
     if found.path != FUSED or found.dora:
-        return Way(PEFT, f"adapters a row: {found.reason}")
+        return Way(PEFT, f"adapters a row: {found.reason}", alone=found.alone)
     if any(drops(layer._modules["lora_dropout"][name]) for name in used):
         return Way(PEFT, "adapters a row, with dropout")
     if any(layer._modules["lora_B"][name].bias is not None for name in used):
@@ -75,7 +79,7 @@ def rows_way(layer: Any, x: Tensor, adapter_names: Sequence[str]) -> Way:
     return found
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether jit traces, torch.func transforms or forward-mode AD runs, which autograd Functions stop."""
     if torch.compiler.is_compiling():
         return False
@@ -85,10 +89,10 @@ def _transformed() -> bool:
 def without_adapter(layer: Any, names: tuple[str, ...]) -> Way | None:
     """The way of a layer whose base runs alone."""
     if layer._disable_adapters:
-        return Way(PEFT, "the adapters are disabled: the base layer runs alone")
+        return Way(PEFT, "the adapters are disabled: the base layer runs alone", alone=True)
     if layer.merged_adapters:
-        return Way(PEFT, f"{', '.join(layer.merged_adapters)} is merged: the base layer runs alone")
-    return None if names else Way(PEFT, "no active adapter here: the base layer runs alone")
+        return Way(PEFT, f"{', '.join(layer.merged_adapters)} is merged: the base layer runs alone", alone=True)
+    return None if names else Way(PEFT, "no active adapter here: the base layer runs alone", alone=True)
 
 
 def _factors(layer: Any, name: str, dora: bool) -> str:

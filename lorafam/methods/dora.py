@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import config
 from .. import functional as F
+from ..compat.torch import is_transformed
 from ..ops.row_norm import NORM_FLOOR
 from ..weights import NF4Weight
 from .adapter import Adapter, initial_a, lora_scaling
@@ -123,8 +124,8 @@ class DoraLinear(AdapterLayer):
     def _row_norm(self, A: Tensor, B: Tensor, scaling: float | Tensor, weight: Any) -> Tensor:
         if weight is None:
             weight = dense_base_weight(self.base_layer)
-        # a compiled graph can't ask for the weight's version: there the op forms ‖w_j‖² itself
-        if isinstance(weight, NF4Weight) or torch.compiler.is_compiling():
+        # a compiled graph and a transform can't ask for the weight's version: there ‖w_j‖² is formed anew
+        if isinstance(weight, NF4Weight) or torch.compiler.is_compiling() or is_transformed():
             squared = None
         else:
             self._weight_squared = squared_norms(self._weight_squared, weight)

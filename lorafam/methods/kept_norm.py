@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat.torch import is_transformed
 from ..weights import NF4Weight
 
 Tensor = torch.Tensor
@@ -92,12 +93,12 @@ def squared_norms(known: Kept | None, weight: Tensor) -> Kept:
     if known is not None and known.holds((weight,)):
         return known
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    return Kept(torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype).square(), [weight])
+    return Kept(torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float64).square().to(dtype), [weight])
 
 
 def may_keep(device: torch.device) -> bool:
-    """Whether anything can be compared now: not while a graph is compiled or captured."""
-    if torch.compiler.is_compiling():
+    """Whether anything can be compared now: not while a graph is compiled or captured, or a transform runs."""
+    if torch.compiler.is_compiling() or is_transformed():
         return False
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 

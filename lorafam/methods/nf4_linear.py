@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,10 @@ class NF4Linear(nn.Module):
 
     @property
     def weight(self) -> NF4Weight:
-        return self._weight
+        """Over the buffers that are there now: `torch.func.functional_call` puts others in for a while."""
+        if all(map(operator.is_, self._buffers.values(), self._tensors)):
+            return self._weight
+        return self._weight.with_tensors({name: self.get_buffer(name) for name in self._weight.tensors()})
 
     @weight.setter
     def weight(self, weight: NF4Weight) -> None:
@@ -55,12 +59,12 @@ class NF4Linear(nn.Module):
             raise ValueError(
                 f"weight: expected shape {[self.out_features, self.in_features]}, got {list(weight.shape)}"
             )
-        self._weight = weight
+        self._weight, self._tensors = weight, (weight.codes, *weight.scales)
         for name, tensor in weight.tensors().items():
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.nf4_linear(x, self._weight, self.bias)
+        return F.nf4_linear(x, self.weight, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NF4Linear:
         buffers, self._buffers = self._buffers, {}

@@ -2,7 +2,7 @@
 
     n_j² = ‖w_j‖² + 2 b̂_j·(A w_j) + b̂_j (A Aᵀ) b̂_jᵀ, clamped at 0
 
-Rows where the sum falls below 1e-3 ‖w_j‖² are recomputed directly, since the identity loses their digits to
+Rows where the sum is at most half of ‖w_j‖² + Σ_r b̂_jr² ‖a_r‖² are formed directly, since the identity loses digits to
 cancellation; n_j is at least `NORM_FLOOR`, so that a zero row gives neither inf nor NaN. ‖w_j‖² is `squared_row_norm`'s
 result, kept with the weight, or None to form it here.
 """

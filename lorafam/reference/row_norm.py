@@ -4,8 +4,9 @@ Directly, or without the dense N x K update, by the identity, with b̂ = s·b:
 
     n_j² = ‖w_j‖² + 2 b̂_j·(A w_j) + b̂_j (A Aᵀ) b̂_jᵀ
 
-The identity subtracts: rows where it leaves no more than CANCELLATION of ‖w_j‖², or less than nothing, have lost their
-digits and are formed directly. Both are at least NORM_FLOOR, so that a zero row gives neither inf nor NaN in m / n.
+The identity subtracts: rows where it leaves no more than CANCELLATION of ‖w_j‖² + Σ_r b̂_jr² ‖a_r‖², the squares of
+what is added up, have lost digits and are formed directly (docs/decisions.md has the bound). Both are at least
+NORM_FLOOR, so that a zero row gives neither inf nor NaN in m / n.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .checks import expect_factors
 
-CANCELLATION = 1e-3
+CANCELLATION = 0.5
 NORM_FLOOR = 1e-20
 
 
@@ -33,9 +34,11 @@ def row_norm_factored(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> T
     B_hat = scaling * B
     weight_squared = weight.square().sum(1)
     cross = (B_hat * (weight @ A.T)).sum(1)
-    update_squared = (B_hat @ (A @ A.T) * B_hat).sum(1)
+    gram = A @ A.T
+    update_squared = (B_hat @ gram * B_hat).sum(1)
     squared = weight_squared + 2 * cross + update_squared
-    lost = (squared <= CANCELLATION * weight_squared).nonzero().squeeze(1)
+    parts = weight_squared + B_hat.square() @ gram.diagonal()
+    lost = (squared <= CANCELLATION * parts).nonzero().squeeze(1)
     # Lost rows pass the root as 1: at 0 or below, its derivative would turn their gradient into NaN.
     norm = squared.index_fill(0, lost, 1).sqrt().index_copy(0, lost, _direct(weight[lost], A, B_hat[lost]))
     return norm.clamp(min=NORM_FLOOR)

@@ -8,6 +8,7 @@ import torch
 from lorafam import functional as F
 from lorafam import quantize_nf4, reference
 from tests.conftest import device
+from tests.tolerances import assert_as_good_as_eager
 
 N, K, RANK = 70, 192, 20
 
@@ -34,3 +35,31 @@ def test_nearly_cancelling_rows(storage: str, backend: str) -> None:
     ratio = exact[near] / dense[near].double().norm(dim=1)
     assert ratio.max() < 3e-4
     torch.testing.assert_close(norm.double(), exact, rtol=1e-4, atol=0)
+
+
+def peft_norm(dense: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.linalg.norm(dense + scaling * (B @ A), dim=1)
+
+
+@pytest.mark.parametrize("storage", ["dense", "nf4"])
+@pytest.mark.parametrize("lost", ["the row", "the ranks"])
+@pytest.mark.parametrize("level", [1e-4, 0.1, 0.6])
+def test_every_level_of_cancellation(level: float, lost: str, storage: str, backend: str) -> None:
+    """An update that takes a row away but for `level` of it; ranks that take one another away."""
+    rows, ranks = 64, 64 if lost == "the row" else 8
+    ours, eager, exact = [], [], []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        dense = torch.randn(rows, K, generator=generator) * (0.3 if lost == "the row" else 0.05)
+        weight = quantize_nf4(dense.to(device())) if storage == "nf4" else dense.to(device())
+        dense = weight.dequantize(torch.float32).cpu() if storage == "nf4" else dense
+        noise = torch.randn(ranks, K, generator=generator)
+        if lost == "the row":
+            A, B = level * 0.3 * noise - dense, torch.eye(rows)
+        else:
+            B = torch.randn(rows, ranks, generator=generator)
+            A, B = torch.randn(1, K, generator=generator) + level * noise, B - B.mean(1, keepdim=True)
+        ours.append(F.row_norm(weight, A.to(device()) / 2, B.to(device()), 2.0).cpu())
+        eager.append(peft_norm(dense, A / 2, B, 2.0))
+        exact.append(peft_norm(dense.double(), A.double() / 2, B.double(), 2.0))
+    assert_as_good_as_eager(ours, eager, exact, name=f"{level} of {lost}", least=2 * rows)

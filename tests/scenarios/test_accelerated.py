@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotsw
 from torch import nn
 
 import lorafam
+from lorafam.backends import selection
+from tests.interop.test_experts import batch, model_of
 
 PEFT_WAYS = pytest.mark.parametrize("fast", [False, True], ids=["PEFT", "accelerated"])
 
@@ -102,3 +107,79 @@ def test_a_layer_without_tokens(fast: bool, method: str, dropout: float, shape: 
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert not parameter.grad.any(), name
+
+
+def autocast(one: Any, x: torch.Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        one(x)
+
+
+def compiled(one: Any, x: torch.Tensor) -> None:
+    torch.compile(one, backend="eager")(x)
+
+
+def hooked(one: Any, x: torch.Tensor) -> None:
+    next(module for name, module in one.named_modules() if name.endswith("lora_A.default")).register_forward_hook(
+        lambda *_: None
+    )
+    one(x)
+
+
+def transformed(one: Any, x: torch.Tensor) -> None:
+    torch.func.vmap(one)(x.unsqueeze(0))
+
+
+def told(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(selection, "_TOLD", set())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(one.message) for one in caught if issubclass(one.category, selection.DetourWarning)]
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [(autocast, "autocast"), (compiled, "a compiled graph has the experts' own code")],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_experts_that_go_pefts_way_are_told(use: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = model_of("mixtral")
+    experts = [row for row in lorafam.accelerate(one).rows if row.name.endswith("experts")]
+    assert [row.path for row in experts] == ["fused"]
+    assert "PEFT's way under autocast and in a compiled graph" in experts[0].reason
+
+    def twice() -> None:
+        use(one, batch())
+        use(one, batch())
+
+    assert told(twice, monkeypatch) == [f"accelerate: PEFT where the report says fused: {reason}"]
+    assert not told(lambda: one(batch()), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (hooked, "hooks on the adapter's modules: they run"),
+        (transformed, "traced, vectorised or differentiated forward"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_layers_that_go_pefts_way_are_told(use: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, x = model(True), torch.randn(3, 32)
+    (message,) = told(lambda: (use(one, x), one(x)), monkeypatch)
+    assert message.startswith(f"accelerate: PEFT where the report says fused: {reason}")
+
+
+def test_what_a_user_asks_for_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, x = model(True), torch.randn(3, 32)
+
+    def use() -> None:
+        one(x)
+        with one.disable_adapter():
+            one(x)
+        compiled(one, x)
+        autocast(one, x)
+        one.merge_adapter()
+        one(x)
+
+    assert not told(use, monkeypatch)

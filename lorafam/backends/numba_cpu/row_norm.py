@@ -26,14 +26,20 @@ def row_norm(
     dtype = norm_dtype(data, layout)
     A, B_hat = A.to(dtype), B_hat.to(dtype)
     squared = squared_row_norm(data, scales, layout) if weight_squared is None else weight_squared.to(dtype)
+    gram = A @ A.T
     # 2 A w_j + (A Aᵀ) b̂_j, a column a row of W
-    cross = _projected(data, scales, layout, A).mul_(2).addmm_(A @ A.T, B_hat.T)
+    cross = _projected(data, scales, layout, A).addmm_(gram, B_hat.T, beta=2)
     total = (cross * B_hat.T).sum(0).add_(squared)
-    near = total <= CANCELLATION * squared
+    least = torch.addmv(squared, B_hat.square(), gram.diag(), beta=CANCELLATION, alpha=CANCELLATION)
+    near = total <= least
+    norms = total.sqrt_()
     if near.any():
-        for row in near.nonzero().flatten().tolist():
-            total[row] = torch.addmv(_row(data, scales, layout, row), A.T, B_hat[row]).square().sum()
-    return total.sqrt_().clamp_(min=NORM_FLOOR)
+        rows = near.nonzero().flatten()
+        height = max(1, PANEL_BYTES // (4 * max(1, A.shape[1])))
+        for some in rows.split(height):
+            sums = (B_hat[some] @ A).add_(_some_rows(data, scales, layout, some))
+            norms[some] = torch.linalg.vector_norm(sums, dim=1)
+    return norms.clamp_(min=NORM_FLOOR)
 
 
 def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor) -> Tensor:
@@ -48,13 +54,18 @@ def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor)
     return result
 
 
-def _row(data: Tensor, scales: list[Tensor], layout: list[int], row: int) -> Tensor:
-    """w_j [K] in the norm's dtype."""
+def _some_rows(data: Tensor, scales: list[Tensor], layout: list[int], rows: Tensor) -> Tensor:
+    """W's rows of these indices, ascending, in the norm's dtype."""
     if is_dense(layout):
-        return data[row].to(norm_dtype(data, layout))
+        return data[rows].to(norm_dtype(data, layout))
     columns = layout[1]
-    out = torch.empty(columns, dtype=torch.float32)
-    decode(describe(data, scales, layout), row * columns, (row + 1) * columns, out)
+    out = torch.empty(len(rows), columns)
+    weight, wanted, first = describe(data, scales, layout), rows.tolist(), 0
+    for index, row in enumerate(wanted, 1):
+        # rows that follow one another at once
+        if index == len(wanted) or wanted[index] != row + 1:
+            decode(weight, wanted[first] * columns, (row + 1) * columns, out[first:index])
+            first = index
     return out
 
 
@@ -67,7 +78,8 @@ def squared_row_norm(data: Tensor, scales: list[Tensor], layout: list[int]) -> T
 
 
 def _squares(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).square_()
+    # a root that was rounded to fp32 would lose a digit
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square_()
 
 
 def _rows(data: Tensor, scales: list[Tensor], layout: list[int]) -> Iterator[tuple[int, int, Tensor]]:

@@ -21,11 +21,14 @@ class NF4Linear(nn.Module):
     None.
 
     Its tensors are buffers, so that the layer moves and is saved as any other; `.to(dtype)`, `.half()` and the like
-    leave the codes and their scales as they are, since rounding the scales would change the weight.
+    leave the codes and their scales as they are, since rounding the scales would change the weight. `source`: the layer
+    in whose place it stands, an nn.Linear for None.
     """
 
-    def __init__(self, weight: NF4Weight, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: NF4Weight, bias: Tensor | None = None, source: nn.Module | None = None) -> None:
         super().__init__()
+        # the class of the layer that it replaces, under the name that transformers gives it: merged, it is one again
+        self.source_cls = nn.Linear if source is None else getattr(source, "source_cls", type(source))
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.weight = weight
@@ -43,7 +46,7 @@ class NF4Linear(nn.Module):
         dense: Any = linear.weight.detach()  # type: ignore[operator]
         dense = dense.T.contiguous() if is_conv1d(linear) else dense
         weight = quantize_nf4(dense, block_size, double_quant, quant_type=quant_type)
-        layer = cls(weight, linear.bias)  # type: ignore[arg-type]
+        layer = cls(weight, linear.bias, linear)  # type: ignore[arg-type]
         return layer.train(linear.training)
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import check_choice
 from ..weights import NF4Weight, quantize_nf4
-from .conv1d import is_conv1d
+from .conv1d import is_conv1d, new_conv1d, stands_for_conv1d
 from .nf4_linear import NF4Linear
 
 Tensor = torch.Tensor
@@ -82,9 +82,13 @@ def put_weight(base: nn.Module, weight: Tensor | NF4Weight) -> None:
 
 
 def with_weight(base: nn.Module, weight: Tensor | NF4Weight, bias: Tensor | None) -> nn.Module:
-    """A frozen layer in `base`'s place: an nn.Linear for a dense weight, an `NF4Linear` for a 4-bit one."""
+    """A frozen layer in `base`'s place: an `NF4Linear` for a 4-bit weight, for a dense one an nn.Linear, or the Conv1D
+    that the model has there.
+    """
     if isinstance(weight, NF4Weight):
-        return NF4Linear(weight, bias).train(base.training)
+        return NF4Linear(weight, bias, base if stands_for_conv1d(base) else None).train(base.training)
+    if stands_for_conv1d(base):
+        return new_conv1d(weight, bias).train(base.training)
     out_features, in_features = weight.shape
     layer = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)

@@ -197,7 +197,7 @@ def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float
     active, settings = layer.active, _quantisation(config)
     dense = dense_base_weight(base)
     weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
-    layer.base_layer = NF4Linear(weight, layer.base_bias()).train(base.training)
+    layer.base_layer = NF4Linear(weight, layer.base_bias(), base).train(base.training)
     active.start_from(*start)
     return layer
 

@@ -20,6 +20,7 @@ from .adapters import check_name, check_new_name, put_adapter
 from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
 from .fit import check_fit, meta_layers, put_tensors
 from .peft_format import TENSOR_FILE, adapter_tensors
+from .peft_reads import tell_of_experts
 from .peft_settings import CONFIG_FILE, config_of, peft_config
 from .saved_module import (
     SavedModule,
@@ -64,6 +65,7 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     saved, whole = saved_tensors(model, adapter)
     tokens, rows = saved_rows(model, name)
     tensors |= whole | rows
+    tell_of_experts(model, layers)
     text = json.dumps(peft_config(model, config, layers, saved, tokens, adapter), indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -12,6 +12,7 @@ from ..compat.transformers import forget_quantisation, forget_tying
 from ..config import check_choice
 from ..methods import AdapterLayer
 from ..methods.base_weight import is_bitsandbytes_4bit
+from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import thaw_layers
 from ..methods.merge_report import THRESHOLD
 from ..methods.stored_weight import DENSE, FORMATS
@@ -91,7 +92,7 @@ def merge_and_unload(
         thaw_layers(model)
         answer_no_more(model)
     rest = any(is_bitsandbytes_4bit(module) for module in model.modules())
-    dense = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+    dense = [path for path, module in model.named_modules() if type(module) is nn.Linear or is_conv1d(module)]
     if tied:
         forget_tying(model)
     forget_quantisation(model, dense, rest=rest)

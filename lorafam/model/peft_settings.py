@@ -16,7 +16,7 @@ from torch import nn
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer
 from ..methods.adapter import Adapter, lora_scaling
-from ..methods.conv1d import is_conv1d
+from ..methods.conv1d import stands_for_conv1d
 from .targets import pattern_values
 from .tensor_keys import clean_path
 
@@ -165,7 +165,7 @@ def peft_config(
     values: dict[str, Any] = {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "bias": config.base_bias,
-        "fan_in_fan_out": all(is_conv1d(layer.base_layer) for layer in layers.values()),
+        "fan_in_fan_out": all(stands_for_conv1d(layer.base_layer) for layer in layers.values()),
         "inference_mode": True,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,

@@ -1,37 +1,33 @@
 """Modules that compute with a child's weight themselves, not by calling the child: an adapter on it would be skipped.
 
 `nn.MultiheadAttention` multiplies by `out_proj.weight`, Mamba's fused kernels take their projections' weights. Found in
-the source of a module's class; where only `weight.dtype` and the like are asked for, nothing is skipped.
+the source of a module's classes; where only `weight.dtype` and the like are asked for, nothing is skipped, nor where
+the module's settings keep it from getting there (Bloom's `if self.pretraining_tp > 1`).
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import re
 from typing import Any, cast
 
 from torch import nn
 
 from ..compat.trl import skips_head
 from ..methods import AdapterLayer
-
-# in the source of a class; not what is asked of a weight without computing with it, nor what is assigned
-_READS = re.compile(
-    r"(?<!isinstance\()self\.(\w+)\.weight\b"
-    r"(?!\.(?:dtype|device|shape|size|data_ptr|requires_grad|is_meta|is_cuda|numel|ndim|dim)\b)(?!\s*=[^=])"
-)
-_AT_THE_START = re.compile(r"def (?:__init__|_?reset_parameters|_init_weights)\(.*?(?=\n    def |\Z)", re.DOTALL)
+from .weights_read import weights_read
 
 
 def reader_of(model: nn.Module, path: str) -> str:
     """The class of the module that reads the weight at `path` itself; empty where none does."""
-    parent = model.get_submodule(path.rpartition(".")[0])
-    name = path.rpartition(".")[2]
-    # its fast path alone, which `stop_fast_paths` shuts
-    if isinstance(parent, nn.TransformerEncoderLayer) or name not in _names_read(cast(Any, type(parent))):
-        return ""
-    return type(parent).__name__
+    parts = path.split(".")
+    for count in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:count]))
+        # its fast path alone, which `stop_fast_paths` shuts
+        if isinstance(module, nn.TransformerEncoderLayer):
+            continue
+        name = ".".join(parts[count:])
+        if any(read.name == name and read.happens_in(module) for read in weights_read(cast(Any, type(module)))):
+            return type(module).__name__
+    return ""
 
 
 def stop_fast_paths(model: nn.Module) -> None:
@@ -60,13 +56,3 @@ def _check_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
             f"target_modules: the adapter of {path!r} would be skipped: this trainer multiplies by the weight of the "
             "output head itself; leave the head out, or train it whole (modules_to_save)"
         )
-
-
-@functools.cache
-def _names_read(kind: Any) -> frozenset[str]:
-    try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):
-        # a class made at run time has no source to ask
-        return frozenset()
-    return frozenset(_READS.findall(_AT_THE_START.sub("", source)))

@@ -147,7 +147,8 @@ class AdapterConfig:
     beside B (PEFT's lora_bias). `base_bias` (PEFT's bias): which of the base's own biases are trained and saved too:
     "none", "all", or those of adapted layers, "lora_only"; they are the base's, `disabled` leaves them.
     `trainable_token_indices`: tokens whose rows of the embedding table, and of what is tied to it, the adapter has for
-    itself; a list, or tables' names to lists.
+    itself; a list, or tables' names to lists. `target_parameters`: names that end a parameter's name, of experts
+    [E, N, K] above all; with `target_modules=[]` nothing else is adapted.
     """
 
     method: str = "lora"
@@ -171,6 +172,7 @@ class AdapterConfig:
     modules_to_save: Sequence[str] | None = None
     base_bias: str = "none"
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    target_parameters: Sequence[str] | None = None
 
     def __new__(cls, *args: Any, **settings: Any) -> AdapterConfig:
         known = {one.name for one in fields(cls)}
@@ -201,8 +203,11 @@ class AdapterConfig:
             raise ValueError(told)
         for flag in ("double_quant", "rslora", "bias", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))
+        check_names("target_parameters", self.target_parameters)
         for selector in ("target_modules", "exclude_modules"):
-            check_names(selector, getattr(self, selector), expression=True)
+            # no module where parameters are named
+            if selector != "target_modules" or self.target_parameters is None or self.target_modules != []:
+                check_names(selector, getattr(self, selector), expression=True)
         if self.modules_to_save is None or len(self.modules_to_save):
             check_names("modules_to_save", self.modules_to_save)
         check_indices("layers_to_transform", self.layers_to_transform)
@@ -219,6 +224,10 @@ class AdapterConfig:
                 raise ValueError(f"{pattern}: expected names to values, got {getattr(self, pattern)!r}")
             for key in getattr(self, pattern):
                 check_expression(f"{pattern}, the key", key)
+        if self.target_parameters is not None:
+            plain = self.method == "lora" and self.init in ("default", "gaussian") and not (self.dropout or self.bias)
+            if not plain:
+                raise ValueError("target_parameters: expected method 'lora' with dropout 0, no bias, init 'default'")
         if self.init == "loftq" and self.quantize is None:
             raise ValueError("init: 'loftq' chooses 4-bit codes and factors together, expected quantize='nf4' or 'fp4'")
         if self.init != "default" and self.method == "adalora":

@@ -56,12 +56,13 @@ class Group:
 @dataclass
 class Loading:
     """`formed`: name in the loaded model → what it is made of. `tied`: name → the name whose tensor it has, where the
-    files have one of the two. `sideways`: weights [K, N] (Conv1D).
+    files have one of the two. `sideways`: weights [K, N] (Conv1D). `model`: without memory.
     """
 
     formed: dict[str, Formed]
     tied: dict[str, str]
     sideways: set[str]
+    model: Any
     _rename: Any
 
     def renamed(self, name: str) -> str:
@@ -128,4 +129,4 @@ def loading(folder: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]
         elif target in formed and source not in formed:
             tied[source] = target
     sideways = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Conv1D)}
-    return Loading(formed, tied, sideways, rename)
+    return Loading(formed, tied, sideways, model, rename)

@@ -6,6 +6,7 @@ from .dora import DoraLinear
 from .explain import Explanation, explain
 from .lora import LoraLinear
 from .lora_embedding import LoraEmbedding
+from .lora_parameter import LoraParameter
 from .merge_report import MergeReport
 from .nf4_linear import NF4Linear
 from .registry import METHODS
@@ -18,6 +19,7 @@ __all__ = [
     "Explanation",
     "LoraEmbedding",
     "LoraLinear",
+    "LoraParameter",
     "MergeReport",
     "NF4Linear",
     "explain",

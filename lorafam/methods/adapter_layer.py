@@ -43,8 +43,7 @@ class AdapterLayer(nn.Module, ABC):
         super().__init__()
         if not isinstance(base, nn.Module):
             raise TypeError(f"base: expected a module, got {type(base).__name__}")
-        if isinstance(base, AdapterLayer):
-            raise TypeError(f"base: expected a layer without an adapter, got a {type(base).__name__}")
+        self.check_base(base)
         self.in_features, self.out_features = self.sizes(base)
         if is_bitsandbytes_4bit(base):
             # its evaluation forward would repack the weight in place, for its own kernel only
@@ -57,6 +56,11 @@ class AdapterLayer(nn.Module, ABC):
         self.active_adapter = adapter
         self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
         self.train(base.training)
+
+    def check_base(self, base: nn.Module) -> None:
+        """Raises TypeError for a base that has an adapter."""
+        if isinstance(base, AdapterLayer):
+            raise TypeError(f"base: expected a layer without an adapter, got a {type(base).__name__}")
 
     def sizes(self, base: nn.Module) -> tuple[int, int]:
         """(K, N); raises ValueError for a base that isn't for this layer."""

@@ -17,6 +17,7 @@ from ..methods.frozen_linear import freeze_layer, frozen_layers
 from ..methods.initialisers import loftq
 from ..weights import quantize_nf4
 from .base_tensors import train_biases
+from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, inside
 from .targets import find_targets, output_head, pattern_values
 from .token_rows import TokenRows, find_token_rows, put_token_rows
@@ -42,10 +43,12 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     targets = find_targets(model, config)
     check_targets(model, targets, config)
     rows = find_token_rows(model, config)
+    parameters = find_parameters(model, config.target_parameters)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         for path, module in new_modules(model, targets, config, undo).items():
             replace_module(model, path, module)
+        put_parameters(model, parameters, config, FIRST, FIRST)
         put_token_rows(model, rows, FIRST, FIRST)
         train_biases(model, config.base_bias)
         model.lorafam_config = config  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer, LoraEmbedding, LoraLinear, NF4Linear
+from ..methods import AdapterLayer, LoraEmbedding, LoraLinear, LoraParameter, NF4Linear
 from ..methods.base_weight import is_bitsandbytes_4bit
 from .adapt import (
     adapter_layers,
@@ -19,6 +19,7 @@ from .adapt import (
     replace_module,
     run_through_layers,
 )
+from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, saved_modules
 from .targets import find_targets, pattern_values
 from .token_rows import TokenRows, find_token_rows, put_token_rows, token_rows
@@ -40,7 +41,11 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
     if not isinstance(config, AdapterConfig):
         raise ValueError("config: expected one, the model doesn't know what it was adapted with")
     _check_shares_base(model, config, again)
-    active = {path: layer.base_layer for path, layer in layers.items() if layer.has_active}
+    active = {
+        path: layer.base_layer
+        for path, layer in layers.items()
+        if layer.has_active and not isinstance(layer, LoraParameter)
+    }
     wanted = active if again or config.target_modules is None else find_targets(model, config)
     put_adapter(model, name, config, wanted, _saved_for(model, config, again), find_token_rows(model, config))
 
@@ -61,6 +66,7 @@ def put_adapter(
         if layer.method != config.method:
             raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {config.method!r}")
     check_targets(model, new, config)
+    parameters = find_parameters(model, config.target_parameters)
     active = next(iter(layers.values())).active_adapter
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ranks = pattern_values(config.rank_pattern, list(wanted), config.r, "rank_pattern")
@@ -74,6 +80,10 @@ def put_adapter(
         for path, made in new_adapter_layers(new, config, undo, name).items():
             made.set_adapter(active, elsewhere=True)
             replace_module(model, path, made)
+        for layer in layers.values():
+            if isinstance(layer, LoraParameter):
+                undo.append(_forgetting(layer.adapters, name))
+        put_parameters(model, parameters, config, name, active)
         for path in saved:
             module = model.get_submodule(path)
             if isinstance(module, SavedModule):
@@ -143,7 +153,8 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     for path, layer in layers.items():
         if layer.active_adapter == name:
             raise ValueError(f"name: {name!r} is the active adapter of {path!r}; set another one first")
-    for path, layer in layers.items():
+    # of layers around each other the innermost first
+    for path, layer in reversed(layers.items()):
         if name in layer.adapters:
             del layer.adapters[name]
         if not layer.adapters:

@@ -18,7 +18,8 @@ from .adapt import FIRST, adapter_layers, new_adapter_layers, replace_module, ru
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, put_adapter
 from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
-from .fit import check_fit, meta_layers, put_tensors
+from .fit import check_fit, meta_layers, meta_twins, put_tensors
+from .parameter_targets import Parameters, find_parameters, meta_parameters, nested_paths, put_parameters
 from .peft_format import TENSOR_FILE, adapter_tensors
 from .peft_reads import tell_of_experts
 from .peft_settings import CONFIG_FILE, config_of, peft_config
@@ -170,14 +171,16 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
                 f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} is for a dense base that lost a part, "
                 f"{path!r} is a {type(module).__name__}"
             )
-    fitting = meta_layers({clean_path(path): module for path, module in targets.items()}, file.config)
-    check_fit(fitting, file)
+    parameters = find_parameters(model, file.config.target_parameters)
+    fitting = _fitting(model, targets, parameters, file)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         made = new_adapter_layers(targets, file.config, undo, name)
         for path, layer in made.items():
             put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
             replace_module(model, path, layer)
+        put_parameters(model, parameters, file.config, name, name)
+        _put_parameters(model, parameters, fitting, name, file)
         for path in beside.states:
             replace_module(model, path, SavedModule(model.get_submodule(path), name))
         put_token_rows(model, beside.tokens, name, name)
@@ -195,17 +198,42 @@ def _is_tied(model: nn.Module, path: str) -> bool:
     return base is not None and tied_to(model, base) is not None
 
 
+def _fitting(
+    model: nn.Module, targets: Mapping[str, nn.Module], parameters: Parameters, file: AdapterFile
+) -> dict[str, AdapterLayer]:
+    """The layers without memory that a file's tensors are for; ValueError where they don't fit."""
+    fitting = meta_layers({clean_path(path): module for path, module in targets.items()}, file.config)
+    fitting |= meta_parameters(model, parameters, replace(file.config, init="default"))
+    check_fit(fitting, file)
+    return fitting
+
+
+def _put_parameters(
+    model: nn.Module, parameters: Parameters, fitting: Mapping[str, AdapterLayer], name: str, file: AdapterFile
+) -> None:
+    for path, names in parameters.items():
+        for nested in nested_paths(path, names):
+            adapter: Any = model.get_submodule(nested).adapters[name]  # type: ignore[index]
+            put_tensors(adapter, fitting[clean_path(nested)], clean_path(nested), file)
+
+
 def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
     """The modules that the file's settings mean, or, where they name none or not all, its tensors."""
     if file.config.target_modules is not None and not file.ties:
         return find_targets(model, file.config, some=True)
     modules = {clean_path(path): path for path, _ in model.named_modules()}
-    unknown = [path for path in file.paths if path not in modules]
+    own = [
+        clean_path(nested)
+        for path, names in find_parameters(model, file.config.target_parameters).items()
+        for nested in nested_paths(path, names)
+    ]
+    paths = [path for path in file.paths if path not in own]
+    unknown = [path for path in paths if path not in modules]
     if unknown:
         raise ValueError(
             f"{TENSOR_FILE}: is for {unknown[0]!r}, which the model has no place for ({len(unknown)} such)"
         )
-    found: dict[str, Any] = {modules[path]: model.get_submodule(modules[path]) for path in file.paths}
+    found: dict[str, Any] = {modules[path]: model.get_submodule(modules[path]) for path in paths}
     return checked_targets(
         model, {path: one.base_layer if isinstance(one, AdapterLayer) else one for path, one in found.items()}
     )
@@ -231,7 +259,7 @@ def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: Adapt
     methods = {layer.method for layer in own.values()}
     if methods != {file.config.method}:
         raise ValueError(f"{CONFIG_FILE}: an adapter of method {file.config.method!r}, the model has {sorted(methods)}")
-    fitting = meta_layers({clean_path(path): layer.base_layer for path, layer in own.items()}, file.config)
+    fitting = meta_twins({clean_path(path): layer for path, layer in own.items()}, file.config)
     check_fit(fitting, file)
     for path, layer in own.items():
         put_tensors(layer.adapters[name], fitting[clean_path(path)], clean_path(path), file)  # type: ignore[arg-type]
@@ -245,13 +273,14 @@ def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: Adapt
 def _load_beside(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) -> None:
     """Into an adapter of another name, which is made for it."""
     targets = _file_targets(model, file)
-    fitting = meta_layers({clean_path(path): base for path, base in targets.items()}, file.config)
-    check_fit(fitting, file)
+    parameters = find_parameters(model, file.config.target_parameters)
+    fitting = _fitting(model, targets, parameters, file)
     put_adapter(model, name, file.config, targets, list(beside.states), beside.tokens)
     layers = adapter_layers(model)
     for path in targets:
         adapter: Any = layers[path].adapters[name]
         put_tensors(adapter, fitting[clean_path(path)], clean_path(path), file)
+    _put_parameters(model, parameters, fitting, name, file)
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, LoraParameter
 from .adapter_file import AdapterFile, path_of, read_adapter, tensor_file
 from .fit import check_fit, meta_layers, put_tensors
+from .parameter_targets import find_parameters, meta_parameters, pattern_path
 from .peft_format import PREFIX, TENSOR_FILE, tensor_names
 from .peft_settings import CONFIG_FILE
 from .saved_module import is_saved
@@ -64,7 +65,9 @@ class FileAdapter:
         if embeddings and self.config.method != "lora":
             raise ValueError(f"{CONFIG_FILE}: use_dora = True is not supported with an embedding, expected False")
         file.tensors = _as_linear(file.tensors)
+        parameters = _parameters(file, model)
         by_path = _by_path(file.tensors, self.config.method)
+        experts = {path: by_path.pop(path) for path in parameters if path in by_path}
         self.rows = {_stored(f"{path}.weight", model): found for path, found in file_rows(file).items()}
         self.shared: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
@@ -86,18 +89,39 @@ class FileAdapter:
         # every shape and name is checked before anything is computed
         with torch.device("meta"):
             bases: dict[str, nn.Module] = {path: nn.Linear(K, N, bias=False) for path, (N, K) in sizes.items()}
-        self._layers = meta_layers(bases, self.config)
+        self._layers = {**meta_layers(bases, self.config), **parameters}
+        self.places |= {path: Place(pattern_path(path, parameters[path]), None, False) for path in experts}
         check_fit(self._layers, file)
         changed = [*self.own, *(place.weight for place in self.places.values())]
         self.untied = _untied(changed, model)
 
     def layer(self, path: str, weight: Tensor) -> AdapterLayer:
-        """The adapter's layer around an nn.Linear of `weight` [N, K], without a bias."""
+        """The adapter's layer around an nn.Linear of `weight` [N, K], without a bias; or around a module that has
+        experts' weights as they are.
+        """
+        made = self._layers[path]
+        if isinstance(made, LoraParameter):
+            around = made.around(weight)
+            put_tensors(around.active, made, path, self._file)
+            return around.eval()
         # it stays as it is, for the next time
         layer = copy.deepcopy(self._layers[path]).to_empty(device="cpu")
         put_tensors(layer.active, self._layers[path], path, self._file)
         layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
         return layer.eval()
+
+
+def _parameters(file: AdapterFile, model: StoredModel) -> dict[str, AdapterLayer]:
+    """Path → layer, without memory, of the parameters that the file adapts (target_parameters)."""
+    names = file.config.target_parameters
+    if names is None:
+        return {}
+    if model.skeleton is None:
+        raise ValueError(
+            f"{CONFIG_FILE}: target_parameters = {list(names)} needs transformers, which isn't there or doesn't know "
+            "the model's class"
+        )
+    return meta_parameters(model.skeleton, find_parameters(model.skeleton, names), file.config)
 
 
 def _stored(name: str, model: StoredModel) -> str:

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, LoraParameter
 from ..methods.adapter import Adapter
 from ..methods.base_weight import base_sizes
 from .adapt import new_adapter_layers
 from .adapter_file import AdapterFile
+from .parameter_targets import meta_parameters, pattern_path
 from .peft_format import PREFIX, TENSOR_FILE, names_of
 from .peft_settings import CONFIG_FILE
+from .targets import pattern_values
 
 
 def meta_layers(bases: Mapping[str, nn.Module], config: AdapterConfig) -> dict[str, AdapterLayer]:
@@ -24,6 +26,26 @@ def meta_layers(bases: Mapping[str, nn.Module], config: AdapterConfig) -> dict[s
     with torch.device("meta"):
         twins = {path: _twin(base) for path, base in bases.items()}
         return new_adapter_layers(twins, replace(config, init="default"), [])
+
+
+def meta_twins(layers: Mapping[str, AdapterLayer], config: AdapterConfig) -> dict[str, AdapterLayer]:
+    """`meta_layers` in the place of layers that are there, parameters' too."""
+    plain = {path: layer.base_layer for path, layer in layers.items() if not isinstance(layer, LoraParameter)}
+    found = meta_layers(plain, config)
+    for path, layer in layers.items():
+        if isinstance(layer, LoraParameter):
+            holder = nn.ModuleDict({"one": layer.holder})
+            made = meta_parameters(holder, {"one": [layer.parameter]}, _of_parameter(config, path, layer))
+            found |= {path: made["one"]}
+    return found
+
+
+def _of_parameter(config: AdapterConfig, path: str, layer: LoraParameter) -> AdapterConfig:
+    """The same with what its patterns give a parameter."""
+    whole = pattern_path(path, layer)
+    rank = pattern_values(config.rank_pattern, [whole], config.r, None)[whole]
+    alpha = pattern_values(config.alpha_pattern, [whole], config.alpha, None)[whole]
+    return replace(config, r=int(rank), alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
 def _twin(base: nn.Module) -> nn.Module:

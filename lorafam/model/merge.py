@@ -82,7 +82,8 @@ def merge_and_unload(
         for path in list(tied):
             _tie_again(model, path, tied)
         raise
-    for path, layer in every.items():
+    # of layers around each other the innermost first
+    for path, layer in reversed(every.items()):
         if path not in kept:
             replace_module(model, path, layer.unloaded())
     if not kept:

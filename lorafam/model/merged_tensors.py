@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..methods import LoraParameter
 from ..methods.merge_report import MergeReport
 from ..methods.stored_weight import DENSE
 from .file_adapter import FileAdapter
@@ -102,6 +103,8 @@ class MergedTensors:
             self._reports[path] = layer.merge(into=self._into, threshold=self._threshold)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        if isinstance(layer, LoraParameter):
+            return layer.own_parameter.detach()
         weight: Tensor = layer.base_layer.weight.detach()  # type: ignore[operator]
         return weight.T if turned else weight
 

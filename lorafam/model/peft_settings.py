@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, LoraParameter
 from ..methods.adapter import Adapter, lora_scaling
 from ..methods.conv1d import stands_for_conv1d
+from .parameter_targets import pattern_path
 from .targets import pattern_values
 from .tensor_keys import clean_path
 
@@ -29,7 +30,7 @@ _DEFAULT_SCHEDULE = {"total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
 _READ = {
     "peft_type", "r", "init_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora",
     "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-    "init_lora_weights", "bias", "modules_to_save", "trainable_token_indices",
+    "init_lora_weights", "bias", "modules_to_save", "trainable_token_indices", "target_parameters",
 }  # fmt: skip
 # where it came from, how it started or trains, and what the tensors say themselves; none changes what is computed
 _LEFT_ASIDE = {
@@ -71,6 +72,7 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
         "modules_to_save": values.get("modules_to_save") or (),
         "base_bias": values.get("bias") or "none",
         "trainable_token_indices": values.get("trainable_token_indices") or None,
+        "target_parameters": values.get("target_parameters") or None,
     }
     if adalora:
         _check_kept_ranks(values.get("rank_pattern"))
@@ -162,16 +164,19 @@ def peft_config(
     """
     if config.method == "adalora" and config.alpha == 0:
         raise ValueError("adapter: PEFT reads an AdaLoRA lora_alpha of 0 as init_r, expected another alpha")
+    modules = {path: layer for path, layer in layers.items() if not isinstance(layer, LoraParameter)}
     values: dict[str, Any] = {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "bias": config.base_bias,
-        "fan_in_fan_out": all(stands_for_conv1d(layer.base_layer) for layer in layers.values()),
+        "fan_in_fan_out": bool(modules) and all(stands_for_conv1d(layer.base_layer) for layer in modules.values()),
         "inference_mode": True,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "modules_to_save": saved or None,
         "trainable_token_indices": tokens or None,
-        "target_modules": target_names(model, layers),
+        "target_modules": target_names(model, modules) if modules else [],
+        "target_parameters": sorted(pattern_path(path, one) for path, one in layers.items() if path not in modules)
+        or None,
         "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
     }
     if config.method == "adalora":
@@ -208,8 +213,9 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     adapters: dict[str, Any] = {
         path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
     }
-    ranks = {path: int(adapter.rank) for path, adapter in adapters.items()}
-    alphas = {path: _alpha(adapter, layers[path].method) for path, adapter in adapters.items()}
+    told = {path: pattern_path(path, layer) for path, layer in layers.items()}
+    ranks = {told[path]: int(adapter.rank) for path, adapter in adapters.items()}
+    alphas = {told[path]: _alpha(adapter, layers[path].method) for path, adapter in adapters.items()}
     one = next(iter(adapters.values()))
     started = any(adapter.start_A is not None for adapter in adapters.values())
     settings: dict[str, Any] = {
@@ -219,7 +225,7 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
         "bias": any(getattr(adapter, "bias", None) is not None for adapter in adapters.values()),
         "init": first.init if started or not starts_from_weight(first.init) else "default",
     }
-    paths = list(layers)
+    paths = list(ranks)
     if (
         pattern_values(first.rank_pattern, paths, first.r, None) != ranks
         or pattern_values(first.alpha_pattern, paths, first.alpha, None) != alphas

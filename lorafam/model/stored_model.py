@@ -76,6 +76,11 @@ class StoredModel:
         """Whether a weight is [K, N] (Conv1D); None where it isn't known."""
         return None if self._loading is None else name in self._loading.sideways
 
+    @property
+    def skeleton(self) -> Any:
+        """The loaded model without memory; None where its class isn't known."""
+        return None if self._loading is None else self._loading.model
+
     def groups(self) -> dict[str, Group]:
         """Name in the files → how it is joined with others or parted."""
         return {source: one.group for one in self.formed.values() if one.group is not None for source in one.sources}

@@ -36,6 +36,8 @@ def find_targets(model: nn.Module, config: AdapterConfig, *, some: bool = False)
     saved = find_saved(model, config.modules_to_save, config.target_modules)
     modules = {path: module for path, module in _adaptable_paths(model).items() if not inside(path, saved)}
     names = config.target_modules
+    if isinstance(names, list) and not names:
+        return {}
     if names is None or names == "all-linear":
         head = output_head(model)
         head = head.base_layer if isinstance(head, AdapterLayer) else head

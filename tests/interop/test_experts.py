@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import lorafam
-from lorafam.interop import experts
+from lorafam.methods import experts
 from tests.interop.tiny_lm import disturb, trainable
 
 Tensor = torch.Tensor

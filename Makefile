@@ -80,6 +80,8 @@ bugs: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/installed && mkdir -p build/installed/lorafam
+	ln -s $(CURDIR)/lorafam/* $(CURDIR)/kernels $(CURDIR)/bench build/installed/lorafam
 	$(BIN)/mypy
 
 bench: $(VENV)/installed

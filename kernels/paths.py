@@ -27,10 +27,10 @@ _ROUTES = ({"path": FUSED}, *({"path": STAGED, "product": by} for by in (CUBLAS,
 
 
 class Route(NamedTuple):
-    """`path` is FUSED or STAGED, `product` CUBLAS or TRITON where it is staged."""
+    """`path` is FUSED or STAGED, `product` CUBLAS or TRITON where it is staged, else ""."""
 
     path: str
-    product: str | None = None
+    product: str = ""
 
 
 # architecture → rows put before the shipped ones
@@ -67,7 +67,7 @@ def path_of(op: str, architecture: str, tokens: int, N: int = 0, K: int = 0, ran
             if small and architecture in row.get("architectures", [architecture]):
                 if "shipped" in row:
                     break
-                return Route(row["path"], row.get("product"))
+                return Route(row["path"], row.get("product", ""))
     return Route(FUSED)
 
 

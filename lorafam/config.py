@@ -198,8 +198,9 @@ class AdapterConfig:
         check_choice("block_size", self.block_size, BLOCK_SIZES)
         check_init("init", self.init)
         check_choice("dora_dropout", self.dora_dropout, DORA_DROPOUTS)
-        if self.bias in ("none", "all", "lora_only"):
-            told = f"bias: expected True or False, got {self.bias!r}; PEFT's bias is called base_bias"
+        given: object = self.bias
+        if given in ("none", "all", "lora_only"):
+            told = f"bias: expected True or False, got {given!r}; PEFT's bias is called base_bias"
             raise ValueError(told)
         for flag in ("double_quant", "rslora", "bias", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))

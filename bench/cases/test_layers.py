@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def passes(contender: str, name: str, size: int, tokens: int) -> None:
 @pytest.mark.parametrize("tokens", PLAN["tokens"])
 @pytest.mark.parametrize("size", PLAN["sizes"])
 @pytest.mark.parametrize("name", PLAN["methods"])
-def test_layer(benchmark, name: str, size: int, tokens: int, direction: str, contender: str) -> None:
+def test_layer(benchmark: Any, name: str, size: int, tokens: int, direction: str, contender: str) -> None:
     if contender in GATED:
         passes(contender, name, size, tokens)
     case = case_for(contender, made_case(name, size, tokens))

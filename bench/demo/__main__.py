@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from .material import LICENCE, prepare_model, prepare_text
 from .plan import HELD_OUT_TOKENS, PAIRS, RUNS, SEQUENCE_LENGTH
-from .verdict import FAILED, claims, plot, table
+from .verdict import FAILED, Summary, claims, plot, table
 
 OUTPUT = Path("demo-output")
 
@@ -42,7 +43,7 @@ def main() -> int:
     OUTPUT.mkdir(exist_ok=True)
     child("demo.material", str(OUTPUT))
     model, text = prepare_model(OUTPUT), prepare_text(OUTPUT)
-    summaries: dict[str, dict] = {}
+    summaries: dict[str, Summary] = {}
     # the bare model's loss is measured once a base
     first: dict[str | None, str] = {}
     for run in RUNS:
@@ -60,7 +61,7 @@ def main() -> int:
     return report(summaries, measured, time.monotonic() - start)
 
 
-def report(summaries: dict, measured: dict, seconds: float) -> int:
+def report(summaries: dict[str, Summary], measured: dict[str, Any], seconds: float) -> int:
     from lorafam.backends.numba_cpu.processor import model_name
 
     from .pace import Pace, Paces

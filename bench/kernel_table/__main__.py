@@ -20,6 +20,7 @@ from lorafam.kernels.launch_table import PACKED, launch_config
 
 from lorafam.backends.triton_gpu.launch import simulator
 from lorafam.backends.triton_gpu.shipped import dump_kernels, failures
+from lorafam.backends.triton_gpu.traffic import Counted
 
 from . import code, formulas, measured, moved, times, wavefronts
 from .cards import CARDS, Card
@@ -70,7 +71,7 @@ def generated(rows: Rows) -> dict[str, list[str]]:
     }
 
 
-def _wavefronts_of_dequantize(found: Mapping[Variant, Sequence[moved.Counted]]) -> float:
+def _wavefronts_of_dequantize(found: Mapping[Variant, Sequence[Counted]]) -> float:
     return max(
         counted.traffic.wavefronts / counted.launch.arguments["decoded_ptr"].numel()
         for counted in found[Variant("nf4_dequantize", "", 0)]

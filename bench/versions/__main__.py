@@ -16,7 +16,7 @@ from typing import Any
 
 from ..files import write_json, write_text
 from .environment import Environment
-from .matrix import FAST, ROWS, Row
+from .matrix import FAST, FAST_ARCHITECTURES, ROWS, Row
 from .page import failed, page
 from .parts import PARTS, merged, run
 
@@ -40,6 +40,8 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         if row.name in wanted:
             print(f"{row.name}: {', '.join(f'{name} {version}' for name, version in row.packages.items())}", flush=True)
             environment = Environment(row, environments / row.name)
+            if fast:
+                environment.variables["LORAFAM_ARCHITECTURES"] = FAST_ARCHITECTURES
             results[row.name] = {**tried(row, environment, root, options.minutes), "at": _at(root)}
             if not fast:
                 write_json(files[row.name], results[row.name])

@@ -45,7 +45,7 @@ PARTS = (
     ),
     Part(
         "simulated",
-        ("-m", "simulated", "tests/backends/triton_gpu/test_every_configuration.py"),
+        ("-n", "2", "-m", "simulated", "tests/backends/triton_gpu/test_every_configuration.py"),
         {"LORAFAM_NEED_PTXSIM": "1"},
         {"simulated": _all},
     ),

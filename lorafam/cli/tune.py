@@ -12,8 +12,8 @@ from .errors import INTERRUPTED, fail
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..backends.triton_gpu.tune.gpu import Gpu
     from ..backends.triton_gpu.tune.points import Point
-    from ..backends.triton_gpu.tune.search import Gpu
 
 COMMAND = "lorafam tune"
 

@@ -79,7 +79,7 @@ def load_chunks(path: str, tokenizer: Any, sequence_length: int, held_out_tokens
     return TextChunks(chunks[~chosen], chunks[chosen], digest)
 
 
-class TrainingSamples(Dataset):
+class TrainingSamples(Dataset[dict[str, Tensor]]):
     """All samples of a run in the order they are trained on: chunk permutation(seed, i // n)[i % n] for sample i."""
 
     def __init__(self, chunks: Tensor, samples: int, seed: int) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.architectures import chosen
+
 
 @pytest.fixture(scope="session")
 def dumped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -13,10 +15,11 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     Into the folder that LORAFAM_KERNELS names, where it names one.
     """
-    from lorafam.backends.triton_gpu.shipped import dump_kernels
+    from lorafam.backends.triton_gpu.shipped import ARCHITECTURES, dump_kernels
 
     folder = os.environ.get("LORAFAM_KERNELS")
-    return dump_kernels(Path(folder) if folder else tmp_path_factory.mktemp("kernels"))
+    place = Path(folder) if folder else tmp_path_factory.mktemp("kernels")
+    return dump_kernels(place, chosen(ARCHITECTURES))
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from lorafam.kernels.launch_table import PACKED, launch_config
 
+from tests.architectures import chosen
 from tests.compiled.test_matrix import described
 
 pytestmark = pytest.mark.compiled
 
-NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+NVIDIA = chosen(("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"))
 # lane-instructions a weight: everything at 8 and 16 tokens, beside the tensor cores' own at 64 and 128
 DECODE = {"sm_90": 4.5, "sm_100": 4.8}
 DECODE_OTHERS = 5.8

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from lorafam.backends.told import told
+
 from ..cases import ABORTED, FAILED, LEFT_OUT, PASSED, Case, Context
 from ..device import device
 from ..plan import OPTIONAL
 from ..store import Record
-from ..worker import LOST, told
+from ..worker import LOST
 
 # what the parameters of such tests say
 ON_GPU = ("triton", "cuda", "triton_gpu on cuda")

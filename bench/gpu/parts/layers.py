@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lorafam.backends.told import told
+
 from ..cases import PASSED, Case, Context, LeftOutError
 from ..device import device, median_seconds
-from ..worker import told
 
 CONTENDERS = ("lorafam", "eager", "peft", "dense")
 DIRECTIONS = ("forward", "train")

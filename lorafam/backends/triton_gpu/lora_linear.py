@@ -204,7 +204,7 @@ def shared_among(
     )
 
 
-def whole_turns(config: LaunchConfig, weight: dict, in_features: int) -> LaunchConfig:
+def whole_turns(config: LaunchConfig, weight: dict[str, Any], in_features: int) -> LaunchConfig:
     """BLOCK_K that divides K where rows have whole blocks: no turn of the loop has a tail."""
     turn = config["BLOCK_K"]
     while weight["PACKED"] and in_features % turn:

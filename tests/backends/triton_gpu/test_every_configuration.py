@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from lorafam.backends import eager, self_check, triton_gpu
+from tests.architectures import chosen
 from tests.conftest import INTERPRETING, ON_GPU
 from tests.kernels.sources import defined_kernels
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="of compiled code only")
 
+# ptxsim doesn't run Blackwell's tensor cores (tcgen05, sm_100): its launches are checked where they are compiled
+SIMULATED = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # the operand whose dtype the launch table goes by, where there is a choice
 WIDE = ("x_ptr", "grad_y_ptr", "w_ptr")
@@ -39,9 +42,8 @@ def covers(row: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
-# ptxsim doesn't run Blackwell's tensor cores (tcgen05, sm_100): its launches are checked where they are compiled
 @pytest.mark.simulated
-@pytest.mark.parametrize("kernels", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"] + ["cuda"] * ON_GPU, indirect=True)
+@pytest.mark.parametrize("kernels", [*chosen(SIMULATED), *["cuda"] * ON_GPU], indirect=True)
 def test_every_configuration_passes_the_check_of_a_new_gpu(kernels: str) -> None:
     if kernels == "cuda":
         assert self_check.run_checks(triton_gpu, eager, torch.device("cuda")) == {}

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 STEPS = 16
 SEQUENCE_LENGTH = 128
-HELD_OUT_TOKENS = 4096
+HELD_OUT_TOKENS = 2048
 RANK = 8
 ALPHA = 16
 SEED = 0
 WARMED_UP, TIMED = 2, 12
 # tokens, and how often they are generated
-PROMPT, GENERATED, TURNS = 16, 24, 3
+PROMPT, GENERATED, TURNS = 16, 16, 3
 
 
 class Run(NamedTuple):

@@ -111,14 +111,11 @@ def row_norm_kernel(
         tl.store(n_ptr + offs_n, squared, mask=mask_n)
     else:
         total = squared
-        parts = squared
         for r in range(0, R, BLOCK_R):
             offs_r = r + tl.arange(0, BLOCK_R)
             mask_r = offs_r < R
             mask_b = mask_n[:, None] & mask_r[None, :]
             b_hat = tl.load(b_hat_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_b, other=0.0)
-            of_a = tl.load(gram_ptr + offs_r * (R + 1), mask=mask_r, other=0.0)
-            parts += tl.sum(b_hat * b_hat * of_a[None, :], axis=1)
             cross = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
             for k in range(0, K, BLOCK_K):
                 offs_k = k + tl.arange(0, BLOCK_K)
@@ -154,6 +151,15 @@ def row_norm_kernel(
                 gram = tl.load(gram_ptr + offs_s[:, None] * R + offs_r[None, :], mask=mask_g, other=0.0)
                 cross = exact_dot(other, gram, cross, TARGET)  # [BLOCK_N, BLOCK_R] [BLOCK_R, BLOCK_R]
             total += tl.sum(cross * b_hat, axis=1)
+        # what was added up, by itself: within the loop it would cost registers beside the tiles
+        parts = squared
+        for r in range(0, R, BLOCK_R):
+            offs_r = r + tl.arange(0, BLOCK_R)
+            mask_r = offs_r < R
+            mask_b = mask_n[:, None] & mask_r[None, :]
+            b_hat = tl.load(b_hat_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r[None, :], mask=mask_b, other=0.0)
+            of_a = tl.load(gram_ptr + offs_r * (R + 1), mask=mask_r, other=0.0)
+            parts += tl.sum(b_hat * b_hat * of_a[None, :], axis=1)
         near = mask_n & (total <= CANCELLATION * parts)
         if tl.max(near.to(tl.int32), axis=0) > 0:
             direct = tl.zeros((BLOCK_N,), tl.float32)

@@ -57,6 +57,6 @@ ROWS = (
         "its Triton is the row triton-3.8.0's",
     ),
 )
-# what .ci/run runs beside `make test simulated compiled`, which run the newest Triton, and for which architectures
+# what .ci/run runs beside `make test simulated compiled`, which run the newest Triton, for this architecture
 FAST = ("triton-3.6.0",)
-FAST_ARCHITECTURES = "sm_80,sm_90,gfx942"
+FAST_ARCHITECTURES = "sm_90"

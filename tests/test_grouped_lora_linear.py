@@ -111,6 +111,39 @@ def test_without_gradients_the_same_bits(tokens: int, storage: str, backend: str
         assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(INTERPRETING, reason="of the CPU backend")
+@pytest.mark.parametrize("scaling", ["number", "trained", "by rank"])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_one_piece_has_the_bits_of_single_calls(tokens: int, scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two weights share a factor, a bias and their levels, and where kernels are started again."""
+    monkeypatch.setenv("LORAFAM_BACKEND", "numba")
+    for seed in range(2):
+        given, _ = make(torch.float32, tokens, "nf4 double", seed=seed)
+        given["As"][2] = given["As"][0]
+        given["Bs"][2] = given["Bs"][2][:, : RANKS[0]].contiguous()
+        given["biases"] = [torch.ones(NS[0]), torch.ones(NS[1]), None]
+        ranks = [A.shape[0] for A in given["As"]]
+        if scaling == "trained":
+            given["scalings"] = [torch.tensor(value).requires_grad_() for value in SCALINGS]
+        if scaling == "by rank":
+            given["scalings"] = [torch.rand(rank).requires_grad_() for rank in ranks]
+        leaves = [given["x"], *given["As"][:2], *given["Bs"], *given["biases"][:2]]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        leaves += [one for one in given["scalings"] if isinstance(one, Tensor)]
+        columns = zip(*(given[name] for name in ("weights", "As", "Bs", "scalings", "biases")), strict=True)
+        single = [F.lora_linear(given["x"], *each) for each in columns]
+        grouped = F.grouped_lora_linear(**given)
+        grads = [torch.randn_like(y) for y in single]
+        for index, (a, b) in enumerate(zip(grouped, single, strict=True)):
+            assert torch.equal(a, b), index
+        found = [torch.autograd.grad(ys, leaves, grads) for ys in (grouped, single)]
+        # autograd adds the single calls' dx, and those of the shared A, the other way round
+        for leaf, a, b in zip(leaves, *found, strict=True):
+            exact = leaf is not given["x"] and leaf is not given["As"][0]
+            assert torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-5, atol=1e-5), leaf.shape
+
+
 @pytest.mark.parametrize("leading", [(), (0,), (2, 0), (2, 3)])
 def test_leading_dimensions_and_strides(leading: tuple[int, ...], backend: str) -> None:
     given, _ = make(torch.float32, 1, "nf4")

@@ -1,18 +1,19 @@
 """Y_i = x W_iᵀ + x A_iᵀ B̂_iᵀ + bias_i for several weights and one x, with the gradients of `lora_linear`.
 
-All P_i = x A_iᵀ come from one pass over x, all dx_i are added up here. Saved beyond parameters and codes: x and the
-P_i.
+All dx_i are added up here. A direction is one piece where the CPU backend has it, else op by op, with all P_i = x A_iᵀ
+from one pass over x. Saved beyond parameters and codes: x and the P_i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.direct import call
-from ..ops.by_storage import Storage, group_storages, joined
+from ..backends.direct import call, together
+from ..ops.by_storage import Storage, check_storage, group_storages, joined
+from ..ops.checks import check_tokens
 from ..ops.library import concatenated, in_dtype
 from . import plain
 from .lora_linear import LoraLinear
@@ -33,11 +34,73 @@ class Factors(NamedTuple):
 def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
     """The Y_i and the P_i, nothing recorded."""
     As, Bs, scales, biases = factors
+    whole = _in_one_piece(x, factors, storages)
+    if whole is not None:
+        check_tokens("x", x, storages[0].layout[1], x.device)
+        return whole.forward_group(x, _parts(whole, factors, storages))
     P = call("lora_project", x, concatenated(As), None, 0.0)
     parts = list(P.split([A.shape[0] for A in As], 1))
     ups = [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
     ys = call("lora_linear_group", x, *joined(storages), parts, ups, list(biases))
     return ys, parts
+
+
+def _in_one_piece(x: Tensor, factors: Factors, storages: Sequence[Storage], *others: Tensor) -> Any:
+    """`numba_cpu.together` where it may compute the whole group, else None."""
+    every = [*factors.As, *factors.Bs, *factors.biases, *(s for s in factors.scales if isinstance(s, Tensor))]
+    own = [tensor for data, scales, _ in storages for tensor in (data, *scales)]
+    whole = together(x, *every, *own, *others)
+    if whole is None or not whole.suits(x, storages[0].layout, factors.As[0], *every):
+        return None
+    if not all(A.shape[0] for A in factors.As):
+        return None
+    for one in storages:
+        check_storage(*one)
+    return whole
+
+
+def _parts(whole: Any, factors: Factors, storages: Sequence[Storage]) -> list[Any]:
+    return [whole.Part(*own, *one) for *own, one in zip(*factors, storages, strict=True)]
+
+
+class Needs(NamedTuple):
+    """Whether a weight's own inputs have a gradient."""
+
+    A: bool
+    B: bool
+    scale: bool
+    bias: bool
+
+
+def _gradients(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    Ps: Sequence[Tensor],
+    factors: Factors,
+    storages: Sequence[Storage],
+    needs_x: bool,
+    needs: Sequence[Needs],
+) -> Iterator[tuple[Any, ...]]:
+    """(dx, dA, dB, dscale, dbias) of every weight, each weight with a dx of its own."""
+    each = zip(grads, Ps, factors.As, factors.Bs, factors.scales, storages, needs, strict=True)
+    whole = _in_one_piece(x, factors, storages, *grads, *Ps)
+    if whole is not None and all(grad.dtype == x.dtype for grad in grads):
+        for grad, one in zip(grads, storages, strict=True):
+            check_tokens("grad_y", grad, one.layout[0], x.device)
+        asked = [need.bias for need in needs], [not need.scale for need in needs]
+        found = whole.backward_group(
+            grads, x, Ps, _parts(whole, factors, storages), needs_x=needs_x, needs_sums=asked[0], scales_db=asked[1]
+        )
+        for (_, _, _, B, scale, _, need), own in zip(each, found, strict=True):
+            dB, dscale = scaled_grads(own.dB, B, scale, need.B, True) if need.scale else (own.dB, None)
+            yield own.dx, own.dA, dB, dscale, own.sums
+        return
+    for grad_y, P, A, B, scale, storage, need in each:
+        Q, dA, dB_hat, _, dbias = call(
+            "lora_factors_grad", grad_y, x, P, scaled(B, scale), *(None,) * 5, 0.0, need.bias
+        )
+        dx = call("lora_linear_grad", grad_y, *storage, None, Q, A, None, 0.0) if needs_x else None
+        yield dx, in_dtype(dA, A.dtype), *scaled_grads(dB_hat, B, scale, need.B, need.scale), dbias
 
 
 class GroupedLoraLinear(torch.autograd.Function):
@@ -78,23 +141,22 @@ class GroupedLoraLinear(torch.autograd.Function):
             return plain.gradients(GroupedLoraLinear.formula, inputs, grads, ctx.needs_input_grad)
         storages = group_storages(data, saved[6 * count :], ctx.layout)
         needs = [ctx.needs_input_grad[3 + i * count : 3 + (i + 1) * count] for i in range(4)]
-        no_dora = (None, None, None, None)
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        found = _gradients(
+            [grad for grad in grads if grad is not None],
+            x,
+            [parts[i] for i in used],
+            Factors(*([each[i] for i in used] for each in (As, Bs, scales, biases))),
+            [storages[i] for i in used],
+            ctx.needs_input_grad[0],
+            [Needs(*(need[i] for need in needs)) for i in used],
+        )
         dx: Tensor | None = None
         dAs: list[Tensor | None] = [None] * count
         dBs, dscales, dbiases = dAs.copy(), dAs.copy(), dAs.copy()
-        for i, grad_y in enumerate(grads):
-            if grad_y is None:
-                continue
-            A, B, scale = As[i], Bs[i], scales[i]
-            needs_a, needs_b, needs_scale, needs_bias = (need[i] for need in needs)
-            Q, dA, dB_hat, _, dbias = call(
-                "lora_factors_grad", grad_y, x, parts[i], scaled(B, scale), *no_dora, None, 0.0, needs_bias
-            )
-            if ctx.needs_input_grad[0]:
-                own = call("lora_linear_grad", grad_y, *storages[i], None, Q, A, None, 0.0)
-                dx = own if dx is None else dx.add_(own)
-            dAs[i] = in_dtype(dA, A.dtype) if needs_a else None
-            dBs[i], dscales[i] = scaled_grads(dB_hat, B, scale, needs_b, needs_scale)
-            dbiases[i] = dbias.to(biases[i].dtype) if needs_bias else None
+        for i, (own, dA, dB, dscale, dbias) in zip(used, found, strict=True):
+            dx = own if dx is None else dx.add_(own)
+            dAs[i], dBs[i], dscales[i] = dA if needs[0][i] else None, dB, dscale
+            dbiases[i] = dbias.to(biases[i].dtype) if needs[3][i] else None
         frozen = [None] * (len(saved) - 5 * count)
         return dx, None, None, *dAs, *dBs, *dscales, *dbiases, *frozen

@@ -3,11 +3,13 @@ same bits.
 
     forward     P = drop(x) Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
     backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
+
+or of several layers that have the same x, one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from .dropout import dropped
 from .factor_lines import Scale, scaled
 from .factors import Sums, over_x, sums_over_g
 from .four_bit import describe
-from .processor import processor
+from .processor import Processor, processor
 from .project import project
 
 Tensor = torch.Tensor
@@ -38,6 +40,18 @@ def _is_read(value: Scale | None) -> bool:
     return value.dtype == torch.float32 and value.is_contiguous()
 
 
+class Part(NamedTuple):
+    """One adapter over its 4-bit weight: A [r, K], B [N, r] and what goes with them, as in `forward`."""
+
+    A: Tensor
+    B: Tensor
+    scale: Scale
+    bias: Tensor | None
+    data: Tensor
+    scales: Sequence[Tensor]
+    layout: Sequence[int]
+
+
 def forward(
     x: Tensor,
     A: Tensor,
@@ -52,22 +66,43 @@ def forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """Y [M, N] in x's dtype and P = drop(x) Aᵀ [M, r]."""
-    cpu, x, (number, by_rank) = processor(), x.contiguous(), _parted(scale)
-    tokens, rank = x.shape[0], A.shape[0]
-    y = x.new_empty(tokens, layout[0])
-    P = A.new_empty(tokens, rank)
+    cpu, x, part = processor(), x.contiguous(), Part(A, B, scale, bias, data, scales, layout)
+    y, P = _outputs(x, part)
     projected = x if seed is None else dropped(in_dtype(x, torch.float32), seed, dropout_p)
-    key = ("forward", cpu, x.dtype, tokens, rank, *layout, number, c is None, bias is None, seed is None)
-
-    def make() -> None:
-        project(projected, A, P, cpu)
-        B_hat = scaled(B, by_rank if number is None else number, cpu.lanes)
-        four_bit_product.forward_into(y, x, describe(data, list(scales), list(layout)), P, B_hat, c, bias, cpu)
-
+    key = ("forward", cpu, x.dtype, x.shape[0], *_kind(part), c is None, seed is None)
     # one tensor isn't to be found under two names
     other = None if seed is None else projected
-    team.again(key, (x, A, B, P, y, data, *scales, by_rank, c, bias, other), make)
+    team.again(key, (x, P, y, *_tensors(part), c, other), lambda: _forward(x, projected, part, c, y, P, cpu))
     return y, P
+
+
+def forward_group(x: Tensor, parts: Sequence[Part]) -> tuple[list[Tensor], list[Tensor]]:
+    """Every part's Y and P, for one x without dropout."""
+    cpu, x = processor(), x.contiguous()
+    outputs = [_outputs(x, part) for part in parts]
+    key = ("forward", cpu, x.dtype, x.shape[0], *map(_kind, parts))
+
+    def make() -> None:
+        for part, (y, P) in zip(parts, outputs, strict=True):
+            _forward(x, x, part, None, y, P, cpu)
+
+    found = (tensor for part, output in zip(parts, outputs, strict=True) for tensor in (*output, *_tensors(part)))
+    tensors, same = _each_once((x, *found))
+    team.again((key, same), tensors, make)
+    ys, Ps = zip(*outputs, strict=True)
+    return list(ys), list(Ps)
+
+
+def _outputs(x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+    tokens = x.shape[0]
+    return x.new_empty(tokens, part.layout[0]), part.A.new_empty(tokens, part.A.shape[0])
+
+
+def _forward(x: Tensor, projected: Tensor, part: Part, c: Tensor | None, y: Tensor, P: Tensor, cpu: Processor) -> None:
+    project(projected, part.A, P, cpu)
+    B_hat = scaled(part.B, _factor(part.scale), cpu.lanes)
+    weight = describe(part.data, list(part.scales), list(part.layout))
+    four_bit_product.forward_into(y, x, weight, P, B_hat, c, part.bias, cpu)
 
 
 class Gradients(NamedTuple):
@@ -107,32 +142,112 @@ def backward(
     dropout = seed is not None
     if seed is not None:
         x = dropped(in_dtype(x, torch.float32), seed, dropout_p)
-    cpu, x, grad_y, (number, by_rank) = processor(), x.contiguous(), grad_y.contiguous(), _parted(scale)
-    y = None if y is None else y.contiguous()
-    (tokens, columns), (features, rank) = x.shape, B.shape
-    dx = grad_y.new_empty(tokens, columns) if needs_x and not dropout else None
-    asked_q = A.new_empty(tokens, rank) if needs_x and dropout else None
-    d_a, d_b = A.new_empty(rank, columns), B.new_empty(features, rank)
-    sums = A.new_zeros(features) if needs_sums else None
-    sums_y = None if y is None else A.new_zeros(features)
-    asked = needs_x, needs_sums, scales_db, c is None, y is None, bias is None, dropout
-    key = ("backward", cpu, grad_y.dtype, tokens, rank, *layout, number, *asked)
+    cpu, x, grad_y = processor(), x.contiguous(), grad_y.contiguous()
+    part, y = Part(A, B, scale, bias, data, scales, layout), None if y is None else y.contiguous()
+    into = _gradients(grad_y, x, part, y, needs_x, needs_sums, dropout)
+    asked = needs_x, needs_sums, scales_db, c is None, y is None, dropout
+    key = ("backward", cpu, grad_y.dtype, x.shape[0], *_kind(part), *asked)
+    tensors = (grad_y, x, P, c, y, *into, *_tensors(part))
+    team.again(key, tensors, lambda: _backward(grad_y, x, P, part, c, y, into, scales_db, cpu))
+    return into
+
+
+def backward_group(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    Ps: Sequence[Tensor],
+    parts: Sequence[Part],
+    *,
+    needs_x: bool,
+    needs_sums: Sequence[bool],
+    scales_db: Sequence[bool],
+) -> list[Gradients]:
+    """The gradients of every part, each with a dx of its own."""
+    cpu, x, grads = processor(), x.contiguous(), [grad.contiguous() for grad in grads]
+    into = [
+        _gradients(grad, x, part, None, needs_x, sums, dropout=False)
+        for grad, part, sums in zip(grads, parts, needs_sums, strict=True)
+    ]
+    kinds = [_kind(part) for part in parts]
+    key = ("backward", cpu, x.dtype, x.shape[0], *kinds, needs_x, *needs_sums, *scales_db)
+    each = list(zip(grads, Ps, parts, into, scales_db, strict=True))
 
     def make() -> None:
-        Q = team.kept_matrix("Q", tokens, rank) if asked_q is None else asked_q
-        into = Sums(Q, d_b, sums, sums_y)
-        factor = by_rank if number is None else number
-        lined = sums_over_g(grad_y, P, B, factor, c, y, bias, into, scales_db, cpu)
-        if dx is not None:
-            four_bit_product.backward_into(dx, grad_y, describe(data, list(scales), list(layout)), c, Q, A, None, cpu)
-        # beside dx, where there is one: it needs what that needs
-        over_x(x, lined, d_a, meets=dx is None)
+        for grad, P, part, own, scales in each:
+            _backward(grad, x, P, part, None, None, own, scales, cpu)
 
-    others = (by_rank, c, y, bias, sums, sums_y, dx, asked_q)
-    team.again(key, (grad_y, x, P, A, B, d_a, d_b, data, *scales, *others), make)
-    return Gradients(asked_q, dx, d_a, d_b, sums, sums_y)
+    found = (tensor for grad, P, part, own, _ in each for tensor in (grad, P, *own, *_tensors(part)))
+    tensors, same = _each_once((x, *found))
+    team.again((key, same), tensors, make)
+    return into
 
 
-def _parted(scale: Scale) -> tuple[float | None, Tensor | None]:
-    """(one number for all ranks, one value a rank [r]): one of them is None."""
-    return (None, scale) if isinstance(scale, Tensor) and scale.ndim else (float(scale), None)
+def _gradients(
+    grad_y: Tensor, x: Tensor, part: Part, y: Tensor | None, needs_x: bool, needs_sums: bool, dropout: bool
+) -> Gradients:
+    """Where they go."""
+    A, B = part.A, part.B
+    (tokens, columns), (features, rank) = x.shape, B.shape
+    return Gradients(
+        A.new_empty(tokens, rank) if needs_x and dropout else None,
+        grad_y.new_empty(tokens, columns) if needs_x and not dropout else None,
+        A.new_empty(rank, columns),
+        B.new_empty(features, rank),
+        A.new_zeros(features) if needs_sums else None,
+        None if y is None else A.new_zeros(features),
+    )
+
+
+def _backward(
+    grad_y: Tensor,
+    x: Tensor,
+    P: Tensor,
+    part: Part,
+    c: Tensor | None,
+    y: Tensor | None,
+    into: Gradients,
+    scales_db: bool,
+    cpu: Processor,
+) -> None:
+    tokens, rank = P.shape
+    Q = team.kept_matrix("Q", tokens, rank) if into.Q is None else into.Q
+    sums = Sums(Q, into.dB, into.sums, into.sums_y)
+    lined = sums_over_g(grad_y, P, part.B, _factor(part.scale), c, y, part.bias, sums, scales_db, cpu)
+    if into.dx is not None:
+        weight = describe(part.data, list(part.scales), list(part.layout))
+        four_bit_product.backward_into(into.dx, grad_y, weight, c, Q, part.A, None, cpu)
+    # beside dx, where there is one: it needs what that needs
+    over_x(x, lined, into.dA, meets=into.dx is None)
+
+
+def _kind(part: Part) -> tuple[object, ...]:
+    """All that a part's kernels depend on but where its tensors lie."""
+    factor = _factor(part.scale)
+    return (part.A.shape[0], *part.layout, None if isinstance(factor, Tensor) else factor, part.bias is None)
+
+
+def _tensors(part: Part) -> tuple[Tensor | None, ...]:
+    by_rank = part.scale if isinstance(part.scale, Tensor) and part.scale.ndim else None
+    return (part.A, part.B, part.data, *part.scales, by_rank, part.bias)
+
+
+def _each_once(tensors: Iterable[Tensor | None]) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Those that begin at different places, and which of them every tensor is (-1: None): layers share their levels."""
+    places: dict[int, int] = {}
+    found: list[Tensor] = []
+    which = []
+    for tensor in tensors:
+        if tensor is None:
+            which.append(-1)
+            continue
+        at = tensor.data_ptr()
+        if at not in places:
+            places[at] = len(found)
+            found.append(tensor)
+        which.append(places[at])
+    return found, tuple(which)
+
+
+def _factor(scale: Scale) -> Scale:
+    """One number for all ranks, or one value a rank [r]."""
+    return scale if isinstance(scale, Tensor) and scale.ndim else float(scale)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,14 +74,37 @@ class Loading:
         return self._rename(name) == (name, None)
 
 
+Rename = Callable[[str], tuple[str, str | None]]
+
+
+def renaming(model: Any, names: Set[str]) -> tuple[list[Any], Rename]:
+    """What transformers does to tensors of the files of a `model` with parameters of these names: all of its rules, and
+    a name in the files → the model's name and the pattern by which the tensor is joined or parted, if it is.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    state = dict.fromkeys(names, True)
+
+    def rename(name: str) -> tuple[str, str | None]:
+        found = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if found[0] not in state and name in state:
+            found = rename_source_key(name, [], [], model.base_model_prefix, state)
+        return found[0], found[1]
+
+    return conversions, rename
+
+
 def loading(folder: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Loading | None:
     """How a folder with tensors of these `shapes` is loaded; None where transformers isn't there, or doesn't have the
     class that config.json names.
     """
     try:
         import transformers
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+        from transformers.core_model_loading import WeightConverter, dot_natural_key
         from transformers.pytorch_utils import Conv1D
     except ImportError:
         return None
@@ -96,17 +119,9 @@ def loading(folder: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]
     with torch.device("meta"):
         model: Any = kind(config)
     state = model.state_dict()
-    conversions = get_model_conversion_mapping(model)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    conversions, rename = renaming(model, state.keys())
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-
-    def rename(name: str) -> tuple[str, str | None]:
-        found = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if found[0] not in state and name in state:
-            found = rename_source_key(name, [], [], model.base_model_prefix, state)
-        return found[0], found[1]
-
     formed: dict[str, Formed] = {}
     groups: dict[str, Group] = {}
     for name in sorted(shapes, key=dot_natural_key):

@@ -19,6 +19,7 @@ from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, put_adapter
 from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
 from .fit import check_fit, meta_layers, meta_twins, put_tensors
+from .older_names import under_present_names
 from .parameter_targets import Parameters, find_parameters, meta_parameters, nested_paths, put_parameters
 from .peft_format import TENSOR_FILE, adapter_tensors
 from .peft_reads import tell_of_experts
@@ -88,6 +89,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     """
     file = read_adapter(Path(directory))
     bare = unwrapped(model)
+    under_present_names(bare, file)
     layers = adapter_layers(bare)
     name = adapter
     if name is None:

@@ -255,7 +255,11 @@ def _by_path(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     common = max(counts, key=counts.count)
     ambiguous = {path for path in values for other in values if other.endswith(f".{path}")}
     named = sorted((path for path in values if values[path] != common), key=len, reverse=True)
-    return common, {f"^{path}" if path in ambiguous else path: values[path] for path in named}
+    patterns = {f"^{path}" if path in ambiguous else path: values[path] for path in named}
+    # a dot is any sign in an expression, which only matters where another path differs in just that
+    if pattern_values(patterns, list(values), common, None) != values:
+        patterns = {f"^{re.escape(path)}": values[path] for path in named}
+    return common, patterns
 
 
 def target_names(model: nn.Module, layers: dict[str, AdapterLayer]) -> list[str] | str:

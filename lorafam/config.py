@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -71,6 +72,24 @@ def check_rank(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     if value > MOST_RANK:
         raise ValueError(f"{name}: expected a rank of at most {MOST_RANK}, got {value}")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def check_weight(name: str, value: object) -> None:
+    """A finite number that isn't negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}: expected a finite number that isn't negative, got {value!r}")
+
+
+def check_path(name: str, value: object) -> None:
+    """Raises TypeError for anything but a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: expected a path, got {value!r}")
 
 
 def check_expression(name: str, value: object) -> None:

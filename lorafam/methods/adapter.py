@@ -88,8 +88,10 @@ def lora_scaling(rank: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
-def check_settings(r: Any, alpha: Any, dropout: Any, init: Any) -> None:
+def check_settings(r: Any, alpha: Any, dropout: Any, rslora: Any, init: Any, bias: Any) -> None:
     """Raises ValueError naming the setting that is wrong."""
+    config.check_flag("rslora", rslora)
+    config.check_flag("bias", bias)
     config.check_rank("r", r)
     config.check_alpha("alpha", alpha)
     config.check_dropout_probability("dropout", dropout)

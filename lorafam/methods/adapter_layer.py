@@ -102,9 +102,11 @@ class AdapterLayer(nn.Module, ABC):
         bias: bool = False,
     ) -> None:
         """A further adapter of this method; `set_adapter` makes it the active one."""
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(f"adapter: expected a text without dots, got {name!r}")
         if name in self.adapters:
             raise ValueError(f"adapter: expected a new name, {name!r} is there already")
-        check_settings(r, alpha, dropout, init)
+        check_settings(r, alpha, dropout, rslora, init, bias)
         if any(adapter.start_A is not None for adapter in self.adapters.values()):
             raise ValueError("adapter: expected no further one, the base's weight lost a part to the first")
         if not config.starts_from_weight(init):
@@ -259,6 +261,7 @@ class AdapterLayer(nn.Module, ABC):
         if not self.has_active:
             raise RuntimeError(f"merge: the layer has no adapter {self.active_adapter!r}, expected an active one")
         check_threshold(threshold)
+        config.check_flag("safe", safe)
         base = self.base_layer
         weight = own_weight(base)
         if weight is None:

@@ -45,6 +45,7 @@ class DoraLinear(AdapterLayer):
         norm_gradient: bool = False,
     ) -> None:
         config.check_choice("dora_dropout", dora_dropout, config.DORA_DROPOUTS)
+        config.check_flag("norm_gradient", norm_gradient)
         self.norm_gradient = norm_gradient
         self._norm: Kept | None = None
         self._weight_squared: Kept | None = None

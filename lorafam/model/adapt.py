@@ -36,6 +36,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     weight that isn't finite or is tied, where it would be changed. The model is then as it was. Until it returns, it
     holds what it replaces: dense weights beside their 4-bit codes.
     """
+    check_model(model)
     if not isinstance(config, AdapterConfig):
         raise TypeError(f"config: expected a lorafam.AdapterConfig, got {type(config).__name__}")
     if any(isinstance(module, AdapterLayer) for module in model.modules()):
@@ -153,8 +154,15 @@ def _putting_back(base: nn.Module) -> Callable[[], object]:
     return lambda: weight.data.copy_(kept)
 
 
+def check_model(model: object) -> None:
+    """Raises TypeError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+
+
 def expected_layers(model: nn.Module) -> dict[str, AdapterLayer]:
-    """`adapter_layers`; raises ValueError for a model without any."""
+    """`adapter_layers`; raises ValueError for a model without any, TypeError for no model."""
+    check_model(model)
     layers = adapter_layers(model)
     if not layers:
         raise ValueError("model: expected one with adapters, it has none")

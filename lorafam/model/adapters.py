@@ -188,14 +188,15 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
 
     Raises KeyError for an unknown name, ValueError for another method, no name at all, or later another number of rows.
     """
-    if isinstance(names, str) or not names:
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         raise ValueError(f"names: expected one for each row, got {names if names else 'none'}")
     layers = expected_layers(model)
     for path, layer in layers.items():
         if not isinstance(layer, (LoraLinear, LoraEmbedding)):
             raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
-    for name in {name for name in names if name is not None}:
-        check_name(layers, name)
+    for name in names:
+        if name is not None:
+            check_name(layers, name, "names")
     for path, module in modules_beside(model).items():
         if any(module.has(name) for name in names if name is not None):
             raise ValueError(f"names: one of them has {path!r} for itself, all rows would go through it")
@@ -212,14 +213,15 @@ def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[n
 def check_name(layers: Mapping[str, AdapterLayer], name: str, argument: str = "name") -> None:
     """Raises KeyError, beginning with the `argument`, where no layer has an adapter of that name."""
     known = dict.fromkeys(one for layer in layers.values() for one in layer.adapters)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise KeyError(f"{argument}: expected one of {list(known)}, got {name!r}")
 
 
-def check_new_name(model: nn.Module, name: object) -> None:
+def check_new_name(model: nn.Module, name: object, argument: str = "name") -> None:
     """Raises ValueError for a name that nn.ModuleDict can't hold or that an adapter has."""
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"name: expected a text without dots that isn't a method of nn.ModuleDict, got {name!r}")
+        told = f"expected a text without dots that isn't a method of nn.ModuleDict, got {name!r}"
+        raise ValueError(f"{argument}: {told}")
     for path, layer in adapter_layers(model).items():
         if name in layer.adapters:
             raise ValueError(f"name: expected a new one, {path!r} has an adapter {name!r} already")

@@ -12,9 +12,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..config import AdapterConfig, starts_from_weight
+from ..config import AdapterConfig, check_path, starts_from_weight
 from ..methods import AdapterLayer
-from .adapt import FIRST, adapter_layers, new_adapter_layers, replace_module, run_through_layers
+from .adapt import FIRST, adapter_layers, check_model, new_adapter_layers, replace_module, run_through_layers
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, put_adapter
 from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
@@ -50,6 +50,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     renamed. Raises ValueError for a model that `adapt` or `load_adapter` didn't make, KeyError where no layer has an
     adapter of that name.
     """
+    check_model(model)
+    check_path("directory", directory)
     model = unwrapped(model)
     config = getattr(model, "lorafam_config", None)
     every = adapter_layers(model)
@@ -87,6 +89,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     them. Raises FileNotFoundError for a missing file, ValueError for a damaged one or one that doesn't fit and for a
     model whose adapters are merged, before the model is changed.
     """
+    check_model(model)
+    check_path("directory", directory)
     file = read_adapter(Path(directory))
     bare = unwrapped(model)
     under_present_names(bare, file)
@@ -94,11 +98,11 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     name = adapter
     if name is None:
         name = next(iter(layers.values())).active_adapter if layers else FIRST
-    over = any(name in layer.adapters for layer in layers.values())
+    over = isinstance(name, str) and any(name in layer.adapters for layer in layers.values())
     if layers:
         _check_present(layers, file)
     if not over:
-        check_new_name(bare, name)
+        check_new_name(bare, name, "adapter")
     paths = [clean_path(path) for path, _ in bare.named_modules()]
     # PEFT writes a task's usual names, whether the model has them or not
     present = tuple(saved for saved in file.names_saved if any(path.endswith(saved) for path in paths))

@@ -38,6 +38,9 @@ def combine_adapters(
     check_choice("how", how, COMBINATIONS)
     if rank is not None:
         check_rank("rank", rank)
+    for argument, several in (("adapters", adapters), ("weights", weights)):
+        if not isinstance(several, Sequence) or isinstance(several, str):
+            raise ValueError(f"{argument}: expected a list, got {several!r}")
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"weights: expected finite numbers, got {weight!r}")

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ..compat.transformers import forget_quantisation, forget_tying
-from ..config import check_choice
+from ..config import check_choice, check_flag
 from ..methods import AdapterLayer
 from ..methods.base_weight import is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import thaw_layers
-from ..methods.merge_report import THRESHOLD
+from ..methods.merge_report import THRESHOLD, check_threshold
 from ..methods.stored_weight import DENSE, FORMATS
 from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
@@ -54,6 +54,12 @@ def merge_and_unload(
     if not layers:
         raise ValueError("model: expected one whose active adapter is on some layer, it is on none")
     check_choice("into", into, FORMATS)
+    check_flag("safe", safe)
+    check_threshold(threshold)
+    if not isinstance(keep_unmerged, Sequence | set | frozenset):
+        raise ValueError(f"keep_unmerged: expected names, or {ADVISED!r}, got {keep_unmerged!r}")
+    if probe is not None and not isinstance(probe, Mapping):
+        raise ValueError(f"probe: expected inputs by path, got a {type(probe).__name__}")
     kept = _named(layers, [] if keep_unmerged == ADVISED else keep_unmerged)
     unknown = sorted((probe or {}).keys() - layers.keys())
     if unknown:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import check_flag, check_path
 from ..methods.merge_report import MergeReport
 from ..methods.stored_weight import DENSE
 from .file_adapter import FileAdapter
@@ -63,6 +64,10 @@ def merge_files(
     Raises FileNotFoundError and ValueError, beginning with what is wrong (model, adapter, output, ...), before anything
     is written; ValueError later where a merged weight isn't finite.
     """
+    for name, path in (("model", model), ("adapter", adapter), ("output", output)):
+        if path is not None or name == "output":
+            check_path(name, path)
+    check_flag("resume", resume)
     folder = Path(output)
     state = opened(folder, resume)
     settings = settings_of(state, folder, model, adapter, dtype, max_shard_size, threshold)

@@ -56,7 +56,8 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
             raise ValueError(f"{CONFIG_FILE}: {key} = {value!r} is not supported, expected none")
     rslora, dora, bias = (_flag(values, key) for key in ("use_rslora", "use_dora", "lora_bias"))
     adalora = kind == "ADALORA"
-    for key, given in (("use_dora", dora), ("use_rslora", rslora), ("lora_bias", bias)):
+    # PEFT's AdaLoRA has one scaling, whatever use_rslora says
+    for key, given in (("use_dora", dora), ("lora_bias", bias)):
         if given and adalora:
             raise ValueError(f"{CONFIG_FILE}: {key} = True, expected False with peft_type ADALORA")
     if dora and bias:

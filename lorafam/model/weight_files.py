@@ -119,6 +119,8 @@ def read_json(file: Path, setting: str) -> dict[str, Any]:
 
 def size_in_bytes(text: str | int) -> int:
     """ "5GB" → 5,000,000,000; also B, KB, MB, TB, KiB, MiB, GiB. Raises ValueError for anything else, 0 included."""
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        raise ValueError(f"max_shard_size: expected a size like 5GB or 500MB, got {text!r}")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = _UNITS.get((match[2] or "B").upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0

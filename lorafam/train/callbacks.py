@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..backends.selection import SlowPathWarning
 from ..compat.torch import active_ddp
+from ..config import check_flag
 from ..model.pretrained import replace_trainers_steps
 from .checkpoints import ALLOCATOR
 from .peft_allocator import PeftAllocator, expect_whole
@@ -39,6 +40,9 @@ class AdaLoraCallback(TrainerCallback):
     """
 
     def __init__(self, allocator: RankAllocator | None = None, *, compact: bool = True) -> None:
+        if allocator is not None and not isinstance(allocator, RankAllocator):
+            raise TypeError(f"allocator: expected a RankAllocator or None, got {type(allocator).__name__}")
+        check_flag("compact", compact)
         self.allocator: RankAllocator | PeftAllocator | None = allocator
         self.penalty = torch.zeros(())
         self._hooks: list[RemovableHandle] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
+
+from ..config import check_weight
 
 
 def lora_plus_groups(
@@ -21,8 +22,9 @@ def lora_plus_groups(
     Raises ValueError for a model without a factor B that is trained, or for a number that can't be.
     """
     for name, value in (("lr", lr), ("ratio", ratio), ("weight_decay", weight_decay), ("embedding_lr", embedding_lr)):
-        if not (math.isfinite(value) and value >= 0) or (name == "ratio" and value == 0):
-            raise ValueError(f"{name}: expected a finite number that isn't negative (ratio: nor 0), got {value}")
+        check_weight(name, value)
+    if ratio == 0:
+        raise ValueError("ratio: expected a positive number, got 0")
     normed = {
         id(parameter)
         for module in model.modules()

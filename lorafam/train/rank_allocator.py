@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import functional as F
+from ..config import check_count, check_rank, check_weight
 from ..methods import AdaLoraLinear
 from ..model.adapt import adapter_layers
 from ..reference import budget, keep_mask
@@ -46,6 +47,15 @@ class RankAllocator:
         beta2: float = 0.85,
         orthogonality: float = 0.5,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+        check_rank("init_rank", init_rank)
+        check_count("target_rank", target_rank, 0)
+        check_count("total_steps", total_steps)
+        check_count("warmup_steps", warmup_steps, 0)
+        check_count("final_steps", final_steps, 0)
+        check_count("interval", interval)
+        check_weight("orthogonality", orthogonality)
         layers = adapter_layers(model)
         found = {path: one for path, one in layers.items() if isinstance(one, AdaLoraLinear) and one.has_active}
         if not found:
@@ -56,8 +66,6 @@ class RankAllocator:
         for name, beta in (("beta1", beta1), ("beta2", beta2)):
             if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {beta!r}")
-        if not orthogonality >= 0:
-            raise ValueError(f"orthogonality: expected a weight that isn't negative, got {orthogonality}")
         self._layers = found
         self._schedule = {
             "initial_ranks": init_rank * len(found),

@@ -19,6 +19,7 @@ import torch
 
 from .. import backends as backends
 from ..backends.selection import SlowPathWarning
+from ..config import BLOCK_SIZES, check_choice, check_flag
 from ..ops.by_storage import FLOAT_DTYPES, NESTED_BLOCK_SIZE, QUANT_TYPES, Layout, Storage, check_storage, scale_names
 from ..ops.library import OPS
 from .dynamic_levels import dynamic_levels
@@ -204,6 +205,10 @@ def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True
     equal those of bitsandbytes 0.50 on the CPU bit for bit, for any N and K. Raises TypeError for another dtype;
     ValueError for anything but a matrix, an empty one, NaN or inf in it, another block size or type.
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
+    check_choice("block_size", block_size, BLOCK_SIZES)
+    check_flag("double_quant", double_quant)
     return NF4Weight.quantize(weight, block_size, double_quant, quant_type)
 
 

@@ -144,7 +144,7 @@ def test_a_disk_error_is_no_bad_input(given: list[str], tmp_path: Path, monkeypa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["lorafam.model.merge_files"], "save_file", full)
+    monkeypatch.setattr(sys.modules["lorafam.model.merged_tensors"], "save_file", full)
     result = CliRunner().invoke(app, ["merge", *given, "--output", str(tmp_path / "out")])
     assert (result.exit_code, result.stderr) == (1, "lorafam merge: [Errno 28] No space left on device\n")
 

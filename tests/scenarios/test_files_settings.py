@@ -117,6 +117,25 @@ def test_paths_that_end_others_are_told_apart(tmp_path: Path) -> None:
     assert type(wrapped["deep"]["q"]) is nn.Linear
 
 
+def test_a_pattern_written_by_path_means_that_path_alone(tmp_path: Path) -> None:
+    """A dot of an expression is any sign: `a.q` would mean `axq` too."""
+
+    def net() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        names = {"axq": nn.Linear(8, 8), "bxq": nn.Linear(8, 8), "a+q": nn.Linear(8, 8)}
+        return nn.ModuleDict({"a": nn.ModuleDict({"q": nn.Linear(8, 8)}), **names})
+
+    model = lorafam.adapt(net(), AdapterConfig(r=4, target_modules=["a.q", "axq", "bxq", "a+q"]))
+    for path, scaling in {"a.q": 5.0, "a+q": 7.0}.items():
+        model.get_submodule(path).active.scaling = scaling
+    lorafam.save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(net(), tmp_path).base_model.model
+    again = adapter_layers(lorafam.load_adapter(net(), tmp_path))
+    for path, layer in adapter_layers(model).items():
+        assert theirs.get_submodule(path).scaling["default"] == layer.active.scaling, path
+        assert again[path].active.scaling == layer.active.scaling, path
+
+
 @pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
 def test_a_pattern_that_fits_nothing_is_told(setting: str) -> None:
     with pytest.warns(UserWarning, match=f"{setting}: no adapted module is called 'qproj', did you mean 'q_proj'"):

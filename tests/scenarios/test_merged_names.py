@@ -12,6 +12,7 @@ import torch
 import transformers as T
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lorafam
@@ -155,6 +156,38 @@ def test_names_of_the_files_are_kept(tmp_path: Path) -> None:
             names.append(sorted(file.keys()))
     assert names[0] == names[1]
     assert any(name.startswith("language_model.model.") for name in names[1])
+
+
+OLDER = {
+    "LLaVA": (_llava, lambda name: name.replace("model.model.language_model.", "model.language_model.model.")),
+    "Gemma 3": (_gemma3, lambda name: name.replace("model.model.language_model.", "model.language_model.model.")),
+    # PEFT reads this one as if it had no adapter
+    "Qwen2-VL": (_qwen2_vl, lambda name: name.replace("model.model.language_model.", "model.model.")),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_an_adapters_names_of_an_earlier_version(name: str, tmp_path: Path) -> None:
+    make, older = OLDER[name]
+    torch.manual_seed(0)
+    model = make()
+    model.save_pretrained(tmp_path / "model")
+    load = type(model).from_pretrained
+    theirs = get_peft_model(load(tmp_path / "model"), LoraConfig(r=4, init_lora_weights=False, target_modules=QV))
+    theirs.save_pretrained(tmp_path / "adapter")
+    want = logits(theirs)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    renamed = {older(key): tensor for key, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, file)
+    ours = lorafam.load_adapter(load(tmp_path / "model"), tmp_path / "adapter")
+    close(logits(ours), want)
+    disturb(ours)
+    lorafam.load_adapter(ours, tmp_path / "adapter")
+    close(logits(ours), want)
+    lorafam.merge_files(tmp_path / "model", tmp_path / "adapter", tmp_path / "merged")
+    close(logits(load(tmp_path / "merged")), want)
 
 
 def test_a_file_may_name_modules_that_this_model_lacks(tmp_path: Path) -> None:

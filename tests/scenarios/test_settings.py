@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import lorafam
 from lorafam import AdapterConfig
 from lorafam.model import expressions
+from tests.model.tiny import tiny_model
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rslora": "false"}, "rslora: expected True or False, got 'false'"),
@@ -100,6 +104,114 @@ def test_an_allocators_settings(settings: dict[str, Any], message: str) -> None:
     schedule = {"init_rank": 4, "target_rank": 2, "total_steps": 10, "warmup_steps": 1, "final_steps": 1, "interval": 1}
     with pytest.raises(ValueError, match=message):
         lorafam.RankAllocator(model, **schedule, **settings)
+
+
+SCHEDULE = {"init_rank": 4, "target_rank": 2, "total_steps": 10, "warmup_steps": 1, "final_steps": 1, "interval": 1}
+# argument → how a function is called with it, values that it can't be
+CALLS: dict[str, tuple[Callable[[Any, Path, Any], object], list[Any]]] = {
+    "adapt, model": (lambda m, d, v: lorafam.adapt(v, AdapterConfig()), [None, "m", [nn.Linear(2, 2)]]),
+    "save_adapter, model": (lambda m, d, v: lorafam.save_adapter(v, d), [None, 3]),
+    "save_adapter, directory": (lambda m, d, v: lorafam.save_adapter(m, v), [None, 3, ["a"], True]),
+    "save_adapter, adapter": (lambda m, d, v: lorafam.save_adapter(m, d, v), [3, ["b"], "", True, "zz"]),
+    "load_adapter, model": (lambda m, d, v: lorafam.load_adapter(v, d), [None, "m"]),
+    "load_adapter, directory": (lambda m, d, v: lorafam.load_adapter(m, v), [None, 3, ["a"]]),
+    "load_adapter, adapter": (lambda m, d, v: lorafam.load_adapter(m, d, v), [3, ["b"], "", True, "a.b", "keys"]),
+    "add_adapter, name": (lambda m, d, v: lorafam.add_adapter(m, v), [None, 3, "", "a.b", "b", "keys", ["x"]]),
+    "add_adapter, config": (lambda m, d, v: lorafam.add_adapter(m, "x", v), [{"r": 2}, "lora"]),
+    "set_adapter, name": (lambda m, d, v: lorafam.set_adapter(m, v), [None, 3, ["b"], "zz"]),
+    "delete_adapter, name": (lambda m, d, v: lorafam.delete_adapter(m, v), [None, ["b"], "zz", "default"]),
+    "adapters_by_row, names": (
+        lambda m, d, v: lorafam.adapters_by_row(m, v).__enter__(),
+        [None, 3, "b", [], [3], ["zz"], [["b"]], {"b": 1}],
+    ),
+    "combine_adapters, adapters": (
+        lambda m, d, v: lorafam.combine_adapters(m, v, [1, 1], "x"),
+        [None, 3, "default", [3, "b"], ["default", "zz"]],
+    ),
+    "combine_adapters, weights": (
+        lambda m, d, v: lorafam.combine_adapters(m, ["default", "b"], v, "x"),
+        [None, 3, "11", ["1", 1], [True, 1], [float("nan"), 1], {"default": 1, "b": 1}],
+    ),
+    "combine_adapters, rank": (
+        lambda m, d, v: lorafam.combine_adapters(m, ["default", "b"], [1, 1], "x", "svd", v),
+        [0, -1, 2.0, "2", True, 10**9],
+    ),
+    "merge_and_unload, safe": (lambda m, d, v: lorafam.merge_and_unload(m, v), ["no", 0, None]),
+    "merge_and_unload, into": (lambda m, d, v: lorafam.merge_and_unload(m, into=v), [None, "BF16", torch.bfloat16]),
+    "merge_and_unload, keep_unmerged": (
+        lambda m, d, v: lorafam.merge_and_unload(m, keep_unmerged=v),
+        [None, 3, ["zz"], [3], "zz"],
+    ),
+    "merge_and_unload, probe": (
+        lambda m, d, v: lorafam.merge_and_unload(m, probe=v),
+        [3, "x", {"zz": torch.ones(1)}, [torch.ones(1)]],
+    ),
+    "merge_and_unload, threshold": (
+        lambda m, d, v: lorafam.merge_and_unload(m, threshold=v),
+        [None, "0.1", -1, float("nan"), True],
+    ),
+    "accelerate, module": (lambda m, d, v: lorafam.accelerate(v), [None, 3, "m"]),
+    "LoraLinear, rslora": (lambda m, d, v: lorafam.LoraLinear(nn.Linear(8, 8), rslora=v), ["no", 1, None]),
+    "LoraLinear, bias": (lambda m, d, v: lorafam.LoraLinear(nn.Linear(8, 8), bias=v), ["none", 1, None]),
+    "LoraLinear, adapter": (lambda m, d, v: lorafam.LoraLinear(nn.Linear(8, 8), adapter=v), [None, 3, "", "a.b"]),
+    "DoraLinear, norm_gradient": (
+        lambda m, d, v: lorafam.DoraLinear(nn.Linear(8, 8), norm_gradient=v),
+        ["no", 1, None],
+    ),
+    "quantize_nf4, weight": (lambda m, d, v: lorafam.quantize_nf4(v), [None, 3, "x"]),
+    "quantize_nf4, double_quant": (
+        lambda m, d, v: lorafam.quantize_nf4(torch.ones(64, 64), double_quant=v),
+        ["no", 1, None],
+    ),
+    "quantize_nf4, block_size": (
+        lambda m, d, v: lorafam.quantize_nf4(torch.ones(64, 64), v),
+        [0, 63, "64", 64.0, True, None],
+    ),
+    "lora_plus_groups, lr": (lambda m, d, v: lorafam.lora_plus_groups(m, v, 2), [-1, "1", True, None, float("nan")]),
+    "lora_plus_groups, ratio": (lambda m, d, v: lorafam.lora_plus_groups(m, 1e-3, v), [0, "1", True, None]),
+    "AdaLoraCallback, allocator": (lambda m, d, v: lorafam.AdaLoraCallback(v), [3, "x", True]),
+    "AdaLoraCallback, compact": (lambda m, d, v: lorafam.AdaLoraCallback(compact=v), ["x", 3, None]),
+    "merge_files, model": (lambda m, d, v: lorafam.merge_files(v, d, d / "out"), [3, ["x"], None]),
+    "merge_files, output": (lambda m, d, v: lorafam.merge_files(d, d, v), [3, None]),
+    "merge_files, max_shard_size": (
+        lambda m, d, v: lorafam.merge_files(d, d, d / "out", max_shard_size=v),
+        [1.5, True, ["x"], 0],
+    ),
+    "merge_files, resume": (lambda m, d, v: lorafam.merge_files(d, d, d / "out", resume=v), ["no", 1, None]),
+    **{
+        f"RankAllocator, {name}": (
+            lambda m, d, v, name=name: lorafam.RankAllocator(m, **{**SCHEDULE, name: v}),
+            [-1, "2", 2.5, True, None],
+        )
+        for name in SCHEDULE
+    },
+    "RankAllocator, orthogonality": (
+        lambda m, d, v: lorafam.RankAllocator(m, **SCHEDULE, orthogonality=v),
+        [-1, "0.5", True, None, float("inf")],
+    ),
+    "RankAllocator, model": (lambda m, d, v: lorafam.RankAllocator(v, **SCHEDULE), [None, 3]),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_wrong_argument_is_named_before_anything_changes(what: str, tmp_path: Path) -> None:
+    call, values = CALLS[what]
+    argument = what.partition(", ")[2]
+    model = lorafam.adapt(tiny_model(), AdapterConfig(r=4, target_modules=["q_proj"]))
+    lorafam.add_adapter(model, "b")
+    lorafam.save_adapter(model, tmp_path)
+    files = sorted(tmp_path.iterdir())
+
+    def state() -> list[Any]:
+        modules = [(name, id(module)) for name, module in model.named_modules()]
+        return [*modules, *((name, p._version, p.requires_grad) for name, p in model.named_parameters())]
+
+    before = state()
+    for value in values:
+        with pytest.raises((TypeError, ValueError, KeyError), match=rf"^\W?{argument}: "):
+            call(model, tmp_path, value)
+        assert state() == before, value
+        assert sorted(tmp_path.iterdir()) == files, value
 
 
 @pytest.mark.parametrize("where", ["target_modules", "exclude_modules", "alpha_pattern"])

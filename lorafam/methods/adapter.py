@@ -27,9 +27,6 @@ class Adapter(nn.Module):
     # AdaLoRA's: the rank at the start, and which of those ranks were kept for good
     rank_num: int
     kept_ranks: list[bool] | None
-    # where a part of the base weight was taken into them: A and B as they were then
-    start_A: Tensor | None
-    start_B: Tensor | None
 
     def __init__(
         self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float, device: torch.device
@@ -38,8 +35,6 @@ class Adapter(nn.Module):
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rank_num, self.kept_ranks = rank, None
         self.register_buffer("scale", torch.tensor(scaling, dtype=torch.float64, device=device), persistent=False)
-        self.register_buffer("start_A", None, persistent=False)
-        self.register_buffer("start_B", None, persistent=False)
         self.scaling = scaling
 
     @torch.no_grad()
@@ -47,7 +42,18 @@ class Adapter(nn.Module):
         """Takes over factors that the base's weight has lost, and remembers them."""
         self.A.copy_(A)
         self.B.copy_(B)
-        self.start_A, self.start_B = self.A.detach().clone(), self.B.detach().clone()
+        for name, factor in (("first_A", self.A), ("first_B", self.B)):
+            self.register_buffer(name, factor.detach().clone(), persistent=False)
+
+    @property
+    def start_A(self) -> Tensor | None:
+        """Where a part of the base weight was taken into A and B: A as it was then."""
+        return self._buffers.get("first_A")
+
+    @property
+    def start_B(self) -> Tensor | None:
+        """The same of B."""
+        return self._buffers.get("first_B")
 
     @property
     def scaling(self) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import config
 from .. import functional as F
+from ..compat.accelerate import HOOK, is_offloaded, loaded
 from .adapter import Adapter, check_settings
 from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
 from .folded import Face, Folded
@@ -212,6 +213,23 @@ class AdapterLayer(nn.Module, ABC):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._runs_base:
             return self.base_layer(x, *args, **kwargs)
+        adapters: Any = self._modules["adapters"]
+        active = adapters._modules.get(self.active_adapter)
+        if active is not None and HOOK in active.__dict__ and is_offloaded(active):
+            return self._with_loaded(x, *args, **kwargs)
+        return self._forward(x, *args, **kwargs)
+
+    def _with_loaded(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The forward while accelerate's hooks have the adapters' tensors loaded."""
+        if self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the adapter is offloaded, so that what it learns would be lost: adapt the model after it was "
+                "dispatched, or evaluate"
+            )
+        with loaded(self.adapters.values()):
+            return self._forward(x, *args, **kwargs)
+
+    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._row_adapters is not None:
             return self.by_row(x, self._row_adapters, *args, **kwargs)
         if args or kwargs:
@@ -238,7 +256,8 @@ class AdapterLayer(nn.Module, ABC):
     def delta_weight(self) -> Tensor:
         """What merging adds to W: c ∘ (W + B̂ A) − W, fp32 [N, K]."""
         weight = self._unmerged_weight()
-        return self.merged_weight(weight) - weight
+        with loaded(self.adapters.values()):
+            return self.merged_weight(weight) - weight
 
     @torch.no_grad()
     def merge(
@@ -256,6 +275,10 @@ class AdapterLayer(nn.Module, ABC):
         active adapter, TypeError for a base whose weight can't be replaced, ValueError for a wrong `into`, `probe` or
         `threshold`.
         """
+        with loaded(self.adapters.values()):
+            return self._merge(safe, into, probe, threshold)
+
+    def _merge(self, safe: bool, into: str, probe: Tensor | None, threshold: float) -> MergeReport:
         if self.merged:
             raise RuntimeError("merge: the layer is merged already")
         if not self.has_active:
@@ -263,8 +286,10 @@ class AdapterLayer(nn.Module, ABC):
         check_threshold(threshold)
         config.check_flag("safe", safe)
         base = self.base_layer
-        weight = own_weight(base)
-        if weight is None:
+        offloaded = is_offloaded(base)
+        with loaded([base]):
+            weight, bias = own_weight(base), self.base_bias()
+        if weight is None or (offloaded and isinstance(base, nn.Embedding)):
             raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
         form = merged_format(into, weight)
         probe = probe_rows(probe, self.in_features, weight.device)
@@ -275,8 +300,8 @@ class AdapterLayer(nn.Module, ABC):
             exact = self.merged_weight(before[rows].double(), rows)
             changed = changed or not torch.equal(exact, before[rows].double())
             target[rows] = exact
-        bias = self.base_bias()
-        in_place = same_format(form, weight)
+        # what is put into an offloaded base is lost
+        in_place = same_format(form, weight) and not offloaded
         new_bias = self.merged_bias(bias if in_place or bias is None or form.quant_type else bias.to(form.dtype))
         if bias is None and new_bias is not None:
             new_bias = new_bias.to(form.dtype)

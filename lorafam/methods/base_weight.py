@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..compat.accelerate import execution_device
 from ..ops.by_storage import FLOAT_DTYPES
 from ..weights import NF4Weight
 from .conv1d import is_conv1d
@@ -73,7 +74,7 @@ def own_weight(base: nn.Module) -> Tensor | NF4Weight | None:
     it isn't known, or isn't there now (offloaded, sharded).
     """
     if isinstance(base, NF4Linear):
-        return base.weight
+        return None if base.weight.codes.is_meta else base.weight
     if is_bitsandbytes_4bit(base):
         return NF4Weight.from_bitsandbytes(base)
     weight: Any = getattr(base, "weight", None)
@@ -97,9 +98,9 @@ def base_sizes(base: nn.Module) -> tuple[int, int]:
 
 
 def base_device(base: nn.Module) -> torch.device:
-    """Where the adapter's tensors belong."""
+    """Where the adapter's tensors belong: where an offloaded base computes."""
     for tensor in (*base.parameters(), *base.buffers()):
-        return tensor.device
+        return (execution_device(base) or tensor.device) if tensor.is_meta else tensor.device
     return torch.device("cpu")
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import config
 from .. import functional as F
+from ..compat.accelerate import loaded
 from ..compat.torch import is_transformed
 from ..ops.row_norm import NORM_FLOOR
 from ..weights import NF4Weight
@@ -117,7 +118,8 @@ class DoraLinear(AdapterLayer):
                 "dora_dropout: 'input' needs the weight of the base layer, which a "
                 f"{type(self.base_layer).__name__} doesn't give; use 'adapter'"
             )
-        bias = self.base_bias()
+        with loaded([self.base_layer]):
+            bias = self.base_bias()
         product = (y if bias is None else y - bias) + self.update(x).to(y.dtype)
         scaled = product * (self.magnitude / self.norm()).to(y.dtype)
         return scaled if bias is None else scaled + bias

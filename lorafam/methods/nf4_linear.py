@@ -76,11 +76,7 @@ class NF4Linear(nn.Module):
         finally:
             self._buffers = buffers
         # as bytes a tensor changes device but never dtype
-        moved = {
-            name: fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.ndim else _moved_scalar(fn, tensor)
-            for name, tensor in buffers.items()
-            if tensor is not None
-        }
+        moved = {name: _moved(fn, tensor) for name, tensor in buffers.items() if tensor is not None}
         self.weight = self._weight.with_tensors(moved)
         return self
 
@@ -107,5 +103,9 @@ class NF4Linear(nn.Module):
         )
 
 
-def _moved_scalar(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    return fn(tensor.reshape(1).view(torch.uint8)).view(tensor.dtype).reshape(())
+def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    given = (tensor if tensor.ndim else tensor.reshape(1)).view(torch.uint8)
+    found = fn(given)
+    # `.type(dtype)` converts integers too
+    bytes_ = found if found.dtype == torch.uint8 else given.to(found.device)
+    return bytes_.view(tensor.dtype).reshape(tensor.shape)

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..compat.accelerate import loaded
 from ..config import AdapterConfig, check_path, starts_from_weight
 from ..methods import AdapterLayer
 from .adapt import FIRST, adapter_layers, check_model, new_adapter_layers, replace_module, run_through_layers
@@ -64,7 +65,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"directory: {folder} is a file")
-    tensors = {key: tensor.cpu() for key, tensor in adapter_tensors(layers, adapter).items()}
+    with loaded(one for layer in layers.values() for one in layer.adapters.values()):
+        tensors = {key: tensor.cpu() for key, tensor in adapter_tensors(layers, adapter).items()}
     tensors |= saved_base_tensors(model, config.base_bias)
     saved, whole = saved_tensors(model, adapter)
     tokens, rows = saved_rows(model, name)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..compat.trainer_steps import SAFE_WEIGHTS, around_steps, is_sharded_by_others
 from ..compat.transformers import is_pretrained, let_adapters_train
+from ..methods import NF4Linear
 from .adapt import adapter_layers, expected_layers
 from .adapters import modules_beside, set_adapter
 from .checkpoint import load_adapter, save_adapter
@@ -30,7 +31,8 @@ class Answer:
         replace_trainers_steps()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _ANSWERS[self._method](self._model, *args, **kwargs)
+        answer = _refuse_to_save if self._method == _REFUSAL else _ANSWERS[self._method]
+        return answer(self._model, *args, **kwargs)
 
     def __reduce__(self) -> Any:
         return Answer, (self._model, self._method)
@@ -46,12 +48,16 @@ def answer_for(model: nn.Module) -> None:
 
 
 def answer_no_more(model: nn.Module) -> None:
-    """For a model without adapters: its own methods are back."""
+    """For a model without adapters: its own methods are back, but `save_pretrained` where transformers couldn't load
+    what it writes.
+    """
     answered = [method for method in _ANSWERS if isinstance(model.__dict__.get(method), Answer)]
     for method in answered:
         del model.__dict__[method]
     if answered:
         let_adapters_train(model, False)
+        if any(isinstance(module, NF4Linear) for module in model.modules()):
+            model.__dict__["save_pretrained"] = Answer(model, _REFUSAL)
 
 
 def _save_pretrained(
@@ -73,6 +79,14 @@ def _save_pretrained(
         save_adapter(model, folder if name == "default" or len(names) == 1 else folder / name, name)
 
 
+def _refuse_to_save(model: nn.Module, *_: Any, **__: Any) -> None:
+    path = next(path for path, module in model.named_modules() if isinstance(module, NF4Linear))
+    raise ValueError(
+        f"save_pretrained: {path!r} is a 4-bit layer of lorafam's, which transformers would load as a new one: merge "
+        "into 'bf16', save the adapter, or save the state_dict"
+    )
+
+
 def _set_adapter(model: nn.Module, adapter_name: str | Sequence[str]) -> None:
     names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
     if len(names) != 1:
@@ -90,6 +104,7 @@ def _enable(model: nn.Module, enabled: bool = True) -> None:
         layer.enabled = enabled
 
 
+_REFUSAL = "refuse to save"
 _ANSWERS: dict[str, Callable[..., Any]] = {
     "save_pretrained": _save_pretrained,
     "set_adapter": _set_adapter,

@@ -15,6 +15,7 @@ from ...ops.library import accumulate_dtype, in_dtype
 from . import dense_choice, dense_few_tokens, tiles
 from .four_bit import dense
 from .four_bit_product import Plan, single
+from .huge_pages import new_matrix
 from .processor import processor
 from .product import add_product, product
 
@@ -29,7 +30,7 @@ def forward(
 ) -> Tensor:
     """c ∘ (x Wᵀ + P B̂ᵀ) + bias, [M, N] in x's dtype."""
     if dense_few_tokens.suits(weight, x.dtype, x.shape[0]):
-        y = x.new_empty(x.shape[0], weight.shape[0])
+        y = new_matrix(x, x.shape[0], weight.shape[0])
         dense_few_tokens.forward(
             x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), y, processor()
         )
@@ -54,7 +55,7 @@ def _suits_tiles(weight: Tensor, dtype: torch.dtype, tokens: int) -> bool:
 def _own_forward(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    y = x.new_empty(x.shape[0], weight.shape[0])
+    y = new_matrix(x, x.shape[0], weight.shape[0])
     tiles.forward(x.contiguous(), dense(weight), single(P), single(B_hat), single(c), single(bias), y, processor())
     return y
 

@@ -13,6 +13,7 @@ from ...ops.by_storage import Storage
 from . import few_tokens, team, tiles
 from .dense_few_tokens import add_low_rank
 from .four_bit import Weight, describe
+from .huge_pages import new_matrix
 from .panels import panels
 from .processor import Processor, processor
 from .product import add_product
@@ -35,7 +36,7 @@ def forward(
         return _in_double(x, data, scales, layout, P, B_hat, c, bias)
     if x.dtype == torch.float16:
         return forward(x.float(), data, scales, layout, P, B_hat, c, bias).to(x.dtype)
-    y = x.new_empty(x.shape[0], layout[0])
+    y = new_matrix(x, x.shape[0], layout[0])
     if y.numel():
         weight = describe(data, scales, layout)
         forward_into(y, x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), processor())

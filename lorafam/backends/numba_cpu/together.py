@@ -21,6 +21,7 @@ from .dropout import dropped
 from .factor_lines import Scale, scaled
 from .factors import Sums, over_x, sums_over_g
 from .four_bit import describe
+from .huge_pages import new_matrix
 from .processor import Processor, processor
 from .project import project
 
@@ -95,7 +96,7 @@ def forward_group(x: Tensor, parts: Sequence[Part]) -> tuple[list[Tensor], list[
 
 def _outputs(x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     tokens = x.shape[0]
-    return x.new_empty(tokens, part.layout[0]), part.A.new_empty(tokens, part.A.shape[0])
+    return new_matrix(x, tokens, part.layout[0]), part.A.new_empty(tokens, part.A.shape[0])
 
 
 def _forward(x: Tensor, projected: Tensor, part: Part, c: Tensor | None, y: Tensor, P: Tensor, cpu: Processor) -> None:

@@ -17,7 +17,7 @@ from ..config import AdapterConfig, check_path, starts_from_weight
 from ..methods import AdapterLayer
 from .adapt import FIRST, adapter_layers, check_model, new_adapter_layers, replace_module, run_through_layers
 from .adapter_file import AdapterFile, read_adapter
-from .adapters import check_name, check_new_name, put_adapter
+from .adapters import check_name, check_new_name, disabled, put_adapter
 from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
 from .fit import check_fit, meta_layers, meta_twins, put_tensors
 from .older_names import under_present_names
@@ -67,7 +67,9 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
         raise ValueError(f"directory: {folder} is a file")
     with loaded(one for layer in layers.values() for one in layer.adapters.values()):
         tensors = {key: tensor.cpu() for key, tensor in adapter_tensors(layers, adapter).items()}
-    tensors |= saved_base_tensors(model, config.base_bias)
+    # as they are without what is merged into them
+    with disabled(model):
+        tensors |= saved_base_tensors(model, config.base_bias)
     saved, whole = saved_tensors(model, adapter)
     tokens, rows = saved_rows(model, name)
     tensors |= whole | rows

@@ -83,6 +83,41 @@ def test_beside_another(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(model), first)
 
 
+MODES: dict[str, Any] = {
+    "disabled": lambda model: lorafam.disabled(model).__enter__(),
+    "training": lambda model: model.train(),
+    "merged": lambda model: [layer.merge() for layer in adapter_layers(model).values()],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "name", ["all biases and the adapter's", "embeddings", "tokens, tied head", "tied head saved whole"]
+)
+def test_saved_in_any_mode(name: str, mode: str, tmp_path: Path) -> None:
+    base, settings = FILES[name]
+    make = BASES[base]
+    other = make()
+    with torch.no_grad():
+        # a table that isn't the base's any more
+        other.get_input_embeddings().weight.mul_(1.1)
+    peft_file(tmp_path / "theirs", other, **settings)
+    model = lorafam.load_adapter(make(), tmp_path / "theirs").eval()
+    lorafam.save_adapter(model, tmp_path / "before")
+    MODES[mode](model)
+    lorafam.save_adapter(model, tmp_path / "then")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "before" / file).read_bytes() == (tmp_path / "then" / file).read_bytes()
+    if mode == "merged":
+        with pytest.raises(ValueError, match="is merged, unmerge it before"):
+            lorafam.load_adapter(model, tmp_path / "theirs")
+    else:
+        lorafam.load_adapter(model, tmp_path / "theirs")
+        lorafam.save_adapter(model, tmp_path / "again")
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / "before" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
 OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "all biases": ("qwen", {"base_bias": "all"}),
     "lora_only": ("qwen", {"base_bias": "lora_only"}),

@@ -19,7 +19,7 @@ from ..methods.stored_weight import DENSE, FORMATS
 from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
 from .pretrained import answer_no_more
-from .saved_module import active_copies
+from .saved_module import active_copies, saved_modules
 from .token_rows import unload_token_rows
 from .unchanged import all_tied_to
 
@@ -65,6 +65,7 @@ def merge_and_unload(
     if unknown:
         raise ValueError(f"probe: expected paths of adapter layers, got {unknown[0]!r}")
     _check_tied(model, [path for path in layers if path not in kept])
+    parted = _parts_saved(model)
     tied: dict[str, Tensor] = {}
     _check_biases(model, {path: layer for path, layer in layers.items() if path not in kept})
     reports, merged_before = {}, {path for path, layer in layers.items() if layer.merged}
@@ -100,7 +101,7 @@ def merge_and_unload(
         answer_no_more(model)
     rest = any(is_bitsandbytes_4bit(module) for module in model.modules())
     dense = [path for path, module in model.named_modules() if type(module) is nn.Linear or is_conv1d(module)]
-    if tied:
+    if tied or (parted and not kept):
         forget_tying(model)
     forget_quantisation(model, dense, rest=rest)
     if into in DENSE:
@@ -130,6 +131,22 @@ def _check_tied(model: nn.Module, paths: Sequence[str]) -> None:
             raise ValueError(
                 f"{path}: its weight is tied to {' and '.join(others)}, which merging would change; untie it first"
             )
+
+
+def _parts_saved(model: nn.Module) -> bool:
+    """Whether a module that an adapter has whole shares a weight with one that it doesn't have. Raises ValueError where
+    it does with several.
+    """
+    parted = False
+    for path, module in saved_modules(model).items():
+        parts = module.base_layer.modules() if module.has(module.active_adapter) else ()
+        others = [name for part in parts for name in all_tied_to(model, part) if not name.startswith(f"{path}.")]
+        if len(others) > 1:
+            raise ValueError(
+                f"{path}: its weight is tied to {' and '.join(others)}, which saving the merged model would tie again"
+            )
+        parted = parted or bool(others)
+    return parted
 
 
 def _untie(model: nn.Module, path: str, tied: dict[str, Tensor]) -> None:

@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import lorafam
@@ -189,6 +191,16 @@ def test_what_is_tied_is_trained_whole_alone(name: str, tmp_path: Path) -> None:
         close(model(ids).logits, out)
         model.save_pretrained(tmp_path / "merged")
         close(LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits, out)
+
+
+def test_what_three_share_is_not_merged_as_a_whole() -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=50, **sizes))
+    lorafam.adapt(model, AdapterConfig(r=4, target_modules=["q"], modules_to_save=["shared"]))
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match="shared: its weight is tied to .* and .*, which saving"):
+        lorafam.merge_and_unload(model)
+    assert {name: type(module) for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens", "q_proj"]])

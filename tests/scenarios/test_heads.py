@@ -198,7 +198,7 @@ def test_what_three_share_is_not_merged_as_a_whole() -> None:
     model = T5ForConditionalGeneration(T5Config(vocab_size=50, **sizes))
     lorafam.adapt(model, AdapterConfig(r=4, target_modules=["q"], modules_to_save=["shared"]))
     before = {name: type(module) for name, module in model.named_modules()}
-    with pytest.raises(ValueError, match="shared: its weight is tied to .* and .*, which saving"):
+    with pytest.raises(ValueError, match=r"shared: its weight is tied to .* and .*, which saving"):
         lorafam.merge_and_unload(model)
     assert {name: type(module) for name, module in model.named_modules()} == before
 

@@ -116,6 +116,24 @@ def test_the_norm_alone(storage: str) -> None:
         assert not F.row_norm(given["weight"], A, B, 1.0, differentiable=True).requires_grad
 
 
+@pytest.mark.parametrize("level", [1e-4, 0.03, 0.5])
+def test_rows_that_nearly_cancel(level: float) -> None:
+    """An update that takes every other row away but for a part."""
+    generator = torch.Generator().manual_seed(0)
+    A, B, W = (torch.randn(shape, generator=generator) for shape in ((R, K), (N, R), (N, K)))
+    W[::2] = -1.5 * (B @ A)[::2] + level * W[::2]
+    found = {}
+    for who, dtype in (("ours", torch.float32), ("eager", torch.float32), ("exact", torch.float64)):
+        a, b = (one.to(dtype).requires_grad_() for one in (A, B))
+        if who == "ours":
+            norm = F.row_norm(W, a, b, 1.5, differentiable=True)
+        else:
+            norm = torch.linalg.vector_norm(W.to(dtype) + 1.5 * b @ a, dim=1)
+        found[who] = torch.autograd.grad(norm.sum(), (a, b))
+    for ours, eager, exact in zip(*found.values(), strict=True):
+        assert_as_good_as_eager(ours, eager, exact, least=len(exact))
+
+
 def test_a_row_of_zeros_has_no_gradient() -> None:
     weight, A, B = torch.randn(6, 32), torch.randn(2, 32).requires_grad_(), torch.randn(6, 2).requires_grad_()
     with torch.no_grad():

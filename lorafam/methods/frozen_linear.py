@@ -49,7 +49,11 @@ class FrozenLinear(nn.Linear):
             return "a compiled graph has the platform's product"
         if is_transformed():
             return "torch.func or forward-mode AD is at work"
-        if x is not None and (x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu")):
+        if x is None:
+            return None
+        if not x.is_cpu or x.shape[-1:] != weight.shape[1:]:
+            return "x is on another device or of another size than the weight"
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
             return "x has another dtype than the weight"
         return None
 

@@ -81,11 +81,12 @@ def test_what_goes_to_the_layers_own_forward() -> None:
     _, tangent = torch.func.jvp(fast, (x,), (x,))
     assert torch.equal(tangent, torch.func.jvp(layer, (x,), (x,))[1])
     assert torch.equal(torch.func.vmap(fast)(x.view(4, 10, -1)), torch.func.vmap(layer)(x.view(4, 10, -1)))
-    with pytest.raises(RuntimeError) as theirs:
-        layer(x.double())
-    with pytest.raises(RuntimeError) as ours:
-        fast(x.double())
-    assert str(ours.value) == str(theirs.value)
+    for wrong in (x.double(), x[:, :-1], x.to("meta"), x.int()):
+        with pytest.raises(RuntimeError) as theirs:
+            layer(wrong)
+        with pytest.raises(RuntimeError) as ours:
+            fast(wrong)
+        assert str(ours.value) == str(theirs.value)
     fast.weight.requires_grad_(True)
     assert fast.lorafam_reason(x) == "its weight trains"
     fast(x).sum().backward()

@@ -12,6 +12,8 @@
 # make peft-suite  PEFT's own tests, plain and with every layer accelerated: none may fail that passes plain. PEFT_SUITE=quick
 #                  takes a few files
 # make real-task   fine-tunes a real model with the four methods at equal budgets, three seeds each; half an hour
+# make architectures   tries tiny models of many architectures of transformers in four ways and writes docs/architectures.md;
+#                  ARCHITECTURES=names takes those, else those that this code hasn't tried
 # make bugs        puts bugs into the GPU kernels, one at a time, and asks the tests to find them
 
 PYTHON ?= python3
@@ -29,7 +31,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INTERPRETED := tests/backends/test_four_bit.py tests/backends/triton_gpu tests/ops tests/test_functional.py \
 	tests/test_grouped_lora_linear.py
 
-.PHONY: demo test lint bench gpu simulated compiled kernel-table versions peft-suite real-task bugs clean
+.PHONY: demo test lint bench gpu simulated compiled kernel-table versions peft-suite architectures real-task bugs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -70,6 +72,9 @@ versions: $(VENV)/installed
 
 peft-suite: $(VENV)/peft-suite-installed
 	$(BIN)/python -m lorafam.bench.peft_suite
+
+architectures: $(VENV)/installed
+	$(BIN)/python -m lorafam.bench.architectures $(ARCHITECTURES)
 
 real-task: $(VENV)/demo-installed
 	$(BIN)/python -m lorafam.bench.real_task

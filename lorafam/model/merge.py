@@ -10,12 +10,12 @@ from torch import nn
 
 from ..compat.transformers import forget_quantisation, forget_tying
 from ..config import check_choice, check_flag
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, NF4Linear
 from ..methods.base_weight import is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import thaw_layers
 from ..methods.merge_report import THRESHOLD, check_threshold
-from ..methods.stored_weight import DENSE, FORMATS
+from ..methods.stored_weight import DENSE, FORMATS, with_weight
 from .adapt import adapter_layers, expected_layers, replace_module
 from .model_merge_report import ModelMergeReport
 from .pretrained import answer_no_more
@@ -39,9 +39,10 @@ def merge_and_unload(
 ) -> ModelMergeReport:
     """Merges adapters and removes their layers: dense layers are plain nn.Linear again. Says what it cost, by path.
 
-    `into` as in a layer's `merge`; a dense format is also that of the model's other parameters then. `keep_unmerged`
-    leaves layers as adapters: names that end their paths, or "advised" for those whose report advises it. `probe` has
-    inputs [.., K] by path, as `probe_inputs` collects them; standard-normal ones where it has none.
+    `into` as in a layer's `merge`; a dense format is also that of the model's other parameters then, and of `NF4Linear`
+    layers without an adapter, which nobody else could load. `keep_unmerged` leaves layers as adapters: names that end
+    their paths, or "advised" for those whose report advises it. `probe` has inputs [.., K] by path, as `probe_inputs`
+    collects them; standard-normal ones where it has none.
 
     A head or a table that is tied to the other gets a weight of its own, and the model's configuration says so.
     Raises ValueError for a model without adapters, for a name no adapter layer has, for a weight that is tied to
@@ -93,6 +94,8 @@ def merge_and_unload(
     for path, layer in reversed(every.items()):
         if path not in kept:
             replace_module(model, path, layer.unloaded())
+    if into in DENSE:
+        _decode_rest(model, DENSE[into])
     if not kept:
         for path, module in list(active_copies(model)):
             replace_module(model, path, module)
@@ -172,6 +175,15 @@ def _check_biases(model: nn.Module, layers: Mapping[str, AdapterLayer]) -> None:
                 f"{path}: its adapter has a bias (lora_bias) and the layer none: the merged model would lose it when "
                 "saved; leave it with keep_unmerged"
             )
+
+
+def _decode_rest(model: nn.Module, dtype: torch.dtype) -> None:
+    """4-bit layers of lorafam's that are no adapter's base become dense ones."""
+    bases = {id(layer.base_layer) for layer in adapter_layers(model).values()}
+    for path, module in list(model.named_modules()):
+        if isinstance(module, NF4Linear) and id(module) not in bases:
+            bias = None if module.bias is None else module.bias.to(dtype)
+            replace_module(model, path, with_weight(module, module.weight.dequantize(dtype), bias))
 
 
 def _convert_rest(model: nn.Module, dtype: torch.dtype) -> None:

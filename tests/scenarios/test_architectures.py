@@ -185,3 +185,21 @@ def test_a_merged_conv1d_can_be_taken_apart_again() -> None:
         torch.testing.assert_close(model(input_ids=ids).logits, wanted)
         layer.unmerge()
         torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep", [(), ("c_fc",)])
+def test_merged_into_a_dense_format_no_4bit_layer_is_left(keep: tuple[str, ...], tmp_path: Path) -> None:
+    """Those without an adapter stayed, and transformers loaded random weights in their place."""
+    ids = torch.arange(3, 11).view(1, 8)
+    model = lorafam.adapt(gpt2(), lorafam.AdapterConfig(**CONFIG, quantize="nf4", target_modules=["c_attn", "c_fc"]))
+    disturb(model)
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+        lorafam.merge_and_unload(model, into="fp32", keep_unmerged=keep)
+        left = [path for path, module in model.named_modules() if isinstance(module, lorafam.NF4Linear)]
+        assert left == [f"transformer.h.0.mlp.{name}.base_layer" for name in keep]
+        torch.testing.assert_close(model(input_ids=ids).logits, wanted)
+        if not keep:
+            model.save_pretrained(tmp_path)
+            loaded = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+            torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)

@@ -26,8 +26,10 @@ def test_an_architecture_works_in_every_column(name: str) -> None:
     result = tried(BY_NAME[name])
     assert not told(result), told(result)
     outcomes = [one["outcome"] for ways in result["columns"].values() for one in ways.values()]
-    assert outcomes == ["works"] * len(outcomes)
     assert len(outcomes) == 4 * (6 if BY_NAME[name].generates else 5)
+    refused = sum(len(known.ways) * len(known.columns) for known in BY_NAME[name].refused)
+    assert outcomes.count("refused") == refused
+    assert outcomes.count("works") == len(outcomes) - refused
 
 
 class Spoilt(Made):
@@ -59,8 +61,8 @@ def without_gradient(model: Any) -> None:
 
 def another(model: Any) -> None:
     with torch.no_grad():
-        for _, factor in factors(model):
-            factor.mul_(-1)
+        for name, factor in factors(model):
+            factor.mul_(-1 if name.endswith(".B") else 1)
 
 
 @pytest.mark.parametrize(

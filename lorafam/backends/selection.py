@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..compat.torch import constant_in_graphs
 from ..ops.library import LIBRARY, OPS, Op
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _announce(choice: Choice) -> None:
         warnings.warn(f"lorafam runs in eager PyTorch, slowly: {choice.reason}", SlowPathWarning, stacklevel=2)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def tell_of_detour(message: str) -> bool:
     """Warns once a process; while a graph is compiled too, which has nothing of it."""
     if message not in _TOLD:

@@ -5,11 +5,13 @@ else is said; none of it needs a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # AdamW's fused step over lists of tensors, and copies between lists: no public name of theirs takes lists
 fused_adamw_ = torch._fused_adamw_
@@ -28,8 +30,14 @@ def somebody_listens() -> bool:
     )
 
 
+def constant_in_graphs(function: Function) -> Function:
+    """What `torch.compiler.assume_constant_result` makes of it, which imports the compiler first: a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 # of a graph that is compiled too: torch guards both
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD runs."""
     return _current_level() is not None or forward_ad._current_level >= 0

@@ -10,6 +10,7 @@ import pytest
 from lorafam.bench.cpu import model_page
 from lorafam.bench.cpu.model_sizes import SIZES, TOKENS, VOCABULARY, Timed
 from lorafam.bench.cpu.peaks import Peaks, peaks
+from lorafam.bench.demo.plan import GENERATED
 
 
 def rows(what: str, sizes: tuple[tuple[int, int], ...]) -> list[Timed]:
@@ -42,8 +43,8 @@ def test_every_processor_keeps_its_section(tmp_path: Path) -> None:
     assert "25%" in next(line for line in first.splitlines() if line.startswith("| 256 x 640"))
     assert "a token" not in first
     assert "| QLoRA | 0.500 / 1.000: 2.00x (1.90 to 2.10) |" in second
-    # 24 tokens took what a step did
-    assert "0.021 / 0.042: 2.00x" in second
+    # all tokens that are generated took what a step did
+    assert f"{0.5 / GENERATED:.3f} / {1 / GENERATED:.3f}: 2.00x" in second
 
 
 def test_a_demo_that_has_not_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ Directly, or without the dense N x K update, by the identity, with b̂ = s·b:
     n_j² = ‖w_j‖² + 2 b̂_j·(A w_j) + b̂_j (A Aᵀ) b̂_jᵀ
 
 The identity subtracts: rows where it leaves no more than CANCELLATION of ‖w_j‖² + Σ_r b̂_jr² ‖a_r‖², the squares of
-what is added up, have lost digits and are formed directly (docs/decisions.md has the bound). Both are at least
+what is added up, have lost digits and are formed directly (docs/decisions/ has the bound). Both are at least
 NORM_FLOOR, so that a zero row gives neither inf nor NaN in m / n.
 """
 

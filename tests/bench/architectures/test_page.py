@@ -153,3 +153,14 @@ def test_a_process_that_does_not_end_well_is_no_pass(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     assert architectures.tried("one", tmp_path, 0.01) == {"error": error}
+
+
+def test_the_page_is_the_one_that_was_made() -> None:
+    """docs/architectures.md has every row, and what the issue asks for."""
+    text = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert text.startswith(pages.HEAD)
+    for row in ROWS:
+        assert f"| {row.name} " in text
+    works, of = (int(word) for word in text.split(" architectures work")[0].split("\n")[-1].split(" of "))
+    assert of == len(ROWS)
+    assert works >= 36

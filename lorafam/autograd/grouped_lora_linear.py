@@ -14,8 +14,8 @@ import torch
 from ..backends.direct import call, together
 from ..ops.by_storage import Storage, check_storage, group_storages, joined
 from ..ops.checks import check_tokens
-from ..ops.library import concatenated, in_dtype
-from . import plain
+from ..ops.library import concatenated
+from . import directions, plain
 from .lora_linear import LoraLinear
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
@@ -96,11 +96,24 @@ def _gradients(
             yield own.dx, own.dA, dB, dscale, own.sums
         return
     for grad_y, P, A, B, scale, storage, need in each:
-        Q, dA, dB_hat, _, dbias = call(
-            "lora_factors_grad", grad_y, x, P, scaled(B, scale), *(None,) * 5, 0.0, need.bias
+        dx, dA, dB, dscale, _, dbias = directions.backward(
+            grad_y,
+            x,
+            P,
+            A,
+            B,
+            scale,
+            *(None,) * 5,
+            0.0,
+            storage.data,
+            storage.layout,
+            storage.scales,
+            needs_x=needs_x,
+            needs_b=need.B,
+            needs_scale=need.scale,
+            needs_bias=need.bias,
         )
-        dx = call("lora_linear_grad", grad_y, *storage, None, Q, A, None, 0.0) if needs_x else None
-        yield dx, in_dtype(dA, A.dtype), *scaled_grads(dB_hat, B, scale, need.B, need.scale), dbias
+        yield dx, dA, dB, dscale, dbias
 
 
 class GroupedLoraLinear(torch.autograd.Function):

@@ -7,11 +7,14 @@ give the same bits (PTX ISA, "Mixed Precision Floating Point Instructions").
 
 from __future__ import annotations
 
+import functools
 import re
 
 _MIXED = re.compile(r"(add|sub|fma)((?:\.(?:rn|rz|rm|rp|sat))*\.f32)\.(f16|bf16)\s+([^;]+);")
 
 
+# a kernel is launched many times
+@functools.lru_cache(64)
 def written_out(ptx: str) -> str:
     """`ptx` without them."""
     return _MIXED.sub(_one, ptx)

@@ -156,7 +156,7 @@ def test_a_process_that_does_not_end_well_is_no_pass(
 
 
 def test_the_page_is_the_one_that_was_made() -> None:
-    """docs/architectures.md has every row, and what the issue asks for."""
+    """docs/architectures.md has every row, of which 36 and more work."""
     text = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
     assert text.startswith(pages.HEAD)
     for row in ROWS:

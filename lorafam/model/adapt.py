@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, inside
 from .targets import find_targets, output_head, pattern_values
 from .token_rows import TokenRows, find_token_rows, put_token_rows
-from .unchanged import tied_to, unchanged_on_failure
+from .unchanged import shared_modules, tied_to, unchanged_on_failure
 from .weight_readers import stop_fast_paths, watch_head
 
 # what a model's first adapter is called
@@ -77,6 +78,7 @@ def new_modules(
     """Path → the adapter layer or 4-bit layer that takes a module's place; `undo` gets what puts changed bases back."""
     first = starts_from_weight(config.init)
     dense = _dense_layers(model, config) if config.quantize is not None else {}
+    _tell_of_shared(model, config)
     made: dict[str, nn.Module] = {}
     if not first:
         made = {path: NF4Linear.from_linear(module, **_quantisation(config)) for path, module in dense.items()}
@@ -174,13 +176,33 @@ def _saved(model: nn.Module, config: AdapterConfig) -> list[str]:
 
 
 def _dense_layers(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
-    """Every nn.Linear and Conv1D but the output head and what is trained whole."""
+    """What is quantised: every nn.Linear and Conv1D but the output head, what is trained whole, and what another module
+    has the weight of, which would stay as it is there.
+    """
+    shared = shared_modules(model)
+    return {path: module for path, module in _could_be_quantised(model, config).items() if module not in shared}
+
+
+def _could_be_quantised(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     head, saved = output_head(model), _saved(model, config)
     return {
         path: module
         for path, module in model.named_modules()
         if path and (type(module) is nn.Linear or is_conv1d(module)) and module is not head and not inside(path, saved)
     }
+
+
+def _tell_of_shared(model: nn.Module, config: AdapterConfig) -> None:
+    if config.quantize is None:
+        return
+    shared = shared_modules(model)
+    left = [path for path, module in _could_be_quantised(model, config).items() if module in shared]
+    if left:
+        warnings.warn(
+            f"quantize={config.quantize!r}: {', '.join(map(repr, left))} "
+            f"{'stays' if len(left) == 1 else 'stay'} dense, since other modules have the same weight",
+            stacklevel=4,
+        )
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ The model takes them over, and its files have them from then on. They are the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,9 +89,14 @@ def put_base_tensors(model: nn.Module, tensors: BaseTensors) -> None:
     """Copies them into the model, which remembers that they are no more the base's own."""
     for parameter, tensor in tensors.values():
         parameter.copy_(tensor)
-    if tensors:
+    remember_base_tensors(model, list(tensors))
+
+
+def remember_base_tensors(model: nn.Module, names: Sequence[str]) -> None:
+    """Has adapters' files hold these parameters, by name in the bare model, as they are no more the base's own."""
+    if names:
         known = getattr(model, "lorafam_base_tensors", ())
-        model.lorafam_base_tensors = tuple(dict.fromkeys((*known, *tensors)))  # type: ignore[assignment]
+        model.lorafam_base_tensors = tuple(dict.fromkeys((*known, *names)))  # type: ignore[assignment]
 
 
 def saved_base_tensors(model: nn.Module, which: str) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from .checkpoint import load_adapter, save_adapter
 from .peft_settings import CONFIG_FILE
 from .tensor_keys import unwrapped
 from .trainable import TRAINABLE, load_trainable, save_trainable, trainable_tensors
+from .tying import resize_token_embeddings, tie_weights
 
 
 class Answer:
@@ -111,6 +112,8 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
     "active_adapters": _active_adapters,
     "enable_adapters": _enable,
     "disable_adapters": functools.partial(_enable, enabled=False),
+    "tie_weights": tie_weights,
+    "resize_token_embeddings": resize_token_embeddings,
 }
 
 

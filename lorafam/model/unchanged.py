@@ -43,10 +43,31 @@ def all_tied_to(model: nn.Module, module: nn.Module) -> list[str]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return []
+    place = _place(weight)
     return [
         f"{path}.{name}" if path else name
         for path, other in model.named_modules()
         if other is not module
         for name, parameter in other.named_parameters(recurse=False)
-        if parameter is weight
+        if _place(parameter) == place
     ]
+
+
+def shared_modules(model: nn.Module) -> set[nn.Module]:
+    """Modules whose weight is another's too, and those that stand at several places of the model."""
+    holders: dict[object, set[nn.Module]] = {}
+    stands: dict[nn.Module, int] = {}
+    for parent in model.modules():
+        for child in parent._modules.values():
+            if child is not None:
+                stands[child] = stands.get(child, 0) + 1
+        for parameter in parent.parameters(recurse=False):
+            holders.setdefault(_place(parameter), set()).add(parent)
+    found = {module for module, count in stands.items() if count > 1}
+    return found.union(*(modules for modules in holders.values() if len(modules) > 1))
+
+
+def _place(tensor: torch.Tensor) -> object:
+    """What is equal for tensors that a write into one changes together: where their values begin, if they have any."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta and tensor.numel()
+    return (tensor.device, tensor.data_ptr()) if plain else id(tensor)

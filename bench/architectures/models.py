@@ -149,7 +149,8 @@ class Made:
         with torch.no_grad():
             for path, weight in self._decoded.items():
                 module = model.get_submodule(path)
-                module.weight.copy_(weight if isinstance(module, nn.Linear) else weight.T)
+                # what is tied to it keeps its values
+                module.weight = nn.Parameter((weight if isinstance(module, nn.Linear) else weight.T).contiguous())
         return model
 
     @cached_property

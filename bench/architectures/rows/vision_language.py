@@ -170,5 +170,7 @@ ROWS = (
             "image_text_hidden_size": HIDDEN,
         },
         seen_words(0),
+        modules=("qkv", "projection", "fc1", "fc2", "query", "key", "value", "dense"),
+        note="its decoder is tied to the table and not told as the output head: PEFT's merge changes both",
     ),
 )

@@ -40,11 +40,12 @@ def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 f"resize_token_embeddings: {path!r} has an adapter for the tokens that there are: resize the bare "
                 "model, then adapt it"
             )
-    before = _tables(model)
+    # a weight may get other values in place
+    before = {name: weight.shape for name, weight in _tables(model).items()}
     found = type(model).resize_token_embeddings(model, *args, **kwargs)  # type: ignore[operator]
     after = _tables(model)
     # tied ones once
-    names = {id(weight): name for name, weight in reversed(after.items()) if weight.shape != before[name].shape}
+    names = {id(weight): name for name, weight in reversed(after.items()) if weight.shape != before.get(name)}
     remember_base_tensors(model, list(names.values()))
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..methods import AdapterLayer
+from ..methods import AdapterLayer, NF4Linear
 from .peft_format import PREFIX, TENSOR_FILE
 from .saved_module import SavedModule
 from .tensor_keys import bare_key, clean_path
@@ -53,6 +53,13 @@ def trained_biases(model: nn.Module, which: str) -> Iterator[tuple[str, nn.Param
             yield name, parameter
 
 
+def _is_four_bit(model: nn.Module, name: str, known: Mapping[str, tuple[str, nn.Parameter]]) -> bool:
+    if name in known:
+        return not known[name][1].is_floating_point()
+    path = name.rpartition(".")[0]
+    return any(isinstance(one, NF4Linear) and bare_key(clean_path(own)) == path for own, one in model.named_modules())
+
+
 def train_biases(model: nn.Module, which: str) -> None:
     """Makes them trainable."""
     for _, parameter in trained_biases(model, which):
@@ -79,9 +86,15 @@ def file_base_tensors(model: nn.Module, whole: Mapping[str, Mapping[str, torch.T
                     f"{TENSOR_FILE}: {told!r} has shape {list(tensor.shape)}, the model's has {list(parameter.shape)}; "
                     "a vocabulary that grew needs resize_token_embeddings first"
                 )
-            if parameter.is_meta or not torch.equal(tensor.to(parameter), parameter):
-                found[name] = parameter, tensor
-    return found
+            other = next((one for one, (there, _) in found.items() if there is parameter), None)
+            if other is not None and not torch.equal(found[other][1], tensor):
+                raise ValueError(f"{TENSOR_FILE}: {told!r} is another than {other!r}, to which the model ties it")
+            found[name] = parameter, tensor
+    return {
+        name: (parameter, tensor)
+        for name, (parameter, tensor) in found.items()
+        if parameter.is_meta or not torch.equal(tensor.to(parameter), parameter)
+    }
 
 
 @torch.no_grad()
@@ -100,8 +113,16 @@ def remember_base_tensors(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def saved_base_tensors(model: nn.Module, which: str) -> dict[str, torch.Tensor]:
-    """What came from a file and the biases that are trained, under PEFT's names."""
+    """What is no more the base's own and the biases that are trained, under PEFT's names. Raises ValueError for a layer
+    that was merged into 4 bits.
+    """
     known = base_parameters(model)
+    lost = [name for name in getattr(model, "lorafam_base_tensors", ()) if _is_four_bit(model, name, known)]
+    if lost:
+        raise ValueError(
+            f"model: {lost[0]!r} was merged into 4 bits, which no adapter's file has, and what is saved would be for "
+            "another base: merge into a dense format ('bf16'), or save the state_dict"
+        )
     names = [*getattr(model, "lorafam_base_tensors", ()), *(name for name, _ in trained_biases(model, which))]
     found: dict[str, Any] = {}
     for told, parameter in (known[name] for name in dict.fromkeys(names) if name in known):

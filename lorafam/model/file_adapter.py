@@ -68,7 +68,9 @@ class FileAdapter:
         parameters = _parameters(file, model)
         by_path = _by_path(file.tensors, self.config.method)
         experts = {path: by_path.pop(path) for path in parameters if path in by_path}
-        self.rows = {_stored(f"{path}.weight", model): found for path, found in file_rows(file).items()}
+        rows = file_rows(file)
+        _check_tied_rows([f"{path}.weight" for path in rows], model)
+        self.rows = {_stored(f"{path}.weight", model): found for path, found in rows.items()}
         self.shared: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
         for path, found in file.whole.items():
@@ -76,8 +78,10 @@ class FileAdapter:
                 name = _whole_name(f"{path}.{ending}", tensor, model)
                 if is_saved(path, file.names_saved):
                     self.own[name] = tensor
-                else:
-                    self.shared[_stored(name, model)] = tensor
+                    continue
+                there = self.shared.setdefault(_stored(name, model), tensor)
+                if not torch.equal(there, tensor):
+                    raise ValueError(f"{TENSOR_FILE}: {PREFIX + path!r} is another than what it is tied to")
         if file.names_saved and not self.own:
             raise ValueError(
                 f"{CONFIG_FILE}: modules_to_save = {list(file.names_saved)}, {TENSOR_FILE} has none of them"
@@ -128,6 +132,17 @@ def _stored(name: str, model: StoredModel) -> str:
     """The name of the tensor that the files have of a parameter, which may be tied."""
     found = model.find(name) or name
     return model.tied_to(found) or found
+
+
+def _check_tied_rows(names: Sequence[str], model: StoredModel) -> None:
+    """Rows of the input table are those of what is tied to it; rows of another that is tied are that one's alone."""
+    for name in names:
+        found = model.find(name) or name
+        with_it = model.tied_with(model.tied_to(found) or found)
+        if with_it and found != model.input_table():
+            raise ValueError(
+                f"{TENSOR_FILE}: has rows of {found!r} alone, which is tied to {model.tied_to(found) or with_it[0]!r}"
+            )
 
 
 def _as_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,16 +10,19 @@ from torch import nn
 
 from ..compat.transformers import forget_quantisation, forget_tying
 from ..config import check_choice, check_flag
-from ..methods import AdapterLayer, NF4Linear
+from ..methods import AdapterLayer, LoraParameter, NF4Linear
 from ..methods.base_weight import is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import thaw_layers
 from ..methods.merge_report import THRESHOLD, check_threshold
 from ..methods.stored_weight import DENSE, FORMATS, with_weight
 from .adapt import adapter_layers, expected_layers, replace_module
+from .adapters import modules_beside
+from .base_tensors import base_parameters, remember_base_tensors
 from .model_merge_report import ModelMergeReport
 from .pretrained import answer_no_more
-from .saved_module import active_copies, saved_modules
+from .saved_module import SavedModule, active_copies, saved_modules
+from .tensor_keys import bare_key, clean_path
 from .token_rows import unload_token_rows
 from .unchanged import all_tied_to
 
@@ -44,7 +47,8 @@ def merge_and_unload(
     their paths, or "advised" for those whose report advises it. `probe` has inputs [.., K] by path, as `probe_inputs`
     collects them; standard-normal ones where it has none.
 
-    A head or a table that is tied to the other gets a weight of its own, and the model's configuration says so.
+    A head or a table that is tied to the other gets a weight of its own, and the model's configuration says so. Where
+    layers are left, adapters that weren't active are gone, and the adapter's file has what was merged, whole.
     Raises ValueError for a model without adapters, for a name no adapter layer has, for a weight that is tied to
     several others and, with `safe`, for a result that isn't finite; TypeError for a base whose weight can't be
     replaced. The model is then as it was. Until it returns, it holds what it replaces.
@@ -90,6 +94,9 @@ def merge_and_unload(
         for path in list(tied):
             _tie_again(model, path, tied)
         raise
+    if kept:
+        _remember(model, [path for path in layers if path not in kept], tied)
+        _forget_others(model, [every[path] for path in kept])
     # of layers around each other the innermost first
     for path, layer in reversed(every.items()):
         if path not in kept:
@@ -113,6 +120,32 @@ def merge_and_unload(
         for name in ("lorafam_config", "lorafam_base_tensors"):
             model.__dict__.pop(name, None)
     return ModelMergeReport(reports, [path for path in layers if path in kept])
+
+
+def _remember(model: nn.Module, paths: Sequence[str], tied: Mapping[str, Tensor]) -> None:
+    """Has the file of an adapter that is left hold the merged weights, and what they are no more tied to."""
+    names: list[str] = []
+    for path in paths:
+        layer: Any = model.get_submodule(path)
+        own = bare_key(clean_path(path))
+        names.append(f"{own}.{layer.parameter}" if isinstance(layer, LoraParameter) else f"{own}.weight")
+        if getattr(layer.active, "bias", None) is not None:
+            names.append(f"{own}.bias")
+    for name, (_, parameter) in base_parameters(model).items():
+        if any(parameter is weight for weight in tied.values()):
+            names.append(name)
+    remember_base_tensors(model, names)
+
+
+def _forget_others(model: nn.Module, kept: Sequence[AdapterLayer]) -> None:
+    """Drops adapters that aren't active: they were for another base, and what of them was on merged layers is gone."""
+    for layer in kept:
+        for name in [name for name in layer.adapters if name != layer.active_adapter]:
+            del layer.adapters[name]
+    for module in modules_beside(model).values():
+        others = module.copies if isinstance(module, SavedModule) else module.tokens
+        for name in [name for name in others if name != module.active_adapter]:
+            module.forget(name)
 
 
 def _named(layers: Mapping[str, AdapterLayer], names: str | Sequence[str]) -> set[str]:

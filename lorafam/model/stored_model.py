@@ -81,6 +81,13 @@ class StoredModel:
         """The loaded model without memory; None where its class isn't known."""
         return None if self._loading is None else self._loading.model
 
+    def input_table(self) -> str | None:
+        """The name of the weight of the input embeddings; None where the model's class isn't known, or has none."""
+        get = getattr(self.skeleton, "get_input_embeddings", None)
+        table = get() if callable(get) else None
+        every = [] if table is None else self.skeleton.named_modules()
+        return next((f"{path}.weight" for path, module in every if module is table), None)
+
     def groups(self) -> dict[str, Group]:
         """Name in the files → how it is joined with others or parted."""
         return {source: one.group for one in self.formed.values() if one.group is not None for source in one.sources}

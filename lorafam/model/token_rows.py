@@ -146,16 +146,20 @@ def find_token_rows(model: nn.Module, config: AdapterConfig) -> dict[str, list[i
         for path in hits:
             _check_table(model.get_submodule(path), path, tokens)
             found[path] = list(tokens)
-    # one that is tied to another has that one's rows
-    first: dict[int, str] = {}
+    # what is tied to the input table has that one's rows
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    main = next((path for path, module in model.named_modules() if module is table and table is not None), None)
+    first = {} if main is None else {id(_weight(table)): main}
     for path in list(found):
-        module: Any = model.get_submodule(path)
-        weight = module.base_layer.weight if isinstance(module, TokenRows) else module.weight
-        other = first.setdefault(id(weight), path)
-        if other != path and found[other] != found.pop(path):
+        other = first.setdefault(id(_weight(model.get_submodule(path))), path)
+        if other != path and found.get(other) != found.pop(path):
             told = f"{path!r} is tied to {other!r}, expected the same tokens for both"
             raise ValueError(f"trainable_token_indices: {told}")
     return found
+
+
+def _weight(module: Any) -> Any:
+    return module.base_layer.weight if isinstance(module, AdapterLayer | SavedModule | TokenRows) else module.weight
 
 
 def _is_outer(model: nn.Module, path: str) -> bool:

@@ -72,7 +72,12 @@ def test_kept_by_name(tmp_path: Any) -> None:
     for path in left:
         kept, same = model.get_submodule(path), plain.get_submodule(path)
         assert torch.equal(kept(torch.ones(3, 32)), same(torch.ones(3, 32)))
-    # what is left is saved and loaded as ever
+    with pytest.raises(ValueError, match=r"k_proj\.weight' was merged into 4 bits, which no adapter's file has"):
+        lorafam.save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+    # what is left of a dense base is saved and loaded as ever
+    model = adapted()
+    lorafam.merge_and_unload(model, keep_unmerged=["q_proj", "layers.1.mlp.up_proj"])
     lorafam.save_adapter(model, tmp_path)
     again = copy.deepcopy(model)
     disturb(again, seed=7)

@@ -16,6 +16,7 @@ from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer, LoraParameter
 from .adapter_file import AdapterFile, path_of, read_adapter, tensor_file
 from .fit import check_fit, meta_layers, put_tensors
+from .older_names import joined_now
 from .parameter_targets import find_parameters, meta_parameters, pattern_path
 from .peft_format import PREFIX, TENSOR_FILE, tensor_names
 from .peft_settings import CONFIG_FILE
@@ -212,6 +213,8 @@ def _weight_name(path: str, model: StoredModel) -> str:
         hint = f" (the nearest is {near!r})" if near else ""
         hint = "; is its weight tied to another?" if path.endswith("lm_head") else hint
         raise ValueError(f"adapter: the model's files have no {path + '.weight'!r}, which it adapts{hint}")
+    if not name.endswith(".weight"):
+        raise joined_now(path, name)
     return name
 
 

@@ -8,22 +8,34 @@ from ..compat.loading import renaming
 from ..compat.transformers import is_pretrained
 from .adapter_file import AdapterFile
 from .base_tensors import base_parameters
-from .peft_format import PREFIX
+from .peft_format import PREFIX, TENSOR_FILE
 from .tensor_keys import clean_path
+
+
+def joined_now(path: str, name: str) -> ValueError:
+    """For experts that were layers of their own before transformers 5: their factors would be parts of others."""
+    return ValueError(
+        f"{TENSOR_FILE}: is for {path!r}, a layer that is a part of {name!r} in this version of transformers; where "
+        "all of an expert's layers are adapted, PEFT's from_pretrained converts the file and save_pretrained writes "
+        "one that is read"
+    )
 
 
 def under_present_names(model: nn.Module, file: AdapterFile) -> None:
     """Gives a file's tensors the names that their modules have in `model`, as loading the model's files would; those of
-    modules that stay unknown are left.
+    modules that stay unknown are left. Raises ValueError for a layer that is a part of a parameter now.
     """
     known = {clean_path(path) for path, _ in model.named_modules()}
     unknown = [path for path in (*file.paths, *file.whole) if path not in known]
     if not unknown or not is_pretrained(model):
         return
-    _, rename = renaming(model, base_parameters(model).keys())
+    parameters = base_parameters(model)
+    _, rename = renaming(model, parameters.keys())
     present = {}
     for path in unknown:
         name, joined = rename(f"{path}.weight")
+        if joined is not None and name in parameters:
+            raise joined_now(path, name)
         if joined is None and name.removesuffix(".weight") in known:
             present[path] = name.removesuffix(".weight")
     for path, now in present.items():

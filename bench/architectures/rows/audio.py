@@ -55,7 +55,7 @@ ROWS = (
         "WavLMForCTC",
         _WAVES,
         modules=("projection", "intermediate_dense", "output_dense"),
-        dense=("gru_rel_pos_linear",),
+        dense=("q_proj", "k_proj", "v_proj", "out_proj", "gru_rel_pos_linear"),
         note="its attention computes with the weights itself: PEFT trains adapters there without a gradient",
     ),
     Architecture(

@@ -69,9 +69,9 @@ class FileAdapter:
         parameters = _parameters(file, model)
         by_path = _by_path(file.tensors, self.config.method)
         experts = {path: by_path.pop(path) for path in parameters if path in by_path}
-        rows = file_rows(file)
-        _check_tied_rows([f"{path}.weight" for path in rows], model)
-        self.rows = {_stored(f"{path}.weight", model): found for path, found in rows.items()}
+        of_tokens = file_rows(file)
+        _check_tied_rows([f"{path}.weight" for path in of_tokens], model)
+        self.rows = {_stored(f"{path}.weight", model): found for path, found in of_tokens.items()}
         self.shared: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
         for path, found in file.whole.items():

@@ -26,7 +26,7 @@ def tie_weights(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         if layer.merged:
             raise ValueError(f"tie_weights: {path!r} is merged, unmerge it first")
     with _bases_in_place(model):
-        type(model).tie_weights(model, *args, **kwargs)  # type: ignore[operator]
+        type(model).tie_weights(model, *args, **kwargs)  # type: ignore[attr-defined]
 
 
 def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -42,7 +42,7 @@ def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             )
     # a weight may get other values in place
     before = {name: weight.shape for name, weight in _tables(model).items()}
-    found = type(model).resize_token_embeddings(model, *args, **kwargs)  # type: ignore[operator]
+    found = type(model).resize_token_embeddings(model, *args, **kwargs)  # type: ignore[attr-defined]
     after = _tables(model)
     # tied ones once
     names = {id(weight): name for name, weight in reversed(after.items()) if weight.shape != before.get(name)}

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
+
+# what RWKV divides, in a model `rescales_every` tells of
+RESCALED = re.compile(r"blocks\.(?P<block>\d+)\.(attention\.output|feed_forward\.value)")
+
+
+def rescales_every(module: Any) -> int:
+    """After how many blocks a model halves what goes on, and in evaluation the weights for it, in place; 0 for none.
+    RWKV's, seen in 5.24.0.
+    """
+    rescales = hasattr(module, "_rescale_layers") and hasattr(module, "layers_are_rescaled")
+    return int(module.config.rescale_every) if rescales else 0
 
 
 def forget_quantisation(model: Any, dense: list[str], *, rest: bool) -> None:

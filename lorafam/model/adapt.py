@@ -23,7 +23,7 @@ from .saved_module import SavedModule, find_saved, inside
 from .targets import find_targets, output_head, pattern_values
 from .token_rows import TokenRows, find_token_rows, put_token_rows
 from .unchanged import shared_modules, tied_to, unchanged_on_failure
-from .weight_readers import stop_fast_paths, watch_head
+from .weight_readers import rescaler_of, stop_fast_paths, watch_head
 
 # what a model's first adapter is called
 FIRST = "default"
@@ -78,7 +78,7 @@ def new_modules(
     """Path → the adapter layer or 4-bit layer that takes a module's place; `undo` gets what puts changed bases back."""
     first = starts_from_weight(config.init)
     dense = _dense_layers(model, config) if config.quantize is not None else {}
-    _tell_of_shared(model, config)
+    _tell_of_dense(model, config)
     made: dict[str, nn.Module] = {}
     if not first:
         made = {path: NF4Linear.from_linear(module, **_quantisation(config)) for path, module in dense.items()}
@@ -176,11 +176,22 @@ def _saved(model: nn.Module, config: AdapterConfig) -> list[str]:
 
 
 def _dense_layers(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
-    """What is quantised: every nn.Linear and Conv1D but the output head, what is trained whole, and what another module
-    has the weight of, which would stay as it is there.
+    """What is quantised: linear layers but the output head, what is trained whole, and what must stay dense."""
+    stays = _stays_dense(model, config)
+    return {path: module for path, module in _could_be_quantised(model, config).items() if path not in stays}
+
+
+def _stays_dense(model: nn.Module, config: AdapterConfig) -> dict[str, str]:
+    """Path → why, of what would be quantised: another module has its weight, which would stay as it is there, or
+    divides it in place.
     """
-    shared = shared_modules(model)
-    return {path: module for path, module in _could_be_quantised(model, config).items() if module not in shared}
+    shared, found = shared_modules(model), {}
+    for path, module in _could_be_quantised(model, config).items():
+        if module in shared:
+            found[path] = "other modules have the same weight"
+        elif rescaler := rescaler_of(model, path)[0]:
+            found[path] = f"{rescaler} divides the weights in place"
+    return found
 
 
 def _could_be_quantised(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
@@ -192,17 +203,12 @@ def _could_be_quantised(model: nn.Module, config: AdapterConfig) -> dict[str, nn
     }
 
 
-def _tell_of_shared(model: nn.Module, config: AdapterConfig) -> None:
-    if config.quantize is None:
-        return
-    shared = shared_modules(model)
-    left = [path for path, module in _could_be_quantised(model, config).items() if module in shared]
-    if left:
-        warnings.warn(
-            f"quantize={config.quantize!r}: {', '.join(map(repr, left))} "
-            f"{'stays' if len(left) == 1 else 'stay'} dense, since other modules have the same weight",
-            stacklevel=4,
-        )
+def _tell_of_dense(model: nn.Module, config: AdapterConfig) -> None:
+    stays = _stays_dense(model, config) if config.quantize is not None else {}
+    for why in dict.fromkeys(stays.values()):
+        left = [path for path in stays if stays[path] == why]
+        told = f"{left[0]!r} stays" if len(left) == 1 else f"{', '.join(map(repr, left[:3]))} ({len(left)}) stay"
+        warnings.warn(f"quantize={config.quantize!r}: {told} dense, since {why}", stacklevel=4)
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

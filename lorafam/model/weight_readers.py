@@ -11,13 +11,20 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..compat.transformers import RESCALED, rescales_every
 from ..compat.trl import skips_head
 from ..methods import AdapterLayer
+from ..methods.base_weight import is_bitsandbytes_4bit
 from .weights_read import weights_read
 
 
 def reader_of(model: nn.Module, path: str) -> str:
-    """The class of the module that reads the weight at `path` itself; empty where none does."""
+    """The class of the module that reads the weight at `path` itself, or changes it; empty where none does."""
+    module = model.get_submodule(path)
+    four_bits = is_bitsandbytes_4bit(getattr(module, "base_layer", module))
+    rescaler, exponent = rescaler_of(model, path)
+    if rescaler and (exponent or four_bits):
+        return rescaler
     parts = path.split(".")
     for count in range(len(parts)):
         module = model.get_submodule(".".join(parts[:count]))
@@ -28,6 +35,19 @@ def reader_of(model: nn.Module, path: str) -> str:
         if any(read.name == name and read.happens_in(module) for read in weights_read(cast(Any, type(module)))):
             return type(module).__name__
     return ""
+
+
+def rescaler_of(model: nn.Module, path: str) -> tuple[str, int]:
+    """The class of the module that divides the weight at `path` by a power of two in place when it evaluates (RWKV),
+    and the exponent; ("", 0) where none does.
+    """
+    for outer, module in model.named_modules():
+        every = rescales_every(module)
+        prefix = f"{outer}." if outer else ""
+        found = RESCALED.fullmatch(path[len(prefix) :]) if every and path.startswith(prefix) else None
+        if found:
+            return type(module).__name__, int(found["block"]) // every
+    return "", 0
 
 
 def stop_fast_paths(model: nn.Module) -> None:

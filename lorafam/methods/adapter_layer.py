@@ -171,8 +171,13 @@ class AdapterLayer(nn.Module, ABC):
 
     @property
     def weight(self) -> Any:
-        """The base's, without the adapter, for models that look at their layers: its dtype, device, values."""
-        return self.base_layer.weight
+        """The base's, without the adapter, for models that look at their layers: its dtype, device, values. Of
+        bitsandbytes' 4-bit codes what they stand for: Switch Transformers turn their input into the weight's dtype.
+        """
+        base: Any = self.base_layer
+        if is_bitsandbytes_4bit(base) and base.weight.quant_state is not None:
+            return own_weight(base)
+        return base.weight
 
     @property
     def bias(self) -> Any:

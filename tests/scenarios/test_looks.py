@@ -61,6 +61,30 @@ def test_t5_looks_at_a_dtype(quantize: str | None) -> None:
             assert layer.B.grad is not None
 
 
+class InWeightsDtype(nn.Module):
+    """As Switch Transformers' feed-forward, whose `wo` isn't kept in fp32 when it is loaded in 4 bits."""
+
+    def __init__(self, wo: nn.Module) -> None:
+        super().__init__()
+        self.wo = wo
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.wo.weight, torch.Tensor) and x.dtype != self.wo.weight.dtype:
+            x = x.to(self.wo.weight.dtype)
+        return self.wo(x)
+
+
+def test_a_layer_over_bitsandbytes_codes_has_no_dtype_of_bytes() -> None:
+    """The input became bytes: refused as such by own layers, and nonsense without an adapter."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    wo = bitsandbytes.nn.Linear4bit(64, 48, quant_type="nf4", compute_dtype=torch.float32).to("cpu")
+    weight = bitsandbytes.functional.dequantize_4bit(wo.weight.data, wo.weight.quant_state)
+    net = lorafam.adapt(InWeightsDtype(wo), lorafam.AdapterConfig(**CONFIG, target_modules=["wo"]))
+    x = tokens(3)
+    torch.testing.assert_close(net(x), nn.functional.linear(x, weight.float(), wo.bias), rtol=1e-4, atol=1e-5)
+    assert (net.wo.weight.dtype, tuple(net.wo.weight.shape)) == (torch.float32, (48, 64))
+
+
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 @pytest.mark.parametrize("names", [None, ["linear1", "linear2"]])
 def test_a_transformer_encoder_in_evaluation_uses_its_adapters(quantize: str | None, names: list[str] | None) -> None:

@@ -23,11 +23,11 @@ import torch
 from packaging.version import Version
 
 from lorafam.backends.numba_cpu.processor import model_name
+from lorafam.files import write_json
 
 from . import junit
 from .case import CASES
 from .contenders import PEERS, TITLES
-from .files import write_json
 from .left_out import Row, shared_out, told
 from .report import table
 

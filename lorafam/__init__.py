@@ -8,7 +8,7 @@ from . import backends as backends
 from . import functional, reference
 from .config import AdapterConfig
 from .interop import AccelerateReport, accelerate, accelerated, decelerate
-from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, explain
+from .methods import AdaLoraLinear, DoraLinear, Explanation, LoraLinear, MergeReport, NF4Linear, VeraLinear, explain
 from .model import (
     ModelMergeReport,
     adapt,
@@ -45,6 +45,7 @@ __all__ = [
     "NF4Weight",
     "PagedAdamW",
     "RankAllocator",
+    "VeraLinear",
     "accelerate",
     "accelerated",
     "adapt",

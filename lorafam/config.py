@@ -8,9 +8,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-METHODS = ("lora", "dora", "adalora")
 QUANT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 INITIALISERS = ("default", "gaussian", "pissa", "pissa_niter_[n]", "olora", "loftq")
@@ -37,7 +36,23 @@ _CALLED = {
     "quant_type": "quantize",
     "targets": "target_modules",
 }
-_METHODS_ON_4_BITS = {f"q{method}": method for method in METHODS}
+
+
+class MethodRules(Protocol):
+    """What a configuration asks its method."""
+
+    adapts_parameters: ClassVar[bool]
+    allocates_ranks: ClassVar[bool]
+
+    @classmethod
+    def check(cls, given: AdapterConfig) -> None: ...
+
+    @classmethod
+    def check_own(cls, given: Mapping[str, Any]) -> None: ...
+
+
+# the methods by name: each registers itself (`methods.registry`)
+METHODS: dict[str, type[MethodRules]] = {}
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -167,7 +182,8 @@ class AdapterConfig:
     "none", "all", or those of adapted layers, "lora_only"; they are the base's, `disabled` leaves them.
     `trainable_token_indices`: tokens whose rows of the embedding table, and of what is tied to it, the adapter has for
     itself; a list, or tables' names to lists. `target_parameters`: names that end a parameter's name, of experts
-    [E, N, K] above all; with `target_modules=[]` nothing else is adapted.
+    [E, N, K] above all; with `target_modules=[]` nothing else is adapted. `method_settings`: what only this method has,
+    by name; its layer's docstring says what.
     """
 
     method: str = "lora"
@@ -192,6 +208,7 @@ class AdapterConfig:
     base_bias: str = "none"
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     target_parameters: Sequence[str] | None = None
+    method_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __new__(cls, *args: Any, **settings: Any) -> AdapterConfig:
         known = {one.name for one in fields(cls)}
@@ -206,10 +223,10 @@ class AdapterConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if isinstance(self.method, str) and self.method in _METHODS_ON_4_BITS:
-            right = _METHODS_ON_4_BITS[self.method]
+        right = self.method[1:] if isinstance(self.method, str) and self.method.startswith("q") else None
+        if right in METHODS:
             raise ValueError(f"method: {self.method!r} is method={right!r} with quantize='nf4'")
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, tuple(METHODS))
         check_rank("r", self.r)
         check_alpha("alpha", self.alpha)
         check_dropout_probability("dropout", self.dropout)
@@ -244,20 +261,18 @@ class AdapterConfig:
                 raise ValueError(f"{pattern}: expected names to values, got {getattr(self, pattern)!r}")
             for key in getattr(self, pattern):
                 check_expression(f"{pattern}, the key", key)
+        method = METHODS[self.method]
         if self.target_parameters is not None:
-            plain = self.method == "lora" and self.init in ("default", "gaussian") and not (self.dropout or self.bias)
-            if not plain:
-                raise ValueError("target_parameters: expected method 'lora' with dropout 0, no bias, init 'default'")
+            plain = self.init in ("default", "gaussian") and not (self.dropout or self.bias)
+            if not (method.adapts_parameters and plain):
+                names = " or ".join(repr(name) for name, one in METHODS.items() if one.adapts_parameters)
+                raise ValueError(f"target_parameters: expected method {names} with dropout 0, no bias, init 'default'")
         if self.init == "loftq" and self.quantize is None:
             raise ValueError("init: 'loftq' chooses 4-bit codes and factors together, expected quantize='nf4' or 'fp4'")
-        if self.init != "default" and self.method == "adalora":
-            raise ValueError(f"init: AdaLoRA has one initialisation, expected 'default', got {self.init!r}")
-        if self.rslora and self.method == "adalora":
-            raise ValueError("rslora: AdaLoRA has a scaling of its own, expected False")
-        if self.bias and self.method != "lora":
-            raise ValueError(f"bias: only the method 'lora' has a bias of its own, expected False with {self.method!r}")
-        if self.method == "adalora" and (self.rank_pattern or self.alpha_pattern):
-            raise ValueError("rank_pattern, alpha_pattern: AdaLoRA allocates its ranks itself, expected none")
+        if not isinstance(self.method_settings, Mapping):
+            raise ValueError(f"method_settings: expected names to values, got {self.method_settings!r}")
+        method.check(self)
+        method.check_own(self.method_settings)
         for name, rank in self.rank_pattern.items():
             check_rank(f"rank_pattern[{name!r}]", rank)
         for name, alpha in self.alpha_pattern.items():

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lorafam import NF4Linear, quantize_nf4
 from lorafam import functional as F
 from lorafam.methods import METHODS, AdapterLayer
+from tests.methods.settings import settings_of
 
 K, N, RANK = 128, 72, 4
 each_method = pytest.mark.parametrize("method", sorted(METHODS))
@@ -32,7 +33,8 @@ def _forget_graphs() -> Iterator[None]:
 def layer_of(method: str, base: str, alpha: float = 8, **settings: Any) -> AdapterLayer:
     torch.manual_seed(0)
     dense = nn.Linear(K, N)
-    layer = METHODS[method](NF4Linear.from_linear(dense) if base == "nf4" else dense, r=RANK, alpha=alpha, **settings)
+    settings |= settings_of(method, alpha=alpha)
+    layer = METHODS[method](NF4Linear.from_linear(dense) if base == "nf4" else dense, r=RANK, **settings)
     with torch.no_grad():
         for parameter in layer.active.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

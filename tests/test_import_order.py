@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    {"kernels", "config", "reference", "compat"},
+    {"kernels", "config", "files", "reference", "compat"},
     {"ops"},
     {"backends"},
     {"weights"},

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json, write_text
+from lorafam.files import write_json, write_text
+
 from ..gpu.store import code_digest
 from .page import failed, page
 from .rows import BY_NAME, ROWS

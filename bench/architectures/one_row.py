@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from lorafam.files import write_json
+
 from .architecture import Architecture
 from .columns import COLUMNS
 from .models import WAYS, Made, Way, layers_of

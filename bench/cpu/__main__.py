@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lorafam.files import write_json
+
 from ..case import Case, make_case
-from ..files import write_json
 from ..gate import check
 from ..run import machine
 from .interleaved import medians

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from lorafam.backends.numba_cpu.processor import model_name, processor
+from lorafam.files import write_json, write_text
 
 from ..demo.pace import Pace, Paces
 from ..demo.plan import BY_KEY, GENERATED, PAIRS, SEQUENCE_LENGTH
-from ..files import write_json, write_text
 from ..page import grid
 from .model_sizes import RANK, TOKENS, VOCABULARY, Timed, layers, vocabulary
 from .peaks import Peaks, peaks

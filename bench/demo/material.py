@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from lorafam.files import write_text
+
 from .quiet import silence
 
 LICENCE = "google/gemma-3-270m, under the Gemma Terms of Use (https://ai.google.dev/gemma/terms)"
@@ -52,9 +54,7 @@ def prepare_text(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "python-reference.txt"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n\n".join(topics[name] for name in sorted(topics)))
     return path
 
 

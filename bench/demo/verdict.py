@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lorafam.files import write_whole
 
 from .pace import Pace, Paces
 from .plan import BY_KEY, GENERATED, PAIRS, RUNS
@@ -95,6 +96,4 @@ def plot(outputs: Sequence[tuple[str, Path]], path: Path) -> None:
     axes.set_title("gemma-3-270m on the Python reference")
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json, write_text
+from lorafam.files import write_json, write_text
+
 from ..page import page
 from .cases import BAD
 from .store import RUN, Record

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from lorafam.files import write_json
 
 Case = dict[str, Any]
 RUN = "run.json"

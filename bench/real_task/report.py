@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lorafam.files import write_whole
 
 from .plan import BY_KEY, METHODS, RANK, SEEDS, SEQUENCE_LENGTH
 
@@ -97,9 +98,7 @@ def draw_ranks(runs: Sequence[dict[str, int]], path: Path) -> None:
     axes.set_xticks(range(depth))
     axes.set(xlabel="layer", title=f"ranks that AdaLoRA leaves, mean of {len(runs)} seeds")
     figure.colorbar(picture, ax=axes, label="rank")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
 
 
 def _place(layer: str) -> tuple[int, str]:

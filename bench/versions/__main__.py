@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json, write_text
+from lorafam.files import write_json, write_text
+
 from .environment import Environment
 from .matrix import FAST, FAST_ARCHITECTURES, ROWS, Row
 from .page import failed, page

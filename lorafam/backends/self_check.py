@@ -29,7 +29,7 @@ from ..reference.ratio_rule import MIN_ELEMENTS, assert_as_good_as_eager
 from .eager import dequantize_4bit
 from .self_check_cases import Arguments, Case, Draw, cases
 from .told import told
-from .user_files import alone, user_file, write_whole
+from .user_files import alone, keep, user_file
 
 Tensor = torch.Tensor
 
@@ -149,7 +149,7 @@ def _checked(index: int, model: str, known: dict[str, str]) -> dict[str, str]:
 def keep_result(path: Path, kept: Kept) -> None:
     """Writes what was found; warns where that can't be done."""
     try:
-        write_whole(path, kept._asdict())
+        keep(path, kept._asdict())
     except OSError as error:
         warnings.warn(f"the result can't be kept, so the next process checks again: {error}", stacklevel=2)
 

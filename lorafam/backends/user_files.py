@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
-import json
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ..files import write_json
 
 CACHE_DIR = "LORAFAM_CACHE_DIR"
 
@@ -25,12 +26,10 @@ def user_file(kind: str, model: str, packages: tuple[str, ...]) -> Path:
     return (Path(folder) if folder else Path.home() / ".cache" / "lorafam") / f"{kind}-{name}-{versions}.json"
 
 
-def write_whole(path: Path, data: Any) -> None:
-    """Writes JSON under another name first, so that whoever reads finds the old file or the new one. Raises OSError."""
+def keep(path: Path, data: Any) -> None:
+    """Writes JSON, whole. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, data)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,11 @@ def somebody_listens() -> bool:
     )
 
 
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor only tells its shape: on the meta device, or a fake one."""
+    return tensor.is_meta or type(tensor).__module__ == "torch._subclasses.fake_tensor"
+
+
 def constant_in_graphs(function: Function) -> Function:
     """What `torch.compiler.assume_constant_result` makes of it, which imports the compiler first: a second."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from .sharded import is_unit
 def accelerate(module: nn.Module) -> AccelerateReport:
     """Makes every PEFT layer in `module` (a model, or a single layer) compute with lorafam's products, in place.
 
-    LoRA, rsLoRA, DoRA and AdaLoRA on nn.Linear, Conv1D, bitsandbytes' layers, and LoRA around every other quantised
+    LoRA, rsLoRA, DoRA, AdaLoRA and VeRA on nn.Linear, Conv1D, bitsandbytes' layers, LoRA around every other quantised
     base that PEFT knows. Parameters, their names, the state_dict, the optimiser's state and PEFT's interface stay as
     they are; adapters added later through the PEFT model are accelerated too. What a layer does is decided in each of
     its forwards: what the fast paths can't do goes to PEFT's own code. Calling it again does no harm and reports anew.

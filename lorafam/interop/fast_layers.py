@@ -8,6 +8,7 @@ in a pickle too.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .norms import Norms
 from .report import FUSED, LOW_RANK, PEFT
 from .scalings import Scalings
 from .shared_inputs import Group
+from .vera import vera_forward, vera_way
 from .way import Way, rows_way, way
 
 Tensor = torch.Tensor
@@ -53,7 +55,8 @@ class State:
             self.group.apart = "a layer of them was decelerated"
         if self.repacks:
             layer.get_base_layer().support_avx512bf16_for_cpu = self.repacks
-        layer.scaling = dict(layer.scaling)
+        if hasattr(layer, "scaling"):
+            layer.scaling = dict(layer.scaling)
         _change_class(layer, self.original)
 
 
@@ -61,6 +64,8 @@ class FastLayer:
     """Before a layer class of PEFT's: a forward that takes the fast path where it may."""
 
     _lorafam: State
+    # whether layers of one x can be computed together
+    lorafam_groups = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
@@ -85,11 +90,15 @@ class FastLayer:
                 y = None if group is None else group.compute(self, found, x)
                 return self.lorafam_forward(x, found) if y is None else y
         elif not args and kwargs.keys() == {"adapter_names"} and not torch.compiler.is_compiling():
-            found = rows_way(self, x, kwargs["adapter_names"])
+            found = self.lorafam_rows_way(x, kwargs["adapter_names"])
             if found.path != PEFT:
                 return fast_forward.lora_by_row(self, found, x, kwargs["adapter_names"])
             self._lorafam.tell(found)
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+    def lorafam_rows_way(self, x: Tensor, adapter_names: Sequence[str]) -> Way:
+        """The path for a batch whose rows name their adapter."""
+        return rows_way(self, x, adapter_names)
 
     def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
         return (fast_forward.dora if found.dora else fast_forward.lora)(self, found, x)
@@ -113,6 +122,19 @@ class FastAdaLora(FastLayer):
 
     def lorafam_parts(self, found: Way) -> fast_forward.Parts:
         return fast_forward.adalora_parts(self, found)
+
+
+class FastVera(FastLayer):
+    lorafam_groups = False
+
+    def lorafam_way(self, x: Tensor | None = None) -> Way:
+        return vera_way(self, x)
+
+    def lorafam_rows_way(self, x: Tensor, adapter_names: Sequence[str]) -> Way:
+        return Way(PEFT, "adapters a row: not for this layer or this batch")
+
+    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+        return vera_forward(self, found, x)
 
 
 class FastEmbedding(FastLayer):
@@ -156,6 +178,9 @@ _CLASSES: tuple[tuple[str, str, type[FastLayer]], ...] = (
     ("peft.tuners.adalora.bnb", "SVDLinear4bit", FastAdaLora),
     ("peft.tuners.adalora.bnb", "SVDLinear8bitLt", FastAdaLora),
     ("peft.tuners.adalora.gptq", "SVDQuantLinear", FastAdaLora),
+    ("peft.tuners.vera.layer", "Linear", FastVera),
+    ("peft.tuners.vera.bnb", "Linear4bit", FastVera),
+    ("peft.tuners.vera.bnb", "Linear8bitLt", FastVera),
 )
 
 
@@ -185,13 +210,14 @@ def swap(layer: Any) -> None:
     if repacks:
         # an evaluation forward of bitsandbytes would repack the weight in place, for its own kernel only
         base.support_avx512bf16_for_cpu = False
-    layer.scaling = Scalings(layer.scaling)
+    if hasattr(layer, "scaling"):
+        layer.scaling = Scalings(layer.scaling)
     _change_class(layer, FAST[original])
 
 
 def prepare(layer: Any) -> None:
     """Makes the scalings' tensors before a graph is compiled: one made inside would be another the next time."""
-    scaling = layer.scaling
+    scaling = getattr(layer, "scaling", None)
     if isinstance(scaling, Scalings):
         for name in scaling:
             scaling.tensor(name, next(layer.parameters()).device)

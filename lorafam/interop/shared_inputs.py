@@ -160,7 +160,11 @@ def form_groups(module: nn.Module) -> None:
         for names in NAMES:
             found = tuple(name for name in names if "_lorafam" in getattr(children.get(name), "__dict__", ()))
             layers = tuple(children[name] for name in found)
-            if len(found) < 2 or _gets_other_input(parent) or not all(hasattr(one, "lorafam_parts") for one in layers):
+            if (
+                len(found) < 2
+                or _gets_other_input(parent)
+                or not all(getattr(one, "lorafam_groups", False) for one in layers)
+            ):
                 continue
             group = Group(found)
             for place, layer in enumerate(layers):

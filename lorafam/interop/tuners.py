@@ -1,12 +1,12 @@
-"""PEFT's tuners (LoraModel, AdaLoraModel), which make a model's layers: one of an accelerated model accelerates those
-that it adds later. Made one, as layers are, by changing its class.
+"""PEFT's tuners (LoraModel, AdaLoraModel, VeraModel), which make a model's layers: one of an accelerated model
+accelerates those that it adds later. Made one, as layers are, by changing its class.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from peft import AdaLoraModel, LoraModel
+from peft import AdaLoraModel, LoraModel, VeraModel
 from torch import nn
 
 
@@ -40,7 +40,11 @@ class FastAdaLoraModel(FastTuner, AdaLoraModel):
     __doc__ = AdaLoraModel.__doc__
 
 
-_FAST: dict[type, type] = {LoraModel: FastLoraModel, AdaLoraModel: FastAdaLoraModel}
+class FastVeraModel(FastTuner, VeraModel):
+    __doc__ = VeraModel.__doc__
+
+
+_FAST: dict[type, type] = {LoraModel: FastLoraModel, AdaLoraModel: FastAdaLoraModel, VeraModel: FastVeraModel}
 for _original, _fast in _FAST.items():
     _fast.__name__ = _original.__name__
 

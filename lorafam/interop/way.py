@@ -61,7 +61,7 @@ def way(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None)
     dropped = [name for name in names if drops(modules["lora_dropout"][name])]
     if dropped and len(names) > 1:
         return Way(PEFT, "several active adapters with a dropout mask each")
-    return _with_base(layer, names, dora, bool(dropped), x)
+    return with_base(layer, names, dora, bool(dropped), x, _device(layer, names[0]))
 
 
 def rows_way(layer: Any, x: Tensor, adapter_names: Sequence[str]) -> Way:
@@ -135,7 +135,10 @@ def drops(dropout: nn.Module) -> bool:
     return type(dropout) is nn.Dropout and dropout.training and dropout.p > 0
 
 
-def _with_base(layer: Any, names: tuple[str, ...], dora: bool, dropped: bool, x: Tensor | None) -> Way:
+def with_base(
+    layer: Any, names: tuple[str, ...], dora: bool, dropped: bool, x: Tensor | None, device: torch.device
+) -> Way:
+    """The way of adapters that can be computed, on `device`: by what their base is."""
     base = layer._modules["base_layer"]
     if any(map(is_sharded, (x, *base._parameters.values()))):
         return Way(PEFT, "the base weight or the input is a DTensor")
@@ -150,7 +153,7 @@ def _with_base(layer: Any, names: tuple[str, ...], dora: bool, dropped: bool, x:
             weight, reason = None, f"the base weight is a {type(weight).__name__}"
         elif weight.dtype not in FLOAT_DTYPES:
             reason, weight = f"the base weight is {weight.dtype}", None
-    if weight is not None and _device(layer, names[0]) != weight.device:
+    if weight is not None and device != weight.device:
         return Way(PEFT, f"the base weight is on {weight.device}, the adapter elsewhere")
     if weight is not None and x is not None:
         if x.device != weight.device or x.dtype not in FLOAT_DTYPES:

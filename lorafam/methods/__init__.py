@@ -10,6 +10,7 @@ from .lora_parameter import LoraParameter
 from .merge_report import MergeReport
 from .nf4_linear import NF4Linear
 from .registry import METHODS
+from .vera import VeraLinear
 
 __all__ = [
     "METHODS",
@@ -22,5 +23,6 @@ __all__ = [
     "LoraParameter",
     "MergeReport",
     "NF4Linear",
+    "VeraLinear",
     "explain",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +14,26 @@ from .. import config
 Tensor = torch.Tensor
 
 
+class AdapterSettings(NamedTuple):
+    """What any method's adapter may be given; what a method doesn't have stays at its default."""
+
+    r: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    rslora: bool = False
+    init: str = "default"
+    bias: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError naming the setting that is wrong."""
+        config.check_flag("rslora", self.rslora)
+        config.check_flag("bias", self.bias)
+        config.check_rank("r", self.r)
+        config.check_alpha("alpha", self.alpha)
+        config.check_dropout_probability("dropout", self.dropout)
+        config.check_init("init", self.init)
+
+
 class Adapter(nn.Module):
     """A [r, K] and B [N, r] (with E [r, 1] for AdaLoRA, magnitude [N] for DoRA, bias [N]), fp32 by default.
 
@@ -21,6 +41,8 @@ class Adapter(nn.Module):
     tensor: torch.compile would compile anew for another float.
     """
 
+    # buffers that `_form_scale` makes anew
+    _formed: ClassVar[tuple[str, ...]] = ("scale",)
     A: nn.Parameter
     B: nn.Parameter
     scale: Tensor
@@ -28,12 +50,10 @@ class Adapter(nn.Module):
     rank_num: int
     kept_ranks: list[bool] | None
 
-    def __init__(
-        self, rank: int, alpha: float, dropout: float, rslora: bool, scaling: float, device: torch.device
-    ) -> None:
+    def __init__(self, settings: AdapterSettings, scaling: float, device: torch.device) -> None:
         super().__init__()
-        self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
-        self.rank_num, self.kept_ranks = rank, None
+        self.rank, self.alpha, self.dropout, self.rslora = settings[:4]
+        self.rank_num, self.kept_ranks = self.rank, None
         self.register_buffer("scale", torch.tensor(scaling, dtype=torch.float64, device=device), persistent=False)
         self.scaling = scaling
 
@@ -66,7 +86,8 @@ class Adapter(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         # `.to(bfloat16)` narrows buffers, `.to_empty()` loses their values, meta ones can't be copied
-        del self._buffers["scale"]
+        for name in self._formed:
+            del self._buffers[name]
         try:
             super()._apply(fn, recurse)
         finally:
@@ -74,14 +95,14 @@ class Adapter(nn.Module):
         return self
 
     def _form_scale(self) -> None:
-        # of A's kind, which may be a fake tensor, but not sharded
-        A: Any = self.A.detach()
-        local = A.to_local() if hasattr(A, "to_local") else A
+        # of the parameters' kind, which may be fake tensors, but not sharded
+        one: Any = next(self.parameters()).detach()
+        local = one.to_local() if hasattr(one, "to_local") else one
         self.register_buffer("scale", local.new_full((), self._scaling, dtype=torch.float64), persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        if self.scale.device != self.A.device:
+        if self.scale.device != next(self.parameters()).device:
             # assign=True puts parameters elsewhere than they were made
             self._form_scale()
 
@@ -94,14 +115,13 @@ def lora_scaling(rank: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
-def check_settings(r: Any, alpha: Any, dropout: Any, rslora: Any, init: Any, bias: Any) -> None:
-    """Raises ValueError naming the setting that is wrong."""
-    config.check_flag("rslora", rslora)
-    config.check_flag("bias", bias)
-    config.check_rank("r", r)
-    config.check_alpha("alpha", alpha)
-    config.check_dropout_probability("dropout", dropout)
-    config.check_init("init", init)
+def lora_adapter(settings: AdapterSettings, in_features: int, out_features: int, device: torch.device) -> Adapter:
+    """A as `initial_a` and B [N, r] of zeros, so that the layer equals its base."""
+    scaling = lora_scaling(settings.r, settings.alpha, settings.rslora)
+    adapter = Adapter(settings, scaling, device)
+    adapter.A = initial_a(settings.r, in_features, settings.init, device)
+    adapter.B = nn.Parameter(torch.zeros(out_features, settings.r, device=device))
+    return adapter
 
 
 def initial_a(rank: int, in_features: int, init: str, device: torch.device) -> nn.Parameter:

@@ -7,7 +7,8 @@ here is the same for all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,20 +16,19 @@ from torch import nn
 from .. import config
 from .. import functional as F
 from ..compat.accelerate import HOOK, is_offloaded, loaded
-from .adapter import Adapter, check_settings
-from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
-from .folded import Face, Folded
-from .initialisers import from_weight
-from .merge_report import THRESHOLD, MergeReport, check_threshold, measure, probe_rows, row_blocks
-from .stored_weight import decoded, in_format, merged_format, put_weight, rows_of, same_format, with_weight
+from .adapter import Adapter, AdapterSettings
+from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit
+from .folded import Folded
+from .folding import fold, take_from_base
+from .merge_report import THRESHOLD, MergeReport, check_threshold
+from .method import Method
+from .stored_weight import decoded
 
 Tensor = torch.Tensor
 
 
-class AdapterLayer(nn.Module, ABC):
+class AdapterLayer(nn.Module, Method, ABC):
     """x [..., K] → [..., N]: `base_layer` plus the active adapter."""
-
-    method: ClassVar[str]
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class AdapterLayer(nn.Module, ABC):
         init: str = "default",
         bias: bool = False,
         adapter: str = "default",
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(base, nn.Module):
@@ -55,7 +56,7 @@ class AdapterLayer(nn.Module, ABC):
         self._row_adapters: tuple[str | None, ...] | None = None
         self._folded: Folded | None = None
         self.active_adapter = adapter
-        self.add_adapter(adapter, r, alpha, dropout, rslora, init, bias)
+        self.put_adapter(adapter, AdapterSettings(r, alpha, dropout, rslora, init, bias), own or {})
         self.train(base.training)
 
     def check_base(self, base: nn.Module) -> None:
@@ -68,8 +69,8 @@ class AdapterLayer(nn.Module, ABC):
         return base_sizes(base)
 
     @abstractmethod
-    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
-        """The method's tensors, at values where the layer equals its base."""
+    def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
+        """The method's tensors, at values where the layer equals its base; `own` are `layer_settings`."""
 
     @abstractmethod
     def adapted(self, x: Tensor) -> Tensor:
@@ -79,14 +80,13 @@ class AdapterLayer(nn.Module, ABC):
         """What multiplies B of the active adapter: one value, or one a rank [r], then formed in `dtype`."""
         return self.active.scale
 
-    def b_hat(self) -> Tensor:
-        """B̂ [N, r] of the active adapter."""
-        return self.B * self.scale()
+    def b_hat(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        """`rows` of B̂ [N, r] of the active adapter."""
+        return self.B[rows].to(dtype) * self.scale(dtype).to(dtype)
 
     def merged_weight(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
         """c ∘ (W + B̂ A) for the `rows` of W [N, K], formed in their dtype: fp32 or fp64."""
-        dtype = weight.dtype
-        return torch.addmm(weight, self.B[rows].to(dtype) * self.scale(dtype).to(dtype), self.A.to(dtype))
+        return torch.addmm(weight, self.b_hat(rows, weight.dtype), self.A.to(weight.dtype))
 
     def merged_bias(self, bias: Tensor | None) -> Tensor | None:
         """The bias of the merged layer."""
@@ -103,15 +103,21 @@ class AdapterLayer(nn.Module, ABC):
         bias: bool = False,
     ) -> None:
         """A further adapter of this method; `set_adapter` makes it the active one."""
+        self.put_adapter(name, AdapterSettings(r, alpha, dropout, rslora, init, bias), {})
+
+    def put_adapter(self, name: str, settings: AdapterSettings, own: Mapping[str, Any]) -> None:
+        """`add_adapter` with settings in one piece, and those that only the method has."""
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(f"adapter: expected a text without dots, got {name!r}")
         if name in self.adapters:
             raise ValueError(f"adapter: expected a new name, {name!r} is there already")
-        check_settings(r, alpha, dropout, rslora, init, bias)
+        settings.check()
+        self.check(settings)
+        init = settings.init
         if any(adapter.start_A is not None for adapter in self.adapters.values()):
             raise ValueError("adapter: expected no further one, the base's weight lost a part to the first")
         if not config.starts_from_weight(init):
-            adapter = self.new_adapter(r, alpha, dropout, rslora, init, bias)
+            adapter = self.new_adapter(settings, own)
             # only the active one trains
             self.adapters[name] = adapter.requires_grad_(not self.adapters)
             self._settle()
@@ -120,23 +126,10 @@ class AdapterLayer(nn.Module, ABC):
             raise ValueError(f"init: {init!r} changes the base's weight, expected the layer's only adapter")
         if init == "loftq":
             raise ValueError("init: 'loftq' quantises the base too: lorafam.adapt with quantize='nf4' does it")
-        adapter = self.new_adapter(r, alpha, dropout, rslora, init, bias)
-        self._take_from_base(adapter, init)
+        adapter = self.new_adapter(settings, own)
+        take_from_base(self.base_layer, adapter, init)
         self.adapters[name] = adapter
         self._settle()
-
-    @torch.no_grad()
-    def _take_from_base(self, adapter: Adapter, init: str) -> None:
-        """Gives A and B a part of the base's weight, which keeps the rest, stored as it is."""
-        weight = own_weight(self.base_layer)
-        if weight is None:
-            raise TypeError(f"init: the weight of a {type(self.base_layer).__name__} can't be replaced")
-        dense = dense_base_weight(self.base_layer)
-        A, B = from_weight(init, dense, adapter.rank, adapter.scaling)
-        form = merged_format("same", weight)
-        rest = torch.addmm(dense, B, A, alpha=-adapter.scaling)
-        put_weight(self.base_layer, in_format(rest.to(form.dtype), form))
-        adapter.start_from(A, B)
 
     def set_adapter(self, name: str, *, elsewhere: bool = False) -> None:
         """Makes an adapter the active one; only its tensors are trainable then. With `elsewhere` it may be one that
@@ -280,60 +273,10 @@ class AdapterLayer(nn.Module, ABC):
         active adapter, TypeError for a base whose weight can't be replaced, ValueError for a wrong `into`, `probe` or
         `threshold`.
         """
-        with loaded(self.adapters.values()):
-            return self._merge(safe, into, probe, threshold)
-
-    def _merge(self, safe: bool, into: str, probe: Tensor | None, threshold: float) -> MergeReport:
-        if self.merged:
-            raise RuntimeError("merge: the layer is merged already")
-        if not self.has_active:
-            raise RuntimeError(f"merge: the layer has no adapter {self.active_adapter!r}, expected an active one")
         check_threshold(threshold)
         config.check_flag("safe", safe)
-        base = self.base_layer
-        offloaded = is_offloaded(base)
-        with loaded([base]):
-            weight, bias = own_weight(base), self.base_bias()
-        if weight is None or (offloaded and isinstance(base, nn.Embedding)):
-            raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
-        form = merged_format(into, weight)
-        probe = probe_rows(probe, self.in_features, weight.device)
-        before = rows_of(weight)
-        target = torch.empty(before.shape, dtype=form.dtype, device=before.device)
-        changed = False
-        for rows in row_blocks(before):
-            exact = self.merged_weight(before[rows].double(), rows)
-            changed = changed or not torch.equal(exact, before[rows].double())
-            target[rows] = exact
-        # what is put into an offloaded base is lost
-        in_place = same_format(form, weight) and not offloaded
-        new_bias = self.merged_bias(bias if in_place or bias is None or form.quant_type else bias.to(form.dtype))
-        if bias is None and new_bias is not None:
-            new_bias = new_bias.to(form.dtype)
-        if safe and not (target.isfinite().all() and (new_bias is None or new_bias.isfinite().all())):
-            raise ValueError(f"merge: the merged weight has NaN or inf in {form.name}")
-        # codes that are decoded and quantised again needn't come back: a base that nothing is added to stays
-        stored = in_format(target, form) if changed or not in_place else weight
-        del before, target
-        if in_place:
-            before_weight = weight.clone() if isinstance(weight, Tensor) else weight
-            before_face = Face(base, before_weight, getattr(base, "bias", None))
-            put_weight(base, stored)
-            if new_bias is not bias:
-                base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
-        else:
-            before_face = Face(base, weight, None)
-            self.base_layer = with_weight(base, stored, new_bias)
-        report = measure(
-            type(base).__name__,
-            form.name,
-            before=rows_of(before_face.weight),
-            exact=self.merged_weight,
-            stored=rows_of(stored),
-            probe=probe,
-            threshold=threshold,
-        )
-        self._folded = Folded(before_face)
+        with loaded(self.adapters.values()):
+            self._folded, report = fold(self, safe, into, probe, threshold)
         self._settle()
         return report
 

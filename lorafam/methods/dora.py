@@ -6,7 +6,8 @@ copies of what it was formed of (`kept_norm`).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,12 +16,14 @@ from .. import config
 from .. import functional as F
 from ..compat.accelerate import loaded
 from ..compat.torch import is_transformed
+from ..config import AdapterConfig
 from ..ops.row_norm import NORM_FLOOR
 from ..weights import NF4Weight
-from .adapter import Adapter, initial_a, lora_scaling
+from .adapter import Adapter, AdapterSettings, lora_adapter, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight, dense_base_weight, own_weight
 from .kept_norm import Kept, may_keep, squared_norms
+from .lora_in_peft import flag, lora_from_peft, lora_to_peft
 from .registry import register
 
 Tensor = torch.Tensor
@@ -31,6 +34,27 @@ class DoraLinear(AdapterLayer):
     """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias. `dora_dropout="input"` drops both paths, as PEFT does;
     `norm_gradient` lets the gradient through n.
     """
+
+    tensor_names: ClassVar[Mapping[str, str]] = {
+        "A": "lora_A.weight",
+        "B": "lora_B.weight",
+        "magnitude": "lora_magnitude_vector",
+    }
+    lacks: ClassVar[Mapping[str, str]] = {"bias": "DoRA has no bias of its own"}
+    scaling_of = staticmethod(lora_scaling)
+    from_peft = staticmethod(lora_from_peft)
+
+    @classmethod
+    def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
+        return {**lora_to_peft(config), "use_dora": True}
+
+    @classmethod
+    def reads(cls, values: Mapping[str, Any]) -> bool:
+        return flag(values, "use_dora")
+
+    @classmethod
+    def layer_settings(cls, config: AdapterConfig, bases: Iterable[nn.Module]) -> dict[str, Any]:
+        return {"dora_dropout": config.dora_dropout, "norm_gradient": config.dora_norm_gradient}
 
     def __init__(
         self,
@@ -53,13 +77,9 @@ class DoraLinear(AdapterLayer):
         super().__init__(base, r, alpha, dropout, rslora, init, bias, adapter)
         self.dora_dropout = dora_dropout
 
-    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
-        if bias:
-            raise ValueError("bias: DoRA has no bias of its own, expected False")
+    def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
         device = base_device(self.base_layer)
-        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), device)
-        adapter.A = initial_a(r, self.in_features, init, device)
-        adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
+        adapter = lora_adapter(settings, self.in_features, self.out_features, device)
         # B = 0: the norm of the base's rows, so that c = 1
         adapter.magnitude = nn.Parameter(
             self._row_norm(adapter.A, adapter.B, adapter.scaling, own_weight(self.base_layer)).to(torch.float32)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from .. import functional as F
-from .adapter import Adapter, initial_a, lora_scaling
+from ..config import AdapterConfig
+from .adapter import Adapter, AdapterSettings, lora_adapter, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight
+from .lora_in_peft import flag, lora_from_peft, lora_to_peft
 from .registry import register
 from .rows import add_by_row, rows_of_batch
 
@@ -22,12 +25,23 @@ Tensor = torch.Tensor
 class LoraLinear(AdapterLayer):
     """Y = x Wᵀ + s drop(x) Aᵀ Bᵀ + bias + s bias_B; the last term only with `bias=True` (PEFT's lora_bias)."""
 
-    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
+    tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias"}
+    adapts_parameters = True
+    scaling_of = staticmethod(lora_scaling)
+    from_peft = staticmethod(lora_from_peft)
+
+    @classmethod
+    def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
+        return {**lora_to_peft(config), "use_dora": False}
+
+    @classmethod
+    def reads(cls, values: Mapping[str, Any]) -> bool:
+        return not flag(values, "use_dora")
+
+    def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
         device = base_device(self.base_layer)
-        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), device)
-        adapter.A = initial_a(r, self.in_features, init, device)
-        adapter.B = nn.Parameter(torch.zeros(self.out_features, r, device=device))
-        if bias:
+        adapter = lora_adapter(settings, self.in_features, self.out_features, device)
+        if settings.bias:
             adapter.bias = nn.Parameter(torch.zeros(self.out_features, device=device))
         return adapter
 

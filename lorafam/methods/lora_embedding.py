@@ -5,41 +5,45 @@ In the family's terms W = Eᵀ [D, V] and x is one-hot: A [r, V], B [D, r]. A lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from .adapter import Adapter, lora_scaling
+from .adapter import Adapter, AdapterSettings, lora_scaling
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device
 from .merge_report import MergeReport
+from .registry import register_embedding
 from .rows import add_by_row, rows_of_batch
 
 Tensor = torch.Tensor
 
 
+@register_embedding("lora")
 class LoraEmbedding(AdapterLayer):
     """ids [...] → [..., D]; `dropout` drops nothing here, as in PEFT. Merged, the base has a table of its own, no more
     an output head's where the two were tied.
     """
 
-    method = "lora"
+    tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+    lacks: ClassVar[Mapping[str, str]] = {"bias": "an embedding's adapter has none"}
+    scaling_of = staticmethod(lora_scaling)
 
     def sizes(self, base: nn.Module) -> tuple[int, int]:
         if not isinstance(base, nn.Embedding):
             raise ValueError(f"base: expected an nn.Embedding, got {type(base).__name__}")
         return base.num_embeddings, base.embedding_dim
 
-    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
-        if bias:
-            raise ValueError("bias: an embedding's adapter has none, expected False")
+    def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
+        r, init = settings.r, settings.init
         if init not in ("default", "gaussian"):
             raise ValueError(f"init: expected 'default' for an embedding, got {init!r}")
         device = base_device(self.base_layer)
-        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), device)
+        adapter = Adapter(settings, lora_scaling(r, settings.alpha, settings.rslora), device)
         # as in PEFT; the layer equals its base
         adapter.A = nn.Parameter(torch.zeros(r, self.in_features, device=device))
         adapter.B = nn.Parameter(torch.randn(self.out_features, r, device=device))

@@ -8,9 +8,9 @@ elsewhere the module runs with the sum in its parameter's place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from ..compat.torch import is_transformed
 from ..compat.transformers import experts_of
 from ..config import check_choice
-from .adapter import Adapter, initial_a, lora_scaling
+from .adapter import Adapter, AdapterSettings, initial_a, lora_scaling
 from .adapter_layer import AdapterLayer
 from .experts import expert_factors, grouped_forward, why_not_for, why_not_grouped
 from .merge_report import THRESHOLD, MergeReport, check_threshold, measure, probe_rows
@@ -31,6 +31,8 @@ class LoraParameter(AdapterLayer):
     """A module whose `parameter` has an adapter; it is called as the module is."""
 
     method = "lora"
+    tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    scaling_of = staticmethod(lora_scaling)
 
     def __init__(self, base: nn.Module, parameter: str, **settings: Any) -> None:
         self.parameter = parameter
@@ -54,15 +56,16 @@ class LoraParameter(AdapterLayer):
     def check_base(self, base: nn.Module) -> None:
         """Layers around each other are this class's own."""
 
-    def new_adapter(self, r: int, alpha: float, dropout: float, rslora: bool, init: str, bias: bool) -> Adapter:
-        if dropout or bias:
+    def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
+        if settings.dropout or settings.bias:
             raise ValueError("dropout, bias: expected none for a parameter, its update isn't a layer's")
-        if init not in ("default", "gaussian"):
-            raise ValueError(f"init: expected 'default' for a parameter, got {init!r}")
+        if settings.init not in ("default", "gaussian"):
+            raise ValueError(f"init: expected 'default' for a parameter, got {settings.init!r}")
         weight = self.own_parameter
-        adapter = Adapter(r, alpha, dropout, rslora, lora_scaling(r, alpha, rslora), weight.device)
-        adapter.A = initial_a(r * self.experts, self.in_features, init, weight.device)
-        adapter.B = nn.Parameter(torch.zeros(self.out_features, r * self.experts, device=weight.device))
+        adapter = Adapter(settings, lora_scaling(settings.r, settings.alpha, settings.rslora), weight.device)
+        every = settings.r * self.experts
+        adapter.A = initial_a(every, self.in_features, settings.init, weight.device)
+        adapter.B = nn.Parameter(torch.zeros(self.out_features, every, device=weight.device))
         return adapter
 
     def around(self, weight: Tensor) -> LoraParameter:

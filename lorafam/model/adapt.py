@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import METHODS, AdapterLayer, LoraEmbedding, NF4Linear
+from ..methods import METHODS, AdapterLayer, NF4Linear
+from ..methods.adapter import AdapterSettings
 from ..methods.base_weight import dense_base_weight, is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import freeze_layer, frozen_layers
 from ..methods.initialisers import loftq
+from ..methods.registry import EMBEDDINGS, layer_class
 from ..weights import quantize_nf4
 from .base_tensors import train_biases
 from .parameter_targets import find_parameters, put_parameters
@@ -96,19 +98,27 @@ def new_modules(
 
 
 def new_adapter_layers(
-    bases: dict[str, nn.Module], config: AdapterConfig, undo: list[Callable[[], object]], name: str = FIRST
+    bases: Mapping[str, nn.Module],
+    config: AdapterConfig,
+    undo: list[Callable[[], object]],
+    name: str = FIRST,
+    own: Mapping[str, Any] | None = None,
 ) -> dict[str, AdapterLayer]:
-    """The adapter layers that `config` means around `bases`, by path, of an adapter called `name`."""
+    """The adapter layers that `config` means around `bases`, by path, of an adapter called `name`; `own` are the
+    method's `layer_settings`, where it is on others too.
+    """
     paths = list(bases)
     ranks = pattern_values(config.rank_pattern, paths, config.r, "rank_pattern")
     alphas = pattern_values(config.alpha_pattern, paths, config.alpha, "alpha_pattern")
+    if own is None:
+        own = METHODS[config.method].layer_settings(config, bases.values())
     make = _loftq_layer if config.init == "loftq" else new_adapter_layer
     layers = {}
     for path, base in bases.items():
         if starts_from_weight(config.init):
             undo.append(_putting_back(base))
         try:
-            layers[path] = make(base, config, int(ranks[path]), alphas[path], name)
+            layers[path] = make(base, config, int(ranks[path]), alphas[path], name, own)
         except (RuntimeError, TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from error
     return layers
@@ -118,10 +128,11 @@ def check_targets(model: nn.Module, targets: dict[str, nn.Module], config: Adapt
     """What can be known before anything is built."""
     first = starts_from_weight(config.init)
     for path, module in targets.items():
-        plain = config.method == "lora" and not config.bias and not first
+        plain = config.method in EMBEDDINGS and not config.bias and not first
         if isinstance(module, nn.Embedding) and not plain:
             raise ValueError(
-                f"target_modules: {path!r} is an embedding: expected method 'lora', no bias, init 'default'"
+                f"target_modules: {path!r} is an embedding: expected method {' or '.join(map(repr, EMBEDDINGS))}, "
+                "no bias, init 'default'"
             )
         if config.init == "loftq" and type(module) is not nn.Linear and not is_conv1d(module):
             raise ValueError(
@@ -230,9 +241,11 @@ def _quantisation(config: AdapterConfig) -> dict[str, Any]:
     }
 
 
-def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str) -> AdapterLayer:
+def _loftq_layer(
+    base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str, own: Mapping[str, Any]
+) -> AdapterLayer:
     """A layer whose 4-bit weight and factors were chosen together."""
-    layer = new_adapter_layer(base, replace(config, init="default"), rank, alpha, name)
+    layer = new_adapter_layer(base, replace(config, init="default"), rank, alpha, name, own)
     active, settings = layer.active, _quantisation(config)
     dense = dense_base_weight(base)
     weight, start = loftq(dense, active.rank, active.scaling, lambda part: quantize_nf4(part, **settings))
@@ -242,23 +255,13 @@ def _loftq_layer(base: nn.Module, config: AdapterConfig, rank: int, alpha: float
 
 
 def new_adapter_layer(
-    base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str = FIRST
+    base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str, own: Mapping[str, Any]
 ) -> AdapterLayer:
     """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give."""
-    if isinstance(base, nn.Embedding) and config.method != "lora":
-        raise ValueError(f"method: expected 'lora' for an embedding, got {config.method!r}")
-    kind: type[AdapterLayer] = LoraEmbedding if isinstance(base, nn.Embedding) else METHODS[config.method]
-    own: dict[str, Any] = {}
-    if config.method == "dora":
-        own = {"dora_dropout": config.dora_dropout, "norm_gradient": config.dora_norm_gradient}
-    return kind(
-        base,
-        r=rank,
-        alpha=alpha,
-        dropout=config.dropout,
-        rslora=config.rslora,
-        init=config.init,
-        bias=config.bias,
-        adapter=name,
-        **own,
-    )
+    settings = settings_of(config, rank, alpha)
+    return layer_class(config.method, base)(base, **settings._asdict(), adapter=name, **own)
+
+
+def settings_of(config: AdapterConfig, rank: int, alpha: float) -> AdapterSettings:
+    """Those of one layer's adapter, with the rank and alpha that the patterns give it."""
+    return AdapterSettings(rank, alpha, config.dropout, config.rslora, config.init, config.bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..config import AdapterConfig
+from ..methods import METHODS
 from .peft_format import PREFIX, TENSOR_FILE
 from .peft_settings import CONFIG_FILE, adapter_config
 from .tensor_keys import clean_keys
@@ -22,6 +24,7 @@ Tensor = torch.Tensor
 
 # what torch.save wrote before PEFT wrote safetensors
 OLD_TENSOR_FILE = "adapter_model.bin"
+_MARKERS = re.compile("|".join({rf"\.{method.marker}" for method in METHODS.values()}))
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -29,7 +32,8 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 class AdapterFile:
     """`tensors`: an adapter's, under PEFT's names. `whole`: path → name → tensor of modules that the file has whole, an
     adapted layer's base among them. `kept_ranks`: path → AdaLoRA's ranks that were kept. `ties`: whether what is tied
-    to a module has the same adapter or copy (PEFT's ensure_weight_tying), which the settings don't name.
+    to a module has the same adapter or copy (PEFT's ensure_weight_tying), which the settings don't name. `shared`: what
+    all layers share, by attribute.
     """
 
     config: AdapterConfig
@@ -38,6 +42,7 @@ class AdapterFile:
     kept_ranks: dict[str, list[bool]]
     fan_in_fan_out: bool
     ties: bool
+    shared: dict[str, Tensor]
 
     @property
     def names_saved(self) -> tuple[str, ...]:
@@ -55,7 +60,10 @@ def read_adapter(folder: Path) -> AdapterFile:
     values = read_config(folder / CONFIG_FILE)
     config = adapter_config(values)
     file = tensor_file(folder)
-    named = clean_keys(read_tensors(file), PREFIX, file.name)
+    found = read_tensors(file)
+    names = METHODS[config.method].shared_names
+    shared = {attribute: found.pop(name) for attribute, name in names.items() if name in found}
+    named = clean_keys(found, PREFIX, file.name)
     tensors: dict[str, Tensor] = {}
     whole: dict[str, dict[str, Tensor]] = {}
     for name, tensor in named.items():
@@ -66,7 +74,7 @@ def read_adapter(folder: Path) -> AdapterFile:
         # of VeLoRA's backward, which stores less
         if ".lora_velora_" in name:
             continue
-        if ".lora_" in name:
+        if is_an_adapters(name):
             tensors[name] = tensor
             continue
         path, _, ending = name[len(PREFIX) :].rpartition(".")
@@ -77,16 +85,23 @@ def read_adapter(folder: Path) -> AdapterFile:
     if not tensors:
         raise ValueError(f"{file.name}: expected an adapter's tensors, got none")
     kept = {}
-    if config.method == "adalora":
+    if METHODS[config.method].allocates_ranks:
         pattern: Mapping[str, list[bool]] = values.get("rank_pattern") or {}
         kept = {path_of(key): ranks for key, ranks in clean_keys(pattern, PREFIX, CONFIG_FILE).items()}
     fan_in_fan_out, ties = bool(values.get("fan_in_fan_out")), bool(values.get("ensure_weight_tying"))
-    return AdapterFile(config, tensors, whole, kept, fan_in_fan_out, ties)
+    return AdapterFile(config, tensors, whole, kept, fan_in_fan_out, ties, shared)
 
 
 def path_of(name: str) -> str:
     """The module's path in an adapter tensor's name."""
-    return name.removeprefix(PREFIX).rpartition(".lora_")[0]
+    name = name.removeprefix(PREFIX)
+    markers = list(_MARKERS.finditer(name))
+    return name[: markers[-1].start()] if markers else ""
+
+
+def is_an_adapters(name: str) -> bool:
+    """Whether a name is that of a method's tensor."""
+    return _MARKERS.search(name) is not None
 
 
 def tensor_file(folder: Path) -> Path:
@@ -130,7 +145,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"{path.name}: {name!r} is a {type(tensor).__name__}, expected a tensor")
         # a module that is saved whole may count in integers
-        if ".lora_" in name and tensor.dtype not in _FLOATS:
+        if is_an_adapters(name) and tensor.dtype not in _FLOATS:
             raise ValueError(f"{path.name}: {name!r} has dtype {tensor.dtype}, expected floats of 16 to 64 bits")
         if not tensor.isfinite().all():
             raise ValueError(f"{path.name}: {name!r} has NaN or inf")

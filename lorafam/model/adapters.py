@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer, LoraEmbedding, LoraLinear, LoraParameter, NF4Linear
+from ..methods import METHODS, AdapterLayer, LoraEmbedding, LoraLinear, LoraParameter, NF4Linear
 from ..methods.base_weight import is_bitsandbytes_4bit
 from .adapt import (
     adapter_layers,
@@ -18,6 +18,7 @@ from .adapt import (
     new_adapter_layers,
     replace_module,
     run_through_layers,
+    settings_of,
 )
 from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, saved_modules
@@ -71,13 +72,12 @@ def put_adapter(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ranks = pattern_values(config.rank_pattern, list(wanted), config.r, "rank_pattern")
     alphas = pattern_values(config.alpha_pattern, list(wanted), config.alpha, "alpha_pattern")
+    own = METHODS[config.method].layer_settings(config, wanted.values())
     with unchanged_on_failure(model) as undo:
         for path, layer in there.items():
             undo.append(_forgetting(layer.adapters, name))
-            layer.add_adapter(
-                name, int(ranks[path]), alphas[path], config.dropout, config.rslora, config.init, config.bias
-            )
-        for path, made in new_adapter_layers(new, config, undo, name).items():
+            layer.put_adapter(name, settings_of(config, int(ranks[path]), alphas[path]), own)
+        for path, made in new_adapter_layers(new, config, undo, name, own).items():
             made.set_adapter(active, elsewhere=True)
             replace_module(model, path, made)
         for layer in layers.values():

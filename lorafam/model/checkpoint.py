@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..compat.accelerate import loaded
 from ..config import AdapterConfig, check_path, starts_from_weight
+from ..files import write_text, write_whole
 from ..methods import AdapterLayer
 from .adapt import FIRST, adapter_layers, check_model, new_adapter_layers, replace_module, run_through_layers
 from .adapter_file import AdapterFile, read_adapter
@@ -68,6 +69,9 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     with loaded(one for layer in layers.values() for one in layer.adapters.values()):
         tensors = {key: tensor.cpu() for key, tensor in adapter_tensors(layers, adapter).items()}
     # as they are without what is merged into them
+    one = next(iter(layers.values()))
+    shared: Any = one.shared_tensors(config, one.active if adapter is None else one.adapters[adapter])  # type: ignore[arg-type]
+    tensors |= {one.shared_names[attribute]: tensor for attribute, tensor in shared.items()}
     with disabled(model):
         tensors |= saved_base_tensors(model, config.base_bias)
     saved, whole = saved_tensors(model, adapter)
@@ -76,8 +80,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     tell_of_experts(model, layers)
     text = json.dumps(peft_config(model, config, layers, saved, tokens, adapter), indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_text(folder / CONFIG_FILE, text)
 
 
 def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: str | None = None) -> nn.Module:
@@ -291,12 +295,3 @@ def _load_beside(model: nn.Module, file: AdapterFile, beside: _Beside, name: str
         adapter: Any = layers[path].adapters[name]
         put_tensors(adapter, fitting[clean_path(path)], clean_path(path), file)
     _put_parameters(model, parameters, fitting, name, file)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer, LoraParameter
+from ..methods import METHODS, AdapterLayer, LoraParameter
+from ..methods.registry import EMBEDDINGS
 from .adapter_file import AdapterFile, path_of, read_adapter, tensor_file
 from .fit import check_fit, meta_layers, put_tensors
 from .older_names import joined_now
 from .parameter_targets import find_parameters, meta_parameters, pattern_path
-from .peft_format import PREFIX, TENSOR_FILE, tensor_names
+from .peft_format import PREFIX, TENSOR_FILE
 from .peft_settings import CONFIG_FILE
 from .saved_module import is_saved
 from .stored_model import StoredModel
@@ -63,7 +64,7 @@ class FileAdapter:
                 "expected a file converted by path_initial_model_for_weight_conversion, or lorafam.load_adapter"
             )
         embeddings = {path_of(name) for name in file.tensors if ".lora_embedding_" in name}
-        if embeddings and self.config.method != "lora":
+        if embeddings and self.config.method not in EMBEDDINGS:
             raise ValueError(f"{CONFIG_FILE}: use_dora = True is not supported with an embedding, expected False")
         file.tensors = _as_linear(file.tensors)
         parameters = _parameters(file, model)
@@ -156,7 +157,7 @@ def _as_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _by_path(tensors: Mapping[str, Tensor], method: str) -> dict[str, dict[str, Tensor]]:
     """Path → tensors by their whole names."""
-    endings = tuple(f".{ending}" for ending in tensor_names(method).values())
+    endings = tuple(f".{ending}" for ending in METHODS[method].tensor_names.values())
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         ending = next((ending for ending in endings if name.endswith(ending)), None)
@@ -188,7 +189,7 @@ def _places(
         entry = model.entry(name)
         if entry.dtype not in FLOATS:
             raise ValueError(f"model: {entry.name!r} has dtype {entry.dtype}, expected one of {', '.join(FLOATS)}")
-        sizes[path] = _sizes(path, tensors, file.config.method)
+        sizes[path] = _sizes(path, tensors, file.config.method, model.shape(name))
         known = True if path in embeddings else model.lies_sideways(name)
         sideways[path] = _sideways(path, name, model.shape(name), sizes[path], tensors, known)
     # PEFT says so for GPT-2's Conv1D, whose weight is [K, N]
@@ -234,18 +235,19 @@ def _untied(changed: Sequence[str], model: StoredModel) -> dict[str, str]:
     return model.all_tied() if parted else {}
 
 
-def _sizes(path: str, tensors: Mapping[str, Tensor], method: str) -> tuple[int, int]:
-    """(N, K)."""
-    sizes = {}
-    for attribute, side in (("B", 0), ("A", 1)):
-        name = f"{PREFIX}{path}.{tensor_names(method)[attribute]}"
+def _sizes(path: str, tensors: Mapping[str, Tensor], method: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(N, K): from the tensors, or where they don't tell K from the weight's shape."""
+    kind, sizes = METHODS[method], {}
+    for side, (attribute, axis) in kind.size_axes.items():
+        name = f"{PREFIX}{path}.{kind.tensor_names[attribute]}"
         tensor = tensors.get(name)
         if tensor is None:
             raise ValueError(f"{TENSOR_FILE}: lacks {name!r}")
-        if tensor.ndim != 2:
+        if tensor.ndim != (2 if "K" in kind.size_axes else 1):
             raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(tensor.shape)}, expected a matrix")
-        sizes[attribute] = tensor.shape[side]
-    return sizes["B"], sizes["A"]
+        sizes[side] = tensor.shape[axis]
+    out_features = sizes["N"]
+    return out_features, sizes.get("K", shape[0] if shape[0] != out_features else shape[-1])
 
 
 def _sideways(

@@ -16,7 +16,7 @@ from ..methods.base_weight import base_sizes
 from .adapt import new_adapter_layers
 from .adapter_file import AdapterFile
 from .parameter_targets import meta_parameters, pattern_path
-from .peft_format import PREFIX, TENSOR_FILE, names_of
+from .peft_format import PREFIX, TENSOR_FILE
 from .peft_settings import CONFIG_FILE
 from .targets import pattern_values
 
@@ -59,7 +59,7 @@ def check_fit(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
     """Raises ValueError for a tensor that is missing, has no place or another shape than the file's settings say."""
     wanted: dict[str, tuple[torch.Tensor, str, str]] = {}
     for path, layer in layers.items():
-        for attribute, ending in names_of(layer).items():
+        for attribute, ending in layer.tensor_names.items():
             parameter = getattr(layer.active, attribute, None)
             if parameter is not None:
                 wanted[f"{PREFIX}{path}.{ending}"] = parameter, attribute, path
@@ -67,6 +67,7 @@ def check_fit(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
     if missing or unknown:
         lacking = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the model has no place for"
         raise ValueError(f"{TENSOR_FILE}: {lacking} ({len(missing)} missing, {len(unknown)} unknown)")
+    _check_shared(layers, file)
     for path in file.kept_ranks:
         rank = layers[path].active.rank if path in layers else None
         if rank is not None and len(file.kept_ranks[path]) != rank:
@@ -75,9 +76,18 @@ def check_fit(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
     for name, (parameter, attribute, path) in wanted.items():
         expected = list(parameter.shape)
         if path in file.kept_ranks:
-            expected[1 if attribute == "B" else 0] = sum(file.kept_ranks[path])
+            expected[layers[path].rank_axes[attribute]] = sum(file.kept_ranks[path])
         if list(file.tensors[name].shape) != expected:
             raise ValueError(f"{TENSOR_FILE}: {name!r} has shape {list(file.tensors[name].shape)}, expected {expected}")
+
+
+def _check_shared(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
+    one = next(iter(layers.values()), None)
+    if one is not None:
+        try:
+            one.check_shared(file.config, one.active, file.shared)
+        except ValueError as error:
+            raise ValueError(f"{TENSOR_FILE}: {error}") from None
 
 
 @torch.no_grad()
@@ -85,7 +95,7 @@ def put_tensors(adapter: Adapter, like: AdapterLayer, path: str, file: AdapterFi
     """Makes `adapter` the file's one for `path`: values and what they are multiplied by. `like` has its settings."""
     new = like.active
     adapter.kept_ranks = file.kept_ranks.get(path)
-    for attribute, ending in names_of(like).items():
+    for attribute, ending in like.tensor_names.items():
         value = file.tensors.get(f"{PREFIX}{path}.{ending}")
         old: Any = getattr(adapter, attribute, None)
         if value is None:
@@ -98,3 +108,4 @@ def put_tensors(adapter: Adapter, like: AdapterLayer, path: str, file: AdapterFi
             setattr(adapter, attribute, nn.Parameter(value.contiguous(), requires_grad=adapter.A.requires_grad))
     adapter.rank, adapter.alpha, adapter.rslora, adapter.rank_num = new.rank, new.alpha, new.rslora, new.rank_num
     adapter.scaling = new.scaling
+    like.put_shared(adapter, file.shared)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import check_flag, check_path
+from ..files import LEFTOVER, write_json, write_whole
 from ..methods.merge_report import MergeReport
 from ..methods.stored_weight import DENSE
 from .file_adapter import FileAdapter
-from .merge_state import STATE, digest_of, opened, replace_file, settings_of, write_json
+from .merge_state import STATE, digest_of, opened, settings_of
 from .merged_tensors import MergedTensors, Progress
 from .model_merge_report import ModelMergeReport
 from .stored_model import StoredModel
@@ -88,7 +89,7 @@ def merge_files(
 
     folder.mkdir(parents=True, exist_ok=True)
     # ours, and .tmpXXXXXX of safetensors, which writes under a name of its own and renames
-    for leftover in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
+    for leftover in (*folder.glob(f".*{LEFTOVER}"), *folder.glob(".tmp??????")):
         leftover.unlink()
     write_json(folder / STATE, state)
     progress = progress or _Silent()
@@ -133,8 +134,8 @@ def _finish(
     for file in sorted(source.iterdir()):
         hidden = file.name.startswith(".") or file.name in _NOT_COPIED_NAMES
         if file.is_file() and not hidden and not file.name.endswith(_NOT_COPIED):
-            replace_file(folder / file.name, lambda path, file=file: shutil.copyfile(file, path))  # type: ignore[misc]
-    replace_file(
+            write_whole(folder / file.name, lambda path, file=file: shutil.copyfile(file, path))  # type: ignore[misc]
+    write_whole(
         folder / CONFIG,
         lambda path: path.write_text(_config_text(source / CONFIG, settings["dtype"], bool(merging.untied)), "utf-8"),
     )
@@ -142,7 +143,7 @@ def _finish(
     write_json(folder / REPORT, {**told, "method": merging.config.method, **report.plain()})
     if WHOLE not in shards:
         parameters = sum(entry.numel for entry in entries.values())
-        replace_file(folder / INDEX, lambda path: path.write_text(index_text(shards, sizes, parameters), "utf-8"))
+        write_whole(folder / INDEX, lambda path: path.write_text(index_text(shards, sizes, parameters), "utf-8"))
     (folder / STATE).unlink()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import check_choice
+from ..files import LEFTOVER
 from ..methods.merge_report import THRESHOLD, check_threshold
 from ..methods.stored_weight import DENSE
 from .adapter_file import tensor_file
@@ -36,7 +36,9 @@ def opened(folder: Path, resume: bool) -> dict[str, Any] | None:
     if unfinished:
         raise ValueError(f"output: {folder} has an unfinished merge; resume it (--resume) or choose another folder")
     # a run that was killed at its very first file leaves that file's temporary alone
-    if folder.is_dir() and any(path.name != f".{STATE}.tmp" for path in folder.iterdir()):
+    if folder.is_dir() and any(
+        not (path.name.startswith(f".{STATE}.") and path.name.endswith(LEFTOVER)) for path in folder.iterdir()
+    ):
         raise ValueError(f"output: {folder} isn't empty; choose another folder")
     return None
 
@@ -84,16 +86,3 @@ def digest_of(model: Path, adapter: Path) -> str:
         found = file.stat()
         digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    replace_file(file, lambda path: path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8"))
-
-
-def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """`file` is there whole or not at all, after a crash of the machine too"""
-    temporary = file.with_name(f".{file.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)

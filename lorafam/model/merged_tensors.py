@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..files import write_whole
 from ..methods import LoraParameter
 from ..methods.merge_report import MergeReport
 from ..methods.stored_weight import DENSE
 from .file_adapter import FileAdapter
-from .merge_state import replace_file
 from .stored_model import StoredModel
 from .weight_files import Entry
 
@@ -64,7 +64,7 @@ class MergedTensors:
             # what is no more tied may be in the same file
             tensors[entry.name] = tensor.clone() if entry.source is not None else tensor
             progress.tensor(entry.name, tensors[entry.name].nbytes)
-        replace_file(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        write_whole(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         return self._reports
 
     def _stored(self, entry: Entry) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import AdapterConfig
 from ..methods import AdapterLayer, LoraParameter
+from ..methods.adapter import AdapterSettings
 from ..methods.lora_parameter import holder_of
 from .saved_module import outer_modules
 from .targets import pattern_values
@@ -95,14 +96,13 @@ def _made(
             raise ValueError(f"target_parameters: {told}")
         for index, parameter in enumerate(parameters):
             whole = f"{clean_path(path)}.{parameter}"
-            settings: dict[str, Any] = {
-                "r": int(ranks[whole]), "alpha": alphas[whole], "dropout": config.dropout, "rslora": config.rslora,
-                "init": config.init, "bias": config.bias,
-            }  # fmt: skip
+            settings = AdapterSettings(
+                int(ranks[whole]), alphas[whole], config.dropout, config.rslora, config.init, config.bias
+            )
             if there:
-                list(reversed(_chain(layer)))[index].add_adapter(name, **settings)
+                list(reversed(_chain(layer)))[index].put_adapter(name, settings, {})
             else:
-                layer = LoraParameter(layer, parameter, adapter=name, **settings)
+                layer = LoraParameter(layer, parameter, adapter=name, **settings._asdict())
         made[path] = layer
     return made
 

@@ -14,29 +14,10 @@ from typing import Any
 
 import torch
 
-from ..methods import AdapterLayer, LoraEmbedding
+from ..methods import AdapterLayer
 
 PREFIX = "base_model.model."
 TENSOR_FILE = "adapter_model.safetensors"
-
-
-def tensor_names(method: str) -> dict[str, str]:
-    """Attribute of an `Adapter` → ending of the tensor's name."""
-    if method == "adalora":
-        return {"A": "lora_A", "E": "lora_E", "B": "lora_B"}
-    names = {"A": "lora_A.weight", "B": "lora_B.weight"}
-    if method == "dora":
-        names["magnitude"] = "lora_magnitude_vector"
-    else:
-        names["bias"] = "lora_B.bias"
-    return names
-
-
-def names_of(layer: AdapterLayer) -> dict[str, str]:
-    """Attribute of a layer's adapter → ending of the tensor's name."""
-    if isinstance(layer, LoraEmbedding):
-        return {"A": "lora_embedding_A", "B": "lora_embedding_B"}
-    return tensor_names(layer.method)
 
 
 def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) -> dict[str, torch.Tensor]:
@@ -49,14 +30,14 @@ def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) ->
     tensors = {}
     for path, layer in layers.items():
         adapter: Any = layer.active if name is None else layer.adapters[name]
-        for attribute, ending in names_of(layer).items():
+        for attribute, ending in layer.tensor_names.items():
             tensor = getattr(adapter, attribute, None)
             if tensor is None:
                 continue
             kept = adapter.kept_ranks
             if kept is not None and len(kept) == adapter.A.shape[0]:
                 mask = torch.tensor(kept, device=tensor.device)
-                tensor = tensor[:, mask] if attribute == "B" else tensor[mask]
+                tensor = tensor[:, mask] if layer.rank_axes[attribute] else tensor[mask]
             if attribute == "A" and adapter.start_A is not None:
                 tensor = torch.cat([tensor, adapter.start_A.to(tensor)])
             if attribute == "B" and adapter.start_B is not None:

@@ -5,7 +5,6 @@ A key that isn't listed is a newer PEFT's: left aside where it says nothing (nul
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,23 +13,20 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import AdapterLayer, LoraParameter
-from ..methods.adapter import Adapter, lora_scaling
+from ..methods import METHODS, AdapterLayer, LoraParameter
+from ..methods.adapter import Adapter
 from ..methods.conv1d import stands_for_conv1d
+from ..methods.method import Method
+from ..methods.registry import method_of_peft
 from .parameter_targets import pattern_path
 from .targets import pattern_values
 from .tensor_keys import clean_path
 
 CONFIG_FILE = "adapter_config.json"
-# an adapter for the base as it was before a part of it was taken: rank over the trained one's
-_RESTORED = 2
-# a trained AdaLoRA adapter without its schedule: PEFT asks for one that has room for a budgeting phase
-_DEFAULT_SCHEDULE = {"total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
-# read below
+# of any method, read below
 _READ = {
-    "peft_type", "r", "init_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora",
-    "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-    "init_lora_weights", "bias", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "peft_type", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias",
+    "modules_to_save", "trainable_token_indices", "target_parameters",
 }  # fmt: skip
 # where it came from, how it started or trains, and what the tensors say themselves; none changes what is computed
 _LEFT_ASIDE = {
@@ -39,32 +35,22 @@ _LEFT_ASIDE = {
     "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config",
     "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
 }  # fmt: skip
-# init_lora_weights that leave the base as it is; PEFT takes the others' part out of the base again when it loads
-_KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
-_AGAIN = ("pissa", "olora")
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     """The `AdapterConfig` of an adapter_config.json; `init` is "pissa" or "olora" where its tensors are for a base that
     has lost a part to them. Raises ValueError, with the key, for what lorafam doesn't have and for a wrong type.
     """
-    kind = values.get("peft_type")
-    if kind not in ("LORA", "ADALORA"):
-        raise ValueError(f"{CONFIG_FILE}: expected peft_type LORA or ADALORA, got {kind!r}")
+    try:
+        method = method_of_peft(values)
+        own = method.from_peft(values)
+    except ValueError as error:
+        raise ValueError(f"{CONFIG_FILE}: {error}") from None
     for key, value in values.items():
-        if key not in _READ | _LEFT_ASIDE and not _says_nothing(value):
+        if key not in _READ | _LEFT_ASIDE | method.peft_keys and not _says_nothing(value):
             raise ValueError(f"{CONFIG_FILE}: {key} = {value!r} is not supported, expected none")
-    rslora, dora, bias = (_flag(values, key) for key in ("use_rslora", "use_dora", "lora_bias"))
-    adalora = kind == "ADALORA"
-    # PEFT's AdaLoRA has one scaling, whatever use_rslora says
-    for key, given in (("use_dora", dora), ("lora_bias", bias)):
-        if given and adalora:
-            raise ValueError(f"{CONFIG_FILE}: {key} = True, expected False with peft_type ADALORA")
-    if dora and bias:
-        raise ValueError(f"{CONFIG_FILE}: lora_bias = True is not supported with use_dora, expected False")
     settings: dict[str, Any] = {
-        "alpha": values.get("lora_alpha", 8),
-        "dropout": values.get("lora_dropout", 0.0),
+        "method": method.method,
         "target_modules": values.get("target_modules"),
         "exclude_modules": values.get("exclude_modules") or None,
         "layers_to_transform": _or_none(values.get("layers_to_transform")),
@@ -74,25 +60,8 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
         "base_bias": values.get("bias") or "none",
         "trainable_token_indices": values.get("trainable_token_indices") or None,
         "target_parameters": values.get("target_parameters") or None,
+        **own,
     }
-    if adalora:
-        _check_kept_ranks(values.get("rank_pattern"))
-        settings |= {"method": "adalora", "r": values.get("init_r", 12)}
-        if settings["alpha"] == 0:
-            # as PEFT scales then
-            settings["alpha"] = settings["r"]
-    else:
-        settings |= {
-            "method": "dora" if dora else "lora",
-            "r": values.get("r", 8),
-            "rslora": rslora,
-            "bias": bias,
-            # PEFT drops the input of both paths
-            "dora_dropout": "input",
-            "rank_pattern": values.get("rank_pattern") or {},
-            "alpha_pattern": values.get("alpha_pattern") or {},
-            "init": _init(values.get("init_lora_weights", True)),
-        }
     if settings["layers_to_transform"] is None:
         settings["layers_pattern"] = None
     try:
@@ -107,39 +76,6 @@ def _says_nothing(value: object) -> bool:
 
 def _or_none(value: object) -> object:
     return None if value == [] else value
-
-
-def _flag(values: Mapping[str, Any], key: str) -> bool:
-    value = values.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{CONFIG_FILE}: {key}: expected true or false, got {value!r}")
-    return bool(value)
-
-
-def _init(value: object) -> str:
-    if isinstance(value, bool) or value is None or value in _KEEPS_BASE:
-        return "default"
-    if value in _AGAIN:
-        return str(value)
-    if isinstance(value, str):
-        raise ValueError(
-            f"{CONFIG_FILE}: init_lora_weights = {value!r}: its tensors are for a base that was changed in a way that "
-            "can't be formed again, expected a file converted by path_initial_model_for_weight_conversion"
-            if value.startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
-            else f"{CONFIG_FILE}: init_lora_weights = {value!r} is not known, expected one of {_KEEPS_BASE + _AGAIN}"
-        )
-    raise ValueError(f"{CONFIG_FILE}: init_lora_weights: expected true, false or a name, got {value!r}")
-
-
-def _check_kept_ranks(pattern: object) -> None:
-    """AdaLoRA's rank_pattern: which of the ranks were kept, by path."""
-    if pattern is None:
-        return
-    if not isinstance(pattern, dict):
-        raise ValueError(f"{CONFIG_FILE}: rank_pattern: expected paths to lists of booleans, got {pattern!r}")
-    for key, kept in pattern.items():
-        if not isinstance(kept, list) or not all(isinstance(one, bool) for one in kept):
-            raise ValueError(f"{CONFIG_FILE}: rank_pattern[{key!r}]: expected a list of booleans, got {kept!r}")
 
 
 def _in_peft_words(message: str) -> str:
@@ -161,18 +97,14 @@ def peft_config(
     name: str | None,
 ) -> dict[str, Any]:
     """adapter_config.json of the active adapters, or those called `name`, as PEFT reads it; its keys sorted, but those
-    of patterns in their own order. Raises ValueError for an AdaLoRA α of 0, which PEFT takes for the rank.
+    of patterns in their own order. Raises ValueError for what PEFT would read otherwise.
     """
-    if config.method == "adalora" and config.alpha == 0:
-        raise ValueError("adapter: PEFT reads an AdaLoRA lora_alpha of 0 as init_r, expected another alpha")
     modules = {path: layer for path, layer in layers.items() if not isinstance(layer, LoraParameter)}
     values: dict[str, Any] = {
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "bias": config.base_bias,
         "fan_in_fan_out": bool(modules) and all(stands_for_conv1d(layer.base_layer) for layer in modules.values()),
         "inference_mode": True,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
         "modules_to_save": saved or None,
         "trainable_token_indices": tokens or None,
         "target_modules": target_names(model, modules) if modules else [],
@@ -180,31 +112,13 @@ def peft_config(
         or None,
         "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
     }
-    if config.method == "adalora":
-        adapters: dict[str, Any] = {
-            path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
-        }
-        patterns = {
-            f"{path}.lora_E": adapter.kept_ranks for path, adapter in adapters.items() if adapter.kept_ranks is not None
-        }
-        schedule = {"target_r": config.r, **_DEFAULT_SCHEDULE, **getattr(model, "lorafam_rank_schedule", {})}
-        values |= {"peft_type": "ADALORA", "init_r": config.r, **schedule, "rank_pattern": patterns or None}
-    else:
-        more = _RESTORED if starts_from_weight(config.init) else 1
-        # α/r and α/√r as they were
-        alpha = math.sqrt(more) if config.rslora else more
-        values |= {
-            "lora_alpha": config.alpha * alpha,
-            "peft_type": "LORA",
-            "r": config.r * more,
-            "use_dora": config.method == "dora",
-            "use_rslora": config.rslora,
-            "lora_bias": config.bias,
-            "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
-            "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
-            "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
-        }
-    return dict(sorted(values.items()))
+    adapters: dict[str, Any] = {
+        path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
+    }
+    method = METHODS[config.method]
+    values |= {"peft_type": method.peft_type, **method.to_peft(config, adapters, model)}
+    # what a class of PEFT's doesn't know it warns of
+    return {key: value for key, value in sorted(values.items()) if value is not None or key not in method.unknown_keys}
 
 
 def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterConfig) -> AdapterConfig:
@@ -216,7 +130,7 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     }
     told = {path: pattern_path(path, layer) for path, layer in layers.items()}
     ranks = {told[path]: int(adapter.rank) for path, adapter in adapters.items()}
-    alphas = {told[path]: _alpha(adapter, layers[path].method) for path, adapter in adapters.items()}
+    alphas = {told[path]: _alpha(adapter, layers[path]) for path, adapter in adapters.items()}
     one = next(iter(adapters.values()))
     started = any(adapter.start_A is not None for adapter in adapters.values())
     settings: dict[str, Any] = {
@@ -242,12 +156,11 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     return replace(first, **settings)
 
 
-def _alpha(adapter: Adapter, method: str) -> float:
+def _alpha(adapter: Adapter, method: Method) -> float:
     """α as the scaling is now, which may have been set since."""
-    usual = adapter.alpha if method == "adalora" else lora_scaling(adapter.rank, adapter.alpha, adapter.rslora)
-    if adapter.scaling == usual:
+    if adapter.scaling == method.scaling_of(adapter.rank, adapter.alpha, adapter.rslora):
         return adapter.alpha
-    return adapter.scaling if method == "adalora" else adapter.scaling / lora_scaling(adapter.rank, 1, adapter.rslora)
+    return adapter.scaling / method.scaling_of(adapter.rank, 1, adapter.rslora)
 
 
 def _by_path(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..methods.registry import EMBEDDINGS, METHODS
+
 T = TypeVar("T")
 
 # torch.compile's, activation checkpointing's and FSDP's
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _AROUND = {"base_layer", "token_adapter", "original_module"}
+_ENDINGS = {ending for kind in (*METHODS.values(), *EMBEDDINGS.values()) for ending in kind.tensor_names.values()}
 _TENSOR = re.compile(
-    r"(?P<path>.+)\.(?P<what>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    rf"(?P<path>.+)\.(?P<what>{'|'.join(sorted({ending.partition('.')[0] for ending in _ENDINGS}))})"
     r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<kind>weight|bias))?"
 )
 
@@ -54,8 +57,8 @@ def clean_keys(tensors: Mapping[str, T], prefix: str, file: str) -> dict[str, T]
                 name = prefix + name[len(outer) :]
         match = _TENSOR.fullmatch(name)
         if match:
-            kind = match["kind"] if match["what"] != "lora_magnitude_vector" else None
-            name = f"{match['path']}.{match['what']}" + (f".{kind}" if kind else "")
+            whole = f"{match['what']}.{match['kind']}"
+            name = f"{match['path']}.{whole if whole in _ENDINGS else match['what']}"
         if name in cleaned:
             raise ValueError(f"{file}: {key!r} and another tensor both stand for {name!r}, expected one adapter's")
         cleaned[name] = tensor

@@ -5,8 +5,7 @@ ranks out, writes PiSSA's factors for another base and knows nothing of what is 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..methods.adalora import FACTORS
+from ..files import write_whole
 from ..methods.adapter import Adapter
 from .adapt import adapter_layers
 from .saved_module import saved_modules
@@ -48,14 +47,9 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
 def save_trainable(model: nn.Module, folder: Path) -> None:
     """Writes them, under a temporary name first."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_tensors(model).items()}
-    kept = {prefix: adapter.kept_ranks for prefix, adapter in _allocated(model)}
+    kept = {prefix: adapter.kept_ranks for prefix, _, adapter in _allocated(model)}
     metadata = {"format": "pt", _KEPT_RANKS: json.dumps(kept)}
-    temporary = folder / f".{TRAINABLE}.{os.getpid()}"
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, folder / TRAINABLE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / TRAINABLE, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 @torch.no_grad()
@@ -73,14 +67,14 @@ def load_trainable(model: nn.Module, folder: Path) -> dict[Tensor, nn.Parameter]
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged, not a safetensors file ({error})") from None
     live = trainable_tensors(model)
-    allocated = {f"{prefix}{part}": dim for prefix, _ in _allocated(model) for part, dim in FACTORS.items()}
+    allocated = {f"{prefix}{part}": dim for prefix, axes, _ in _allocated(model) for part, dim in axes.items()}
     for name in sorted(saved.keys() | live.keys()):
         fits = name in saved and name in live and _fits(saved[name], live[name], allocated.get(name))
         if not fits:
             raise ValueError(f"{path} doesn't fit the model, they differ in {name}")
     replaced: dict[Tensor, nn.Parameter] = {}
-    for prefix, adapter in _allocated(model):
-        for part in FACTORS:
+    for prefix, axes, adapter in _allocated(model):
+        for part in axes:
             old: nn.Parameter = getattr(adapter, part)
             value = saved[f"{prefix}{part}"]
             if value.shape != old.shape:
@@ -96,12 +90,12 @@ def load_trainable(model: nn.Module, folder: Path) -> dict[Tensor, nn.Parameter]
     return replaced
 
 
-def _allocated(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Prefix of its tensors' names, adapter: those whose ranks are allocated."""
+def _allocated(model: nn.Module) -> Iterator[tuple[str, Mapping[str, int], Any]]:
+    """Prefix of its tensors' names, the axis of the ranks in each, adapter: those whose ranks are allocated."""
     for path, layer in adapter_layers(unwrapped(model)).items():
         for name, adapter in layer.adapters.items():
-            if layer.method == "adalora" and isinstance(adapter, Adapter):
-                yield clean_path(f"{path}.adapters.{name}.".lstrip(".")), adapter
+            if layer.allocates_ranks and isinstance(adapter, Adapter):
+                yield clean_path(f"{path}.adapters.{name}.".lstrip(".")), layer.rank_axes, adapter
 
 
 def _fits(saved: Tensor, live: Tensor, ranks: int | None) -> bool:

@@ -3,7 +3,7 @@
 Every fast path is measured against these functions, called in fp64. One equation a file:
 
     low_rank_linear       Y = c ∘ (x Wᵀ + drop(x) Aᵀ B̂ᵀ) + bias, the formula of the whole family, and its gradient
-    nf4_linear, lora, adalora, dora       what B̂ and c are for each method
+    nf4_linear, lora, adalora, dora, vera what B̂ and c are for each method
     row_norm              ‖W + s·BA‖ per output feature, directly and by the identity that never forms W + s·BA
     dropout               the mask: Philox4x32-10
     adalora_importance, rank_schedule, orthogonality       how AdaLoRA spends its rank budget
@@ -25,6 +25,7 @@ from .nf4_linear import LinearGrads, nf4_linear, nf4_linear_grad
 from .orthogonality import orthogonality_penalty
 from .rank_schedule import Budget, budget, keep_mask
 from .row_norm import CANCELLATION, NORM_FLOOR, row_norm, row_norm_factored
+from .vera import VeraGrads, vera_linear, vera_linear_grad
 
 __all__ = [
     "CANCELLATION",
@@ -36,6 +37,7 @@ __all__ = [
     "LinearGrads",
     "LoraGrads",
     "LowRankGrads",
+    "VeraGrads",
     "adalora_linear",
     "adalora_linear_grad",
     "budget",
@@ -58,4 +60,6 @@ __all__ = [
     "row_norm",
     "row_norm_factored",
     "triplet_scores",
+    "vera_linear",
+    "vera_linear_grad",
 ]

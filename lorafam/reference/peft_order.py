@@ -1,4 +1,4 @@
-"""The four methods in PEFT's order of operations and casts: the "eager" that the ratio rule measures us against.
+"""The methods in PEFT's order of operations and casts: the "eager" that the ratio rule measures us against.
 
 The same names and arguments as the rest of `reference`, but x and weight may be narrower than the adapter: the base
 runs in their dtype, the low-rank path in the adapter's (the mask's too), and the sum returns to x's. It agrees with
@@ -76,3 +76,20 @@ def dora_linear(
     else:
         product = base if bias is None else base - bias
     return (base + ((c - 1) * product + c * linear(linear(x_d, A), B) * scaling)).to(base.dtype)
+
+
+def vera_linear(
+    x: Tensor,
+    weight: Tensor,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """As `peft.tuners.vera.Linear`."""
+    base = linear(x, weight, bias)
+    x_d = dropped(x.to(A.dtype), mask)
+    return (base + b * linear(d * linear(x_d, A), B)).to(base.dtype)

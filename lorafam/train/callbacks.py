@@ -9,7 +9,6 @@ checkpoints and comes back from them. A PEFT model adds the penalty itself.
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..backends.selection import SlowPathWarning
 from ..compat.torch import active_ddp
 from ..config import check_flag
+from ..files import write_whole
 from ..model.pretrained import replace_trainers_steps
 from .checkpoints import ALLOCATOR
 from .peft_allocator import PeftAllocator, expect_whole
@@ -118,10 +118,7 @@ class AdaLoraCallback(TrainerCallback):
 
     def save(self, folder: Path, step: int) -> None:
         """Writes the allocator's state into a checkpoint's folder, under a temporary name first."""
-        path = folder / ALLOCATOR
-        temporary = path.with_name(f".{ALLOCATOR}.{os.getpid()}")
-        torch.save(self._known.state_dict(), temporary)
-        os.replace(temporary, path)
+        write_whole(folder / ALLOCATOR, lambda temporary: torch.save(self._known.state_dict(), temporary))
         self._saved_step = step
 
     def load(self, folder: Path) -> None:

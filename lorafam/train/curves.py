@@ -6,13 +6,13 @@ isn't biased.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..files import write_whole
 from .run_log import Record
 
 _WEIGHT = 0.1
@@ -50,6 +50,4 @@ def plot_curves(records: Sequence[Record], path: Path, title: str) -> None:
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))

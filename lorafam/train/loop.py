@@ -167,7 +167,7 @@ def _prepare(model: Any, config: FinetuneConfig) -> Any:
 
 
 def _adalora_callback(model: Any, config: FinetuneConfig) -> AdaLoraCallback | None:
-    if not any(layer.method == "adalora" for layer in adapter_layers(model).values()):
+    if not any(layer.allocates_ranks for layer in adapter_layers(model).values()):
         return None
     return AdaLoraCallback(RankAllocator(model, **config.rank_schedule()))
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..config import METHODS
+from ..files import write_text
 from .checkpoints import Found, find_newest, remove_leftovers, remove_newer
 from .errors import InputError, one_line
 from .evaluate import HeldOut
@@ -53,10 +54,10 @@ class RunFolder:
         found = Found(None, ())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write(self.settings, settings_text(self.config))
+            write_text(self.settings, settings_text(self.config))
             remove_leftovers(self.path)
             if self.config.resume:
-                found = find_newest(self.path, allocator=self.config.method == "adalora")
+                found = find_newest(self.path, allocator=METHODS[self.config.method].allocates_ranks)
             remove_newer(self.path, found.newest)
         except OSError as error:
             raise InputError(f"output: {self.path} can't be written ({error.strerror})") from None
@@ -79,18 +80,13 @@ class RunFolder:
             "before": before.losses,
             "after": None if after is None else after.losses,
         }
-        self._write(self.held_out, json.dumps(values, allow_nan=False) + "\n")
+        write_text(self.held_out, json.dumps(values, allow_nan=False) + "\n")
 
     def _check_settings(self) -> None:
         saved, mine = read_settings(self.settings), _plain(self.config)
         for name, value in mine.items():
             if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
                 raise InputError(f"{name}: the run in {self.path} has {saved[name]!r}, it can't go on with {value!r}")
-
-    def _write(self, path: Path, text: str) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
 
 
 def settings_text(config: FinetuneConfig) -> str:

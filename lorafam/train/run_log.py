@@ -16,11 +16,11 @@ there twice or missing.
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from .memory import resident
 
 Record = dict[str, Any]
@@ -35,9 +35,7 @@ class RunLog:
         self.records: list[Record] = []
         if resume_at is not None and path.exists():
             self.records = [record for record in read_log(path) if record["step"] <= resume_at]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, "".join(map(_line, self.records)))
 
     def write(self, record: Record) -> Record:
         """Adds the memory and the time to a record, appends it and returns it."""

@@ -9,7 +9,7 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from ..config import AdapterConfig
+from ..config import METHODS, AdapterConfig
 from .errors import InputError
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -34,7 +34,7 @@ class FinetuneConfig:
     sequence_length: int = setting(128, help="Text tokens in a chunk; <bos> comes on top.", group="Data")
     held_out_tokens: int = setting(4096, help="At least so many tokens are held out.", group="Data")
 
-    method: str = setting("lora", help="lora, dora or adalora.", group="Adapter")
+    method: str = setting("lora", help=f"{', '.join(list(METHODS)[:-1])} or {list(METHODS)[-1]}.", group="Adapter")
     rank: int = setting(8, help="Rank; for AdaLoRA the initial rank.", group="Adapter")
     alpha: float = setting(
         16.0, help="The scaling is alpha / rank; AdaLoRA's is alpha / initial rank.", group="Adapter"
@@ -133,10 +133,10 @@ class FinetuneConfig:
         }
 
     def _check_adalora(self) -> None:
-        if self.method != "adalora":
+        if not METHODS[self.method].allocates_ranks:
             for name in ADALORA_SETTINGS:
                 if getattr(self, name) is not None:
-                    raise InputError(f"{name}: only the method 'adalora' has it, the method is {self.method!r}")
+                    raise InputError(f"{name}: the method {self.method!r} allocates no ranks and has none")
             return
         schedule = self.rank_schedule()
         if schedule["target_rank"] > self.rank:

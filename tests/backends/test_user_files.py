@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorafam.backends import user_files
-from lorafam.backends.user_files import user_file, write_whole
+from lorafam.backends.user_files import keep, user_file
 
 
 def test_by_model_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -20,8 +20,8 @@ def test_by_model_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
-    write_whole(path, {"a": 1})
+    keep(path, {"a": 1})
     with pytest.raises(TypeError):
-        write_whole(path, {"a": object()})
+        keep(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(path.parent.iterdir()) == [path]

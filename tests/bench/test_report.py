@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from lorafam.bench.files import write_json
 from lorafam.bench.report import medians, ratios, rows, table
+
+from lorafam.files import write_json
 
 
 def entry(direction: str, contender: str, seconds: float) -> dict:

@@ -111,8 +111,9 @@ def test_logits_losses_and_gradients(method: str, base: str, dropout: float, mod
     compare(method, base, dropout, mode)
 
 
+# PEFT's VeRA multiplies x in the vectors' dtype by fp32 projections, and raises
 @pytest.mark.parametrize("base", ["bf16", "nf4"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "vera"])
 def test_bf16_adapters_with_an_fp32_magnitude(method: str, base: str) -> None:
     compare(method, base, 0.1, "plain", narrow=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as nnf
 from torch.utils.checkpoint import checkpoint
@@ -18,7 +18,7 @@ import lorafam.reference as reference
 
 VOCABULARY, HIDDEN, INNER, HEADS, RANK = 48, 64, 128, 4, 4
 TARGETS = ["q", "k", "v", "o", "up", "down"]
-METHODS = ("lora", "dora", "rslora", "adalora", "lora_bias")
+METHODS = ("lora", "dora", "rslora", "adalora", "lora_bias", "vera")
 BASES = ("fp32", "bf16", "nf4", "int8")
 
 
@@ -71,7 +71,10 @@ class SeededDropout(nn.Module):
         return x * mask.view(x.shape)
 
 
-def config_of(method: str, dropout: float = 0.0, **settings: Any) -> LoraConfig:
+def config_of(method: str, dropout: float = 0.0, **settings: Any) -> PeftConfig:
+    if method == "vera":
+        # as is usual; and the ratio rule wants a thousand gradients
+        return VeraConfig(r=256, **{"target_modules": TARGETS, "vera_dropout": dropout, **settings})
     settings = {"target_modules": TARGETS, "lora_dropout": dropout, "lora_alpha": 6, **settings}
     if method == "adalora":
         return AdaLoraConfig(init_r=RANK, target_r=2, total_step=100, **settings)
@@ -145,9 +148,10 @@ def disturb(model: nn.Module) -> None:
 def with_masks(model: nn.Module) -> nn.Module:
     """The same model whose dropouts have lorafam's masks."""
     for child in model.modules():
-        for name, dropout in getattr(child, "lora_dropout", {}).items():
-            if isinstance(dropout, nn.Dropout):
-                child.lora_dropout[name] = SeededDropout(dropout.p)
+        for kind in ("lora_dropout", "vera_dropout"):
+            for name, dropout in getattr(child, kind, {}).items():
+                if isinstance(dropout, nn.Dropout):
+                    getattr(child, kind)[name] = SeededDropout(dropout.p)
     return model
 
 
@@ -169,12 +173,14 @@ def in_double(model: nn.Module) -> nn.Module:
 
 
 def _on_dense(layer: Any, dense: nn.Linear) -> nn.Module:
+    from peft.tuners import vera
     from peft.tuners.adalora.layer import SVDLinear
     from peft.tuners.lora.layer import Linear
 
     layer.base_layer = dense
     layer.fan_in_fan_out = False
-    layer.__class__ = SVDLinear if hasattr(layer, "lora_E") else Linear
+    if not isinstance(layer, vera.layer.Linear):
+        layer.__class__ = SVDLinear if hasattr(layer, "lora_E") else Linear
     return layer
 
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from lorafam import MergeReport, NF4Linear, explain
 from lorafam.methods import METHODS, AdapterLayer
 from tests.conftest import BACKENDS, device
+from tests.methods.settings import settings_of
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -72,7 +73,7 @@ MERGEABLE = [name for name in BASES if name != "unknown"]
 
 def make(method: str, base: str, **settings: Any) -> AdapterLayer:
     torch.manual_seed(0)
-    return METHODS[method](BASES[base](), r=RANK, alpha=8, **settings)
+    return METHODS[method](BASES[base](), **settings_of(method, r=RANK, alpha=8), **settings)
 
 
 def trained(layer: AdapterLayer) -> AdapterLayer:
@@ -184,7 +185,7 @@ def test_merge_of_an_unknown_base_is_refused(method: str) -> None:
 def test_merge_refuses_nan(method: str) -> None:
     layer = trained(make(method, "dense"))
     with torch.no_grad():
-        layer.A[0, 0] = float("nan")
+        next(layer.active.parameters()).view(-1)[0] = float("nan")
     before = layer.base_layer.weight.clone()
     with pytest.raises(ValueError, match="NaN or inf"):
         layer.merge()
@@ -218,7 +219,8 @@ def test_evaluation_sees_what_training_changed(method: str) -> None:
         first = layer(x())
     layer.train()
     with torch.no_grad():
-        layer.B.add_(0.5)
+        for parameter in layer.active.parameters():
+            parameter.add_(0.5)
     layer.eval()
     with torch.no_grad():
         second = layer(x())
@@ -240,7 +242,7 @@ def test_copies_and_state(method: str, base: str) -> None:
         torch.save(layer.state_dict(), saved)
         saved.seek(0)
         torch.manual_seed(99)
-        other = METHODS[method](BASES[base](), r=RANK, alpha=8).eval()
+        other = METHODS[method](BASES[base](), **settings_of(method, r=RANK, alpha=8)).eval()
         other.load_state_dict(torch.load(saved))
         assert torch.equal(other(x()), expected)
 
@@ -262,7 +264,7 @@ def test_moving_and_narrowing(method: str, base: str) -> None:
 def test_named_adapters(method: str) -> None:
     layer = trained(make(method, "nf4"))
     first = layer(x())
-    layer.add_adapter("other", r=2, alpha=4)
+    layer.add_adapter("other", **settings_of(method, r=2, alpha=4))
     layer.set_adapter("other")
     assert layer.A.shape[0] == 2
     torch.testing.assert_close(layer(x()), layer.base_layer(x()), rtol=1e-5, atol=1e-5)

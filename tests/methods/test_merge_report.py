@@ -14,6 +14,7 @@ from torch import nn
 from lorafam import MergeReport, NF4Linear
 from lorafam.methods import METHODS, AdapterLayer
 from lorafam.methods.merge_report import percent
+from tests.methods.settings import settings_of
 
 K, N, RANK, ALPHA = 96, 80, 4, 8.0
 
@@ -22,13 +23,13 @@ each_method = pytest.mark.parametrize("method", sorted(METHODS))
 
 def make(method: str, base: str, size: float = 0.1) -> AdapterLayer:
     torch.manual_seed(0)
-    linear = nn.Linear(K, N)
+    linear, settings = nn.Linear(K, N), settings_of(method, r=RANK, alpha=ALPHA)
     with torch.no_grad():
         linear.weight[3] = 0
     if base == "nf4":
-        layer = METHODS[method](NF4Linear.from_linear(linear), r=RANK, alpha=ALPHA)
+        layer = METHODS[method](NF4Linear.from_linear(linear), **settings)
     else:
-        layer = METHODS[method](linear.to(getattr(torch, base)), r=RANK, alpha=ALPHA)
+        layer = METHODS[method](linear.to(getattr(torch, base)), **settings)
     with torch.no_grad():
         for name, parameter in layer.active.named_parameters():
             noise = torch.randn(parameter.shape) * size
@@ -39,6 +40,8 @@ def make(method: str, base: str, size: float = 0.1) -> AdapterLayer:
 def exact(layer: AdapterLayer, weight: torch.Tensor) -> torch.Tensor:
     """c ∘ (W + s B Λ A) in fp64, written after the papers."""
     A, B = layer.A.detach().double(), layer.B.detach().double()
+    if layer.method == "vera":
+        return weight + torch.diag(layer.active.b.detach().double()) @ B @ torch.diag(layer.active.d.double()) @ A
     if layer.method == "adalora":
         return weight + ALPHA / (RANK + 1e-5) * B @ torch.diag(layer.E.detach().double().flatten()) @ A
     sum_ = weight + ALPHA / RANK * B @ A

@@ -149,7 +149,7 @@ def damage(folder: Path, what: str) -> None:
         ("other rank", ValueError, r"lora_A.weight' has shape \[4, 32\], expected \[5, 32\]"),
         ("other method", ValueError, "lacks .*lora_magnitude_vector"),
         ("other targets", ValueError, "which the model has no place for"),
-        ("other kind", ValueError, "expected peft_type LORA or ADALORA, got 'IA3'"),
+        ("other kind", ValueError, "expected peft_type ADALORA or LORA or VERA, got 'IA3'"),
     ],
 )
 def test_damaged_files(what: str, error: type[Exception], message: str, tmp_path: Path) -> None:

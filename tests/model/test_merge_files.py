@@ -416,7 +416,7 @@ def renamed(config: dict[str, Any], values: dict[str, torch.Tensor]) -> None:
             lambda c, t: t.update({"base_model.model.lm_head.base_layer.weight": torch.ones(3, 32)}),
             r"lm_head\.base_layer\.weight' has shape \[3, 32\], the model's 'lm_head\.weight' is \[50, 32\]",
         ),
-        (lambda c, t: c.update(peft_type="IA3"), "expected peft_type LORA or ADALORA, got 'IA3'"),
+        (lambda c, t: c.update(peft_type="IA3"), "expected peft_type ADALORA or LORA or VERA, got 'IA3'"),
         (lambda c, t: c.update(modules_to_save=["lm_head"]), "modules_to_save = .*has none of them"),
         (lambda c, t: c.update(lora_alpha=-1), "alpha: expected a number that isn't negative, got -1"),
         (lambda c, t: t.clear(), "expected an adapter's tensors, got none"),

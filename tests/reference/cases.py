@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-METHODS = ("nf4_linear", "lora_linear", "adalora_linear", "dora_linear")
-DIFFERENTIABLE = ("x", "A", "E", "B", "magnitude", "bias")
+METHODS = ("nf4_linear", "lora_linear", "adalora_linear", "dora_linear", "vera_linear")
+DIFFERENTIABLE = ("x", "A", "E", "B", "magnitude", "bias", "d", "b")
+FROZEN = {"vera_linear": ("A", "B")}
 
 SIZES = [
     pytest.param({}, id="plain"),
@@ -55,19 +56,23 @@ def arguments(
         "rank_num": 5.0,
         "bias": random(out_features) if bias else None,
         "mask": (torch.rand((*leading, in_features), generator=generator) >= 0.25).to(dtype) / 0.75 if mask else None,
+        "d": random(rank),
+        "b": random(out_features),
     }
     names = {
         "nf4_linear": ["x", "weight", "bias"],
         "lora_linear": ["x", "weight", "A", "B", "scaling", "bias", "mask"],
         "adalora_linear": ["x", "weight", "A", "E", "B", "scaling", "rank_num", "bias", "mask"],
         "dora_linear": ["x", "weight", "A", "B", "magnitude", "scaling", "bias", "mask"],
+        "vera_linear": ["x", "weight", "A", "B", "d", "b", "bias", "mask"],
     }
     return {name: every[name] for name in names[method]}
 
 
 def autograd_grads(forward: Callable[..., Tensor], given: dict[str, Any], grad_y: Tensor) -> dict[str, Tensor]:
     """{"dx": ..., "dA": ..., ...} by autograd, for each differentiable argument that is there."""
-    leaves = {name: given[name].detach().requires_grad_() for name in DIFFERENTIABLE if given.get(name) is not None}
+    wanted = [name for name in DIFFERENTIABLE if name not in FROZEN.get(forward.__name__, ())]
+    leaves = {name: given[name].detach().requires_grad_() for name in wanted if given.get(name) is not None}
     grads = torch.autograd.grad(forward(**{**given, **leaves}), list(leaves.values()), grad_y)
     return {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
 from torch import Tensor
 
 from lorafam import reference
@@ -22,8 +22,15 @@ CONFIGS = {
     "rslora": LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.1, target_modules=["0"], use_rslora=True),
     "dora": LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.1, target_modules=["0"], use_dora=True),
     "adalora": AdaLoraConfig(init_r=RANK, target_r=2, lora_alpha=ALPHA, total_step=9, target_modules=["0"]),
+    "vera": VeraConfig(r=RANK, vera_dropout=0.1, target_modules=["0"]),
 }
-METHOD = {"lora": "lora_linear", "rslora": "lora_linear", "dora": "dora_linear", "adalora": "adalora_linear"}
+METHOD = {
+    "lora": "lora_linear",
+    "rslora": "lora_linear",
+    "dora": "dora_linear",
+    "adalora": "adalora_linear",
+    "vera": "vera_linear",
+}
 DTYPES = [
     pytest.param(torch.float64, torch.float64, id="fp64"),
     pytest.param(torch.float32, torch.float32, id="fp32"),
@@ -55,7 +62,11 @@ def peft_and_arguments(
     base.to(dtype).weight.data = given["weight"]
     if bias:
         base.bias.data = given["bias"]
-    if kind == "adalora":
+    if kind == "vera":
+        parameters = {one: getattr(layer, f"vera_lambda_{one}")["default"] for one in "db"}
+        for one in "AB":
+            getattr(layer, f"vera_{one}")["default"] = given[one].clone()
+    elif kind == "adalora":
         parameters = {factor: getattr(layer, f"lora_{factor}")["default"] for factor in "AEB"}
         given["rank_num"] = float(layer.ranknum["default"])
     else:
@@ -64,8 +75,10 @@ def peft_and_arguments(
         parameters["magnitude"] = layer.lora_magnitude_vector["default"].weight
     for name, parameter in parameters.items():
         parameter.data = given[name].clone()
-    given["scaling"] = layer.scaling["default"]
-    layer.lora_dropout["default"] = FixedMask(given["mask"]) if mask else torch.nn.Identity()
+    if kind != "vera":
+        given["scaling"] = layer.scaling["default"]
+    dropouts = layer.vera_dropout if kind == "vera" else layer.lora_dropout
+    dropouts["default"] = FixedMask(given["mask"]) if mask else torch.nn.Identity()
     if kind == "dora":
         given["dora_dropout"] = "input" if mask else "adapter"
     return layer, parameters, given
@@ -129,7 +142,7 @@ def test_the_reference_in_fp32_is_as_good_as_eager(method: str, mean: float) -> 
     ours: dict[str, list[Tensor]] = {}
     eager: dict[str, list[Tensor]] = {}
     exact: dict[str, list[Tensor]] = {}
-    for seed in range(128 if method == "adalora_linear" else 16):
+    for seed in range(128 if method in ("adalora_linear", "vera_linear") else 16):
         given = arguments(method, **sizes, dtype=torch.float32, seed=seed)
         wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in given.items()}
         grad_y = torch.randn(64, 80, generator=torch.Generator().manual_seed(seed)) + mean

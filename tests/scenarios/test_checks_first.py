@@ -132,7 +132,7 @@ def test_an_adapter_added_halfway_is_taken_away(what: str, tmp_path: Path, monke
     model = lorafam.adapt(tiny_model(), AdapterConfig(r=4))
     lorafam.save_adapter(model, tmp_path)
     layer = model.model.layers[1].self_attn.v_proj
-    monkeypatch.setattr(layer, "add_adapter", lambda *args: (_ for _ in ()).throw(RuntimeError("no memory")))
+    monkeypatch.setattr(layer, "put_adapter", lambda *args: (_ for _ in ()).throw(RuntimeError("no memory")))
     with pytest.raises(RuntimeError, match="no memory"):
         CHANGES[what](model, tmp_path)
     assert all(list(one.adapters) == ["default"] for one in lorafam.model.adapter_layers(model).values())

@@ -138,7 +138,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "other targets": ({"target_modules": ["k_proj"]}, "lacks"),
     "fewer targets": ({"target_modules": ["q_proj"]}, "no place for"),
     "no such layer": ({"layers_to_transform": [9]}, "no module is left"),
-    "other kind": ({"peft_type": "LOHA"}, "expected peft_type LORA or ADALORA, got 'LOHA'"),
+    "other kind": ({"peft_type": "LOHA"}, "expected peft_type ADALORA or LORA or VERA, got 'LOHA'"),
 }
 
 

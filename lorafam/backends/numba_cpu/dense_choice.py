@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from ..user_files import alone, user_file, write_whole
+from ..user_files import alone, keep, user_file
 from .processor import model_name, processor
 
 VARIABLE = "LORAFAM_DENSE"
@@ -109,7 +109,7 @@ def _kept() -> dict[str, str]:
 
 def _keep(key: str, choice: str) -> None:
     try:
-        write_whole(_file(), {**_kept(), key: choice})
+        keep(_file(), {**_kept(), key: choice})
     except OSError as error:
         warnings.warn(
             f"which dense product is faster can't be kept and is timed in each process: {error}", stacklevel=2

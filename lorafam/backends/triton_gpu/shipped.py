@@ -6,7 +6,6 @@ The calls go the way a user's do, through the ops' implementations, so nothing i
 from __future__ import annotations
 
 import functools
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...files import write_json
 from ...kernels.paths import CUBLAS, TRITON
 from ...ops.by_storage import NESTED_BLOCK_SIZE, Storage, joined
 from ..told import told
@@ -155,9 +155,7 @@ def dump_kernels(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, w
     with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for found in pool.map(_dump_one, [folder] * len(architectures), architectures):
             rows += found
-    temporary = folder / ".kernels.json"
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / "kernels.json")
+    write_json(folder / "kernels.json", rows)
     return rows
 
 

@@ -34,7 +34,7 @@ def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
 
 
 def write(content: Any, model: str = "Some GPU") -> None:
-    user_files.write_whole(user_table.table_file(model), content)
+    user_files.keep(user_table.table_file(model), content)
 
 
 def warps(tokens: int = 8) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from ....kernels.launch_config import LaunchConfig
 from ....kernels.launch_table import config_of, prefer, preferred
 from ....kernels.paths import prefer_paths, preferred_paths
-from ...user_files import write_whole
+from ...user_files import keep
 from ..replay import forget
 from ..user_table import read
 from .check import GpuLostError
@@ -128,4 +128,4 @@ def _write(path: Path, gpu: Gpu, records: dict[Point, Record]) -> None:
         "points": list(records.values()),
         **{table: rows_of(records.values(), table) for table in (ROWS, PATHS)},
     }
-    write_whole(path, content)
+    keep(path, content)

@@ -42,7 +42,17 @@ def lora_linear(
     `scaling` is α/r, or α/√r for rsLoRA (arXiv 2312.03732). `seed` (int64) fixes the dropout mask; None draws one from
     the device's generator when it is needed.
     """
-    return _lora(x, weight, A, B, scaling, bias, dropout_p, training, seed)
+    storage = storage_of(x, weight)
+    flat = tokens_of(x, storage)
+    out_features, in_features = weight_shape(storage.data, storage.layout)
+    check_factors(A, B, in_features, out_features, storage.data.device)
+    seed = mask_seed(flat, dropout_p, training, seed)
+    data, scales, layout = storage
+    if recorded(flat, A, B, scaling, bias):
+        y = applied(LoraLinear, flat, A, B, scaling, bias, seed, dropout_p, data, tuple(layout), *scales)
+    else:
+        y, _ = adapted_forward(flat, A, B, scaling, None, bias, seed, dropout_p, data, layout, scales)
+    return restored(y, x)
 
 
 def adalora_linear(
@@ -64,7 +74,8 @@ def adalora_linear(
     """
     check_factor("E", E, (A.shape[0], 1), A.device)
     check_factor("B", B, (None, A.shape[0]), A.device)
-    return _lora(x, weight, A, B, adalora_scale(E, scaling, rank_num), bias, dropout_p, training, seed)
+    scale = adalora_scale(E, scaling, rank_num)
+    return lora_linear(x, weight, A, B, scale, bias, dropout_p=dropout_p, training=training, seed=seed)
 
 
 def adalora_scale(E: Tensor, scaling: float | Tensor, rank_num: float | Tensor) -> Tensor:
@@ -146,27 +157,3 @@ def low_rank(
     flat = x.reshape(-1, x.shape[-1])
     u = applied(LowRank, flat, A, B, scaling, mask_seed(flat, dropout_p, training, seed), dropout_p)
     return u.view(*x.shape[:-1], B.shape[0])
-
-
-def _lora(
-    x: Tensor,
-    weight: Weight,
-    A: Tensor,
-    B: Tensor,
-    scale: float | Tensor,
-    bias: Tensor | None,
-    dropout_p: float,
-    training: bool,
-    seed: Tensor | int | None,
-) -> Tensor:
-    storage = storage_of(x, weight)
-    flat = tokens_of(x, storage)
-    out_features, in_features = weight_shape(storage.data, storage.layout)
-    check_factors(A, B, in_features, out_features, storage.data.device)
-    seed = mask_seed(flat, dropout_p, training, seed)
-    data, scales, layout = storage
-    if recorded(flat, A, B, scale, bias):
-        y = applied(LoraLinear, flat, A, B, scale, bias, seed, dropout_p, data, tuple(layout), *scales)
-    else:
-        y, _ = adapted_forward(flat, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
-    return restored(y, x)

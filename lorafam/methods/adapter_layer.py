@@ -215,6 +215,8 @@ class AdapterLayer(nn.Module, Method, ABC):
         active = adapters._modules.get(self.active_adapter)
         if active is not None and HOOK in active.__dict__ and is_offloaded(active):
             return self._with_loaded(x, *args, **kwargs)
+        if self._row_adapters is None and not args and not kwargs:
+            return self.adapted(x)
         return self._forward(x, *args, **kwargs)
 
     def _with_loaded(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

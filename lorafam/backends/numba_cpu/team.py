@@ -208,7 +208,14 @@ class _Call:
             base = tensors[index].data_ptr()  # type: ignore[union-attr]
             for place, offset in places:
                 memory[place] = base + offset
-        _launch(self.entry, memory, self.threads, self.runtime)
+        where = memory.buffer_info()[0]
+        # `_launch` for what every layer takes, a frame less
+        if self.threads > 1 and self.runtime is not None:
+            self.runtime(self.entry, where, self.threads, 0)
+        elif self.threads == 1:
+            _function(self.entry)(where)
+        else:
+            _launch(self.entry, where, self.threads, None)
 
 
 def _places(memory: Sequence[int], tensors: Sequence[torch.Tensor | None]) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -226,15 +233,15 @@ def _places(memory: Sequence[int], tensors: Sequence[torch.Tensor | None]) -> li
 
 
 def _start(kernel: _Kernel) -> None:
-    """A kernel alone."""
+    """A kernel alone, without what a `_Call` prepares for the next time."""
     entry, arguments, parts, scratch_bytes, _ = kernel
     threads = min(torch.get_num_threads(), parts)
     room = scratch("parts", threads * scratch_bytes) if scratch_bytes else 0
-    _launch(entry, array.array("q", (0, parts, 0, room, scratch_bytes, *arguments)), threads, usable_openmp())
+    data = array.array("q", (0, parts, 0, room, scratch_bytes, *arguments))
+    _launch(entry, data.buffer_info()[0], threads, usable_openmp())
 
 
-def _launch(entry: int, data: array.array[int], threads: int, runtime: Callable[..., object] | None) -> None:
-    where = data.buffer_info()[0]
+def _launch(entry: int, where: int, threads: int, runtime: Callable[..., object] | None) -> None:
     if threads == 1:
         _function(entry)(where)
     elif runtime is not None:

@@ -1,0 +1,49 @@
+"""What CONTRIBUTING's table says is all that a new thing takes: a patch for each, applied to a copy of this tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# kind → what its patch may touch, and the tests it must pass
+PATCHES = {
+    "method": (
+        ("lorafam/methods/", "lorafam/reference/"),
+        ("tests/methods/test_contract.py", "-k", "lora_fa and numba and (dense or nf4)"),
+    ),
+}
+
+
+def copied_tree(folder: Path) -> Path:
+    """The tree, with kernels/ and bench/ where they are installed."""
+    copy = folder / "tree"
+    left = shutil.ignore_patterns(".git", ".venv*", "build", "demo-output", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left)
+    for name in ("kernels", "bench"):
+        os.symlink(Path("..") / name, copy / "lorafam" / name)
+    return copy
+
+
+@pytest.mark.parametrize("kind", PATCHES)
+def test_a_patch_touches_what_the_table_names_and_passes(kind: str, tmp_path: Path) -> None:
+    places, tests = PATCHES[kind]
+    patch = Path(__file__).parent / f"{kind}.patch"
+    touched = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(encoding="utf-8"), re.MULTILINE)
+    assert touched
+    assert all(file.startswith(places) for file in touched), touched
+    copy = copied_tree(tmp_path)
+    subprocess.run(["git", "apply", str(patch)], cwd=copy, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 20, done.stdout[-500:]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
-QUANT_TYPES = ("nf4", "fp4")
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+from .kernels.formats import BLOCK_SIZES, QUANT_TYPES
+
 INITIALISERS = ("default", "gaussian", "pissa", "pissa_niter_[n]", "olora", "loftq")
 # what takes a part of the base weight into the adapter
 _FROM_WEIGHT = re.compile(r"pissa|pissa_niter_[1-9]\d*|olora|loftq")
@@ -268,7 +268,8 @@ class AdapterConfig:
                 names = " or ".join(repr(name) for name, one in METHODS.items() if one.adapts_parameters)
                 raise ValueError(f"target_parameters: expected method {names} with dropout 0, no bias, init 'default'")
         if self.init == "loftq" and self.quantize is None:
-            raise ValueError("init: 'loftq' chooses 4-bit codes and factors together, expected quantize='nf4' or 'fp4'")
+            told = " or ".join(f"quantize={name!r}" for name in QUANT_TYPES)
+            raise ValueError(f"init: 'loftq' chooses codes and factors together, expected {told}")
         if not isinstance(self.method_settings, Mapping):
             raise ValueError(f"method_settings: expected names to values, got {self.method_settings!r}")
         method.check(self)

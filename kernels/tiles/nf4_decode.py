@@ -4,7 +4,7 @@
 
 `decode_levels`: where the scale can wait until after the product, levels are decoded alone, rounded as gain · level to
 the operand's dtype, and the scale is divided by the gain: then their rounding errors cancel over normally distributed
-weights (`nf4_gain`). `decode_exact`: levels in fp32. Each in two ways:
+weights (`formats`). `decode_exact`: levels in fp32. Each in two ways:
 
     portable    a look-up in memory for each code
     PTX         a look-up in shared memory, in a table that stands there once for each lane: lane l reads word 32 i + l,

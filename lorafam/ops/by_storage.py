@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-QUANT_TYPES = ("nf4", "fp4")
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+from ..kernels.formats import BLOCK_SIZES, FORMATS, QUANT_TYPES, Format
+
 NESTED_BLOCK_SIZE = 256
 ABSMAX = ("absmax",)
 NESTED_ABSMAX = ("absmax_codes", "nested_absmax", "nested_levels", "offset")
@@ -42,6 +42,10 @@ class Layout(NamedTuple):
     block_size: int
     quant_type: int
     nested_block_size: int
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.quant_type]
 
     @property
     def blocks(self) -> int:

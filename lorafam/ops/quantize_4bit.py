@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
-from .by_storage import BLOCK_SIZES, FLOAT_DTYPES, NESTED_BLOCK_SIZE, QUANT_TYPES
+from ..kernels.formats import BLOCK_SIZES, QUANT_TYPES, format_of
+from .by_storage import FLOAT_DTYPES, NESTED_BLOCK_SIZE
 from .library import define
 
 ABSMAX_STEPS = 65535
@@ -35,7 +35,7 @@ class LevelBounds(NamedTuple):
 @functools.cache
 def level_bounds(quant_type: str) -> LevelBounds:
     """The fp32 midpoints between neighbouring levels, on the CPU. FP4's two zeros keep the order of their codes."""
-    levels = {"nf4": NF4_LEVELS, "fp4": FP4_LEVELS}[quant_type]
+    levels = format_of(quant_type).levels
     order = sorted(range(16), key=levels.__getitem__)
     ascending = torch.tensor([levels[code] for code in order], dtype=torch.float32)
     return LevelBounds((ascending[:-1] + ascending[1:]) / 2, torch.tensor(order, dtype=torch.uint8))

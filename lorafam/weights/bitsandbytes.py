@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
-from ..ops.by_storage import QUANT_TYPES, Layout
+from ..kernels.formats import QUANT_TYPES, format_of
+from ..ops.by_storage import Layout
 from .nf4_weight import NF4Weight
 
 Tensor = torch.Tensor
 
-_LEVELS = {"nf4": NF4_LEVELS, "fp4": FP4_LEVELS}
 _REPACKED = (
     "bitsandbytes repacked this weight for AVX512_BF16 in an evaluation forward, which rounded its block scales to "
     "bf16: the weight that was loaded can't be recovered. Load it again, and set layer.support_avx512bf16_for_cpu = "
@@ -138,8 +137,6 @@ def _convert(params: Tensor, state: Any) -> NF4Weight:
 
 def _check_levels(state: Any) -> None:
     """Raises ValueError where the sixteen levels aren't the standard ones of the state's type."""
-    if state.quant_type not in _LEVELS:
-        raise ValueError(f"quant_type: expected one of {QUANT_TYPES}, got {state.quant_type!r}")
-    expected = torch.tensor(_LEVELS[state.quant_type], dtype=torch.float32)
+    expected = torch.tensor(format_of(state.quant_type).levels, dtype=torch.float32)
     if state.code is None or not torch.equal(state.code.cpu(), expected):
         raise ValueError(f"code: expected the standard {state.quant_type} levels, got {state.code}")

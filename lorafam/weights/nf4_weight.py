@@ -19,8 +19,9 @@ import torch
 
 from .. import backends as backends
 from ..backends.selection import SlowPathWarning
-from ..config import BLOCK_SIZES, check_choice, check_flag
-from ..ops.by_storage import FLOAT_DTYPES, NESTED_BLOCK_SIZE, QUANT_TYPES, Layout, Storage, check_storage, scale_names
+from ..config import check_choice, check_flag
+from ..kernels.formats import BLOCK_SIZES, QUANT_TYPES
+from ..ops.by_storage import FLOAT_DTYPES, NESTED_BLOCK_SIZE, Layout, Storage, check_storage, scale_names
 from ..ops.library import OPS
 from .dynamic_levels import dynamic_levels
 
@@ -169,7 +170,7 @@ class NF4Weight:
 
     @property
     def quant_type(self) -> str:
-        return QUANT_TYPES[self.layout.quant_type]
+        return self.layout.format.name
 
     @property
     def double_quant(self) -> bool:

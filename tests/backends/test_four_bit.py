@@ -13,10 +13,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from lorafam.kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
+from lorafam.kernels.formats import BLOCK_SIZES, FP4, NF4, QUANT_TYPES
 
 from lorafam.backends.eager import four_bit
-from lorafam.ops.by_storage import BLOCK_SIZES, QUANT_TYPES
 from lorafam.ops.quantize_4bit import level_bounds
 from lorafam.weights.dynamic_levels import dynamic_levels
 from tests.conftest import CUDA_MODULE, INTERPRETING, MODULES, need_ptxsim
@@ -350,6 +349,6 @@ def test_absmax_equals_bitsandbytes() -> None:
     assert packed.shape == (40 * 4160 // 2, 1)
 
 
-@pytest.mark.parametrize(("quant_type", "levels"), [("nf4", NF4_LEVELS), ("fp4", FP4_LEVELS)])
+@pytest.mark.parametrize(("quant_type", "levels"), [("nf4", NF4.levels), ("fp4", FP4.levels)])
 def test_levels_are_those_of_bitsandbytes(quant_type: str, levels: tuple[float, ...]) -> None:
     assert_same_bits(torch.tensor(levels), bnb_functional.get_4bit_type(quant_type, device="cpu"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lorafam.kernels.formats import BLOCK_SIZES, QUANT_TYPES
 
-from lorafam.ops.by_storage import BLOCK_SIZES, QUANT_TYPES
 from lorafam.weights import NF4Weight, quantize_nf4
 
 bnb = pytest.importorskip("bitsandbytes")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
+from ...kernels.formats import FORMATS
 from ...ops.by_storage import NESTED_BLOCK_SIZE, Layout
 from ...ops.quantize_4bit import ABSMAX_STEPS, SMALLEST_ABSMAX, level_bounds
 
@@ -19,7 +19,6 @@ Tensor = torch.Tensor
 
 # A multiple of every block size.
 _CHUNK = 1 << 20
-_LEVELS = (NF4_LEVELS, FP4_LEVELS)
 
 
 def dequantize_4bit(codes: Tensor, scales: list[Tensor], layout: list[int], dtype: torch.dtype) -> Tensor:
@@ -86,7 +85,7 @@ def quantize_absmax(absmax: Tensor, nested_levels: Tensor) -> tuple[Tensor, Tens
 
 def _pair_levels(quant_type: int, device: torch.device) -> Tensor:
     """fp32 [256, 2]: the levels of the two codes in a byte."""
-    levels = torch.tensor(_LEVELS[quant_type], dtype=torch.float32, device=device)
+    levels = torch.tensor(FORMATS[quant_type].levels, dtype=torch.float32, device=device)
     return torch.cartesian_prod(levels, levels)
 
 

@@ -12,20 +12,19 @@ import numpy as np
 import torch
 from numba import njit
 
-from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
+from ...kernels.formats import FORMATS
 from ...ops.by_storage import Layout
-from ..nf4_gain import FP4, GAINS, NF4
 from .decoding import IN_ORDER, decode_groups, decode_row_pairs
 from .memory import load_byte, load_float, store_float
 from .multiply import NESTED_BITS
 from .team import argument
 
-_LEVELS = tuple(np.array(levels, dtype=np.float32) for levels in (NF4_LEVELS, FP4_LEVELS))
+_LEVELS = tuple(np.array(row.levels, dtype=np.float32) for row in FORMATS)
 _LEVELS_AT = tuple(levels.ctypes.data for levels in _LEVELS)
 # gain · level and, after them, 1 / gain: what is rounded to bf16 before it meets its scale
 _GAINED = tuple(
     np.append(levels * np.float32(gain), np.float32(1 / gain)).astype(np.float32)
-    for levels, gain in zip(_LEVELS, (GAINS[kind][torch.bfloat16] for kind in (NF4, FP4)), strict=True)
+    for levels, gain in zip(_LEVELS, (row.gain("bf16") for row in FORMATS), strict=True)
 )
 _GAINED_AT = {at: gained.ctypes.data for at, gained in zip(_LEVELS_AT, _GAINED, strict=True)}
 
@@ -68,7 +67,7 @@ def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) 
 
 
 def gained(weight: Weight) -> Weight:
-    """The weight with gain · level for its levels (`nf4_gain`), and 1 / gain behind them."""
+    """The weight with gain · level for its levels (`kernels.formats`), and 1 / gain behind them."""
     return weight._replace(levels=_GAINED_AT[weight.levels])
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
+from ...kernels.formats import FORMATS
 from ...kernels.launch_table import DENSE, ELEMENTS, NVIDIA, PACKED, machine_of
-from ...kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
 from ...ops.by_storage import Layout, is_dense
-from ..nf4_gain import GAINS
 from .memory import kept_memory
 
 Tensor = torch.Tensor
 
-_LEVELS = (NF4_LEVELS, FP4_LEVELS)
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def weight_arguments(
@@ -44,7 +43,7 @@ def weight_arguments(
     packed = packed_for in (torch.bfloat16, torch.float16) and shape.in_features % shape.block_size == 0
     gain, levels = 1.0, _levels(shape.quant_type, data.device)
     if packed and packed_for is not None:
-        gain = GAINS[shape.quant_type][packed_for]
+        gain = shape.format.gain(_SHORT[packed_for])
         levels = _table(shape.quant_type, packed_for, machine_of(architecture) == NVIDIA, data.device)
     nested = bool(shape.nested_block_size)
     absmax, nested_absmax, nested_levels, offset = (
@@ -82,7 +81,7 @@ def how_columns_are_read(weight: dict[str, Any], in_features: int) -> str:
 @functools.cache
 def _levels(quant_type: int, device: torch.device) -> Tensor:
     """The sixteen levels, fp32 [16]."""
-    return kept_memory(device, lambda: torch.tensor(_LEVELS[quant_type], dtype=torch.float32, device=device))
+    return kept_memory(device, lambda: torch.tensor(FORMATS[quant_type].levels, dtype=torch.float32, device=device))
 
 
 @functools.cache
@@ -92,7 +91,8 @@ def _table(quant_type: int, dtype: torch.dtype, pairs: bool, device: torch.devic
     """
 
     def table() -> Tensor:
-        levels = torch.tensor(_LEVELS[quant_type], dtype=torch.float64, device="cpu") * GAINS[quant_type][dtype]
+        row = FORMATS[quant_type]
+        levels = torch.tensor(row.levels, dtype=torch.float64, device="cpu") * row.gain(_SHORT[dtype])
         rounded = levels.to(dtype)
         if not pairs:
             return rounded.float().to(device)

@@ -14,11 +14,11 @@ import torch
 from lorafam.kernels.adalora_importance import adalora_importance
 from lorafam.kernels.adalora_scores import adalora_scores
 from lorafam.kernels.dense_linear import dense_linear
+from lorafam.kernels.formats import NF4
 from lorafam.kernels.launch_table import launch_config
 from lorafam.kernels.lora_factors_grad import lora_factors_grad
 from lorafam.kernels.lora_grad_pass import lora_grad_pass
 from lorafam.kernels.lora_linear_grad import lora_linear_grad as lora_linear_grad_kernel
-from lorafam.kernels.nf4_codebook import NF4_LEVELS
 from lorafam.kernels.nf4_dequantize import nf4_dequantize
 from lorafam.kernels.nf4_quantize import nf4_quantize
 from lorafam.kernels.paths import FUSED, Route
@@ -100,8 +100,8 @@ def weight(kind: str, rows: int, columns: int) -> Weight:
     # blocks lie across rows where 64 doesn't divide those
     first_block, blocks = first // 64, -(-rows * columns // 64)
     absmax = 1 + torch.arange(first_block, blocks) % 2
-    codes = torch.full((first % 2 + END * columns,), NF4_LEVELS.index(0.0))
-    codes[first % 2 :] = torch.where(w == 0, NF4_LEVELS.index(0.0), torch.where(w > 0, 15, 0)).long().view(-1)
+    codes = torch.full((first % 2 + END * columns,), NF4.levels.index(0.0))
+    codes[first % 2 :] = torch.where(w == 0, NF4.levels.index(0.0), torch.where(w > 0, 15, 0)).long().view(-1)
     codes = torch.cat([codes, codes.new_zeros(len(codes) % 2)]).view(-1, 2)
     scale = absmax[(torch.arange(first, first + END * columns) // 64) - first_block].view(END, columns)
     levels = torch.arange(256.0)
@@ -310,7 +310,7 @@ def test_lora_linear_grad_over_many_tokens(kind: str) -> None:
     if kind == "dense":
         memory.put("w_ptr", 0, torch.zeros(N, K, dtype=BF16))
     else:
-        zeros = NF4_LEVELS.index(0.0) * 17
+        zeros = NF4.levels.index(0.0) * 17
         memory.put("w_ptr", 0, torch.full((N * K // 2,), zeros, dtype=torch.uint8))
         memory.put("absmax_ptr", 0, torch.zeros(N * K // 64, dtype=torch.uint8))
         memory.put("nested_absmax_ptr", 0, torch.ones(-(-N * K // 64 // 256)))
@@ -470,7 +470,7 @@ def test_nf4_quantize() -> None:
         config=launch_config("nf4_quantize", "sm_80", "bfloat16"),
     )
     memory = FarMemory(found)
-    w = torch.tensor(NF4_LEVELS).repeat(4).to(BF16) * 3
+    w = torch.tensor(NF4.levels).repeat(4).to(BF16) * 3
     put_small(memory, found, w=(count - 64, w), bounds=(0, bounds), order=(0, order))
     memory.run([(found.grid[0] - 1, 0)])
     code = torch.arange(0, 16, 2).repeat(4)

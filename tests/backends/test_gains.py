@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lorafam.kernels.nf4_codebook import FP4_LEVELS, NF4_LEVELS
+from lorafam.kernels.formats import FP4, format_of
 
 from lorafam import quantize_nf4
-from lorafam.backends.nf4_gain import FP4, GAINS, NF4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 def test_error_over_normal_weights(quant_type: str, dtype: torch.dtype) -> None:
-    kind, levels = (NF4, NF4_LEVELS) if quant_type == "nf4" else (FP4, FP4_LEVELS)
+    row = format_of(quant_type)
     weight = torch.randn(2048, 1024, generator=torch.Generator().manual_seed(0))
     quantised = quantize_nf4(weight, 64, False, quant_type=quant_type)
     decoded = quantised.dequantize(torch.float32).double()
-    exact = torch.tensor(levels, dtype=torch.float64)
-    gain = GAINS[kind][dtype]
+    exact = torch.tensor(row.levels, dtype=torch.float64)
+    gain = row.gain("bf16" if dtype == torch.bfloat16 else "fp16")
     rounded = (exact * gain).to(dtype).double() / gain
     codes = quantised.codes.view(-1)
     code = torch.stack([codes >> 4, codes & 15], 1).view(-1, 64).long()
@@ -32,6 +31,6 @@ def test_error_over_normal_weights(quant_type: str, dtype: torch.dtype) -> None:
 
 def test_fp4_is_exact() -> None:
     """24 · level is a whole number but for the smallest, 1/8; a float of few bits holds 0.75 · level."""
-    for dtype, gain in GAINS[FP4].items():
-        levels = torch.tensor(FP4_LEVELS, dtype=torch.float64)
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        levels, gain = torch.tensor(FP4.levels, dtype=torch.float64), FP4.gain(name)
         torch.testing.assert_close((levels * gain).to(dtype).double() / gain, levels, rtol=1e-6, atol=0)

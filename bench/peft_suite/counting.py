@@ -40,7 +40,7 @@ def accelerate_everything(counts: Counts) -> None:
 
     BaseTuner.inject_adapter = inject_and_accelerate
     fast_layers.swap = counted_swap
-    for layer in (fast_layers.FastLayer, fast_layers.FastAdaLora, fast_layers.FastEmbedding):
+    for layer in (fast_layers.FastLayer, fast_layers.FastAdaLora, fast_layers.FastVera, fast_layers.FastEmbedding):
         layer.lorafam_forward = _counted(layer.lorafam_forward, counts)  # type: ignore[method-assign]
     # layers whose outputs are computed together: the first, and the others when they are called
     for name in ("compute", "kept_for"):

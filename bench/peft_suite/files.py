@@ -18,7 +18,7 @@ LEFT_OUT = {
         (
             *("adamss_asa", "adaption_prompt", "boft", "bufferdict", "cartridge", "cpt", "deft", "frod"),
             *("incremental_pca", "multitask_prompt_tuning", "osf", "poly", "pvera", "randlora", "shadow", "shira"),
-            *("supertuning", "unilora", "vblora", "vera"),
+            *("supertuning", "unilora", "vblora"),
         ),
         OTHER_METHOD,
     ),

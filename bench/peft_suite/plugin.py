@@ -1,6 +1,6 @@
 """A pytest plugin: which of PEFT's tests run, accelerated or plain, and what became of each.
 
-Tests of other methods than LoRA and AdaLoRA are left out where their parameters say so. Each test starts from the same
+Tests of other methods than LoRA, AdaLoRA and VeRA are left out where their parameters say so. Each test starts from the same
 seed, so that one that depends on chance has the same one in both runs.
 """
 
@@ -19,7 +19,7 @@ import torch
 from .compare import NOT_IMPORTED, Outcome
 from .counting import Counts, accelerate_everything
 
-METHODS = (peft.LoraConfig, peft.AdaLoraConfig)
+METHODS = (peft.LoraConfig, peft.AdaLoraConfig, peft.VeraConfig)
 PROPERTY = "lorafam"
 LONGEST_REASON = 300
 

@@ -1,7 +1,7 @@
 """A pytest plugin: which of PEFT's tests run, accelerated or plain, and what became of each.
 
-Tests of other methods than LoRA, AdaLoRA and VeRA are left out where their parameters say so. Each test starts from the same
-seed, so that one that depends on chance has the same one in both runs.
+Tests of other methods than LoRA, AdaLoRA and VeRA are left out where their parameters say so. Each test starts from the
+same seed, so that one that depends on chance has the same one in both runs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from .. import config
 from .. import functional as F
 from ..compat.accelerate import HOOK, is_offloaded, loaded
 from .adapter import Adapter, AdapterSettings
-from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit
+from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
 from .folded import Folded
 from .folding import fold, take_from_base
 from .merge_report import THRESHOLD, MergeReport, check_threshold

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    {"kernels", "config", "files", "reference", "compat"},
+    {"kernels"},
+    {"config", "files", "reference", "compat"},
     {"ops"},
     {"backends"},
     {"weights"},

@@ -16,7 +16,7 @@ from peft.helpers import DoraCaching, rescale_adapter_scale
 from torch import nn
 
 import lorafam
-from lorafam.interop import fast_forward, shared_inputs
+from lorafam.interop import fast_forward, fast_layers, shared_inputs
 from tests.interop.tiny_lm import BASES, METHODS, TinyLM, config_of, losses, peft_model, tokens
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -28,6 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     for name in ("lora", "dora", "adalora"):
         monkeypatch.setattr(fast_forward, name, _counting(name, getattr(fast_forward, name), made))
+    monkeypatch.setattr(fast_layers, "vera_forward", _counting("vera", fast_layers.vera_forward, made))
     real = shared_inputs.together
 
     def together(layers: list[Any], *args: Any) -> Any:
@@ -66,7 +67,7 @@ def disturbed(model: Any) -> Any:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or "vera_" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model
 

@@ -24,6 +24,7 @@ class Method:
     rank_axes         attribute → the axis of the ranks
     marker            begins the endings of its tensors' names, after a dot
     size_axes         which attribute tells N and K of a layer, and on which axis
+    told_state        entries of an adapter's state that only tell what it belongs to: a state with others is refused
     shared_names      attribute of what all layers share → its name there
     peft_type         as in adapter_config.json
     peft_keys         keys of adapter_config.json that this method reads
@@ -39,6 +40,7 @@ class Method:
     marker: ClassVar[str] = "lora_"
     rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
     size_axes: ClassVar[Mapping[str, tuple[str, int]]] = {"N": ("B", 0), "K": ("A", 1)}
+    told_state: ClassVar[Set[str]] = frozenset()
     shared_names: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str] = "LORA"
     peft_keys: ClassVar[Set[str]] = {

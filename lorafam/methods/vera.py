@@ -115,6 +115,7 @@ class VeraLinear(AdapterLayer):
     marker = "vera_lambda_"
     rank_axes: ClassVar[Mapping[str, int]] = {"d": 0}
     size_axes: ClassVar[Mapping[str, tuple[str, int]]] = {"N": ("b", 0)}
+    told_state: ClassVar[Set[str]] = {"projections"}
     shared_names: ClassVar[Mapping[str, str]] = {"A": "base_model.vera_A", "B": "base_model.vera_B"}
     peft_type = "VERA"
     peft_keys: ClassVar[Set[str]] = {

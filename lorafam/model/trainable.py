@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import write_whole
-from ..methods.adapter import Adapter
+from ..methods import AdapterLayer
 from .adapt import adapter_layers
 from .saved_module import saved_modules
 from .tensor_keys import clean_path, unwrapped
@@ -68,9 +68,10 @@ def load_trainable(model: nn.Module, folder: Path) -> dict[Tensor, nn.Parameter]
         raise ValueError(f"{path}: damaged, not a safetensors file ({error})") from None
     live = trainable_tensors(model)
     allocated = {f"{prefix}{part}": dim for prefix, axes, _ in _allocated(model) for part, dim in axes.items()}
+    told = {f"{prefix}{part}" for prefix, layer, _ in _adapters(model) for part in layer.told_state}
     for name in sorted(saved.keys() | live.keys()):
         fits = name in saved and name in live and _fits(saved[name], live[name], allocated.get(name))
-        if not fits:
+        if not fits or (name in told and not torch.allclose(saved[name], live[name].cpu(), rtol=1e-6)):
             raise ValueError(f"{path} doesn't fit the model, they differ in {name}")
     replaced: dict[Tensor, nn.Parameter] = {}
     for prefix, axes, adapter in _allocated(model):
@@ -92,10 +93,16 @@ def load_trainable(model: nn.Module, folder: Path) -> dict[Tensor, nn.Parameter]
 
 def _allocated(model: nn.Module) -> Iterator[tuple[str, Mapping[str, int], Any]]:
     """Prefix of its tensors' names, the axis of the ranks in each, adapter: those whose ranks are allocated."""
+    for prefix, layer, adapter in _adapters(model):
+        if layer.allocates_ranks:
+            yield prefix, layer.rank_axes, adapter
+
+
+def _adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer, Any]]:
+    """Prefix of its tensors' names, layer, adapter."""
     for path, layer in adapter_layers(unwrapped(model)).items():
         for name, adapter in layer.adapters.items():
-            if layer.allocates_ranks and isinstance(adapter, Adapter):
-                yield clean_path(f"{path}.adapters.{name}.".lstrip(".")), layer.rank_axes, adapter
+            yield clean_path(f"{path}.adapters.{name}.".lstrip(".")), layer, adapter
 
 
 def _fits(saved: Tensor, live: Tensor, ranks: int | None) -> bool:

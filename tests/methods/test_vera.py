@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import lorafam
 from lorafam import AdapterConfig, VeraLinear
 from lorafam.model import adapter_layers
+from lorafam.model.trainable import load_trainable, save_trainable
 from tests.model.tiny import disturb, tiny_model, tokens
 
 RANK, KEY = 6, 5
@@ -122,6 +123,17 @@ def test_projections_of_a_file_count(tmp_path: Path) -> None:
     # the vectors alone would be another model elsewhere
     with pytest.raises(ValueError, match="the state is for other projections"):
         ours().load_state_dict(loaded.state_dict())
+
+
+def test_what_is_trained_goes_on_with_the_same_projections_alone(tmp_path: Path) -> None:
+    model = ours()
+    disturb(model)
+    save_trainable(model, tmp_path)
+    again = ours()
+    load_trainable(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    with pytest.raises(ValueError, match=r"doesn't fit the model, they differ in .*projections"):
+        load_trainable(ours(key=KEY + 1), tmp_path)
 
 
 @pytest.mark.parametrize("save_projection", [True, False])

@@ -22,7 +22,7 @@ from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 Tensor = torch.Tensor
 
 
-class DoraInputDropout(torch.autograd.Function):
+class DoraInputDropoutFunction(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r] with B̂ = B ∘ scale, m and n [N] → Y [M, N] in x's dtype."""
 
     @staticmethod
@@ -86,7 +86,7 @@ class DoraInputDropout(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
-            return plain.gradients(DoraInputDropout.formula, inputs, (grad_y,), ctx.needs_input_grad)
+            return plain.gradients(DoraInputDropoutFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
         sums = needs_m or needs_n
         c = magnitude / norm

@@ -30,7 +30,7 @@ WEAK_SCALE = 0.75
 _KEPT = 9
 
 
-class DoraLinear(torch.autograd.Function):
+class DoraLinearFunction(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r], m and n [N] → Y [M, N] in x's dtype."""
 
     @staticmethod
@@ -90,7 +90,7 @@ class DoraLinear(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
-            return plain.gradients(DoraLinear.formula, inputs, (grad_y,), ctx.needs_input_grad)
+            return plain.gradients(DoraLinearFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
         sums = needs_m or needs_n
         is_written = sums and not ctx.saves_product and kept._version != ctx.version

@@ -13,7 +13,7 @@ from . import plain
 Tensor = torch.Tensor
 
 
-class FrozenLinear(torch.autograd.Function):
+class FrozenLinearFunction(torch.autograd.Function):
     """Saves the weight's own storage (codes or dense) and nothing else."""
 
     @staticmethod
@@ -41,7 +41,11 @@ class FrozenLinear(torch.autograd.Function):
                 dx = _grad(*inputs)
             else:
                 vectorised = plain.is_vectorised(grad_y)
-                dx = _FrozenLinearGrad.formula(*inputs) if vectorised else _FrozenLinearGrad.apply(*inputs)
+                dx = (
+                    _FrozenLinearGradFunction.formula(*inputs)
+                    if vectorised
+                    else _FrozenLinearGradFunction.apply(*inputs)
+                )
         if ctx.needs_input_grad[1]:
             dbias = grad_y.sum(0, dtype=torch.promote_types(grad_y.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, dbias, None, None, *(None for _ in scales)
@@ -51,7 +55,7 @@ def _grad(grad_y: Tensor, data: Tensor, layout: tuple[int, ...], *scales: Tensor
     return call("lora_linear_grad", grad_y, data, scales, layout, None, None, None, None, 0.0)
 
 
-class _FrozenLinearGrad(torch.autograd.Function):
+class _FrozenLinearGradFunction(torch.autograd.Function):
     """dx = G W, whose own gradient is Y's product: derivatives of any order."""
 
     @staticmethod
@@ -68,5 +72,5 @@ class _FrozenLinearGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_dx: Tensor) -> tuple[Tensor | None, ...]:
         data, *scales = ctx.saved_tensors
-        grad_y = plain.applied(FrozenLinear, grad_dx, None, data, ctx.layout, *scales)
+        grad_y = plain.applied(FrozenLinearFunction, grad_dx, None, data, ctx.layout, *scales)
         return grad_y, None, None, *(None for _ in scales)

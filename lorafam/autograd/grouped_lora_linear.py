@@ -16,7 +16,7 @@ from ..ops.by_storage import Storage, check_storage, group_storages, joined
 from ..ops.checks import check_tokens
 from ..ops.library import concatenated
 from . import directions, plain
-from .lora_linear import LoraLinear
+from .lora_linear import LoraLinearFunction
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -116,7 +116,7 @@ def _gradients(
         yield dx, dA, dB, dscale, dbias
 
 
-class GroupedLoraLinear(torch.autograd.Function):
+class GroupedLoraLinearFunction(torch.autograd.Function):
     """x [M, K], A_i [r_i, K], B_i [N_i, r_i] → every Y_i [M, N_i] in x's dtype; the weights are of one kind."""
 
     @staticmethod
@@ -125,7 +125,7 @@ class GroupedLoraLinear(torch.autograd.Function):
         As, Bs, scales, biases, data = (rest[i * count : (i + 1) * count] for i in range(5))
         storages = group_storages(data, rest[5 * count :], layout)
         return tuple(
-            LoraLinear.formula(x, A, B, scale, bias, None, 0.0, one.data, tuple(one.layout), *one.scales)
+            LoraLinearFunction.formula(x, A, B, scale, bias, None, 0.0, one.data, tuple(one.layout), *one.scales)
             for A, B, scale, bias, one in zip(As, Bs, scales, biases, storages, strict=True)
         )
 
@@ -151,7 +151,7 @@ class GroupedLoraLinear(torch.autograd.Function):
         scales = [number if scale is None else scale for number, scale in zip(ctx.numbers, scales, strict=True)]
         if plain.is_differentiated_again(*grads):
             inputs = (x, ctx.layout, count, *As, *Bs, *scales, *biases, *saved[5 * count :])
-            return plain.gradients(GroupedLoraLinear.formula, inputs, grads, ctx.needs_input_grad)
+            return plain.gradients(GroupedLoraLinearFunction.formula, inputs, grads, ctx.needs_input_grad)
         storages = group_storages(data, saved[6 * count :], ctx.layout)
         needs = [ctx.needs_input_grad[3 + i * count : 3 + (i + 1) * count] for i in range(4)]
         used = [i for i, grad in enumerate(grads) if grad is not None]

@@ -22,7 +22,7 @@ from . import plain
 Tensor = torch.Tensor
 
 
-class LoraByRow(torch.autograd.Function):
+class LoraByRowFunction(torch.autograd.Function):
     """x [M, K], A [Σr, K], B [N, Σr], mask [M, Σr] → Y [M, N] in x's dtype."""
 
     @staticmethod
@@ -63,7 +63,7 @@ class LoraByRow(torch.autograd.Function):
         x, P, A, B, mask, bias, data, *scales = ctx.saved_tensors
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, mask, bias, data, ctx.layout, *scales)
-            return plain.gradients(LoraByRow.formula, inputs, (grad_y,), ctx.needs_input_grad)
+            return plain.gradients(LoraByRowFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_mask, needs_bias = ctx.needs_input_grad[:5]
         dtype = accumulate_dtype(grad_y.dtype)
         grad_y = grad_y.contiguous()

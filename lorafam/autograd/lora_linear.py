@@ -18,7 +18,7 @@ from .scaled_factor import Scale, as_saved
 Tensor = torch.Tensor
 
 
-class LoraLinear(torch.autograd.Function):
+class LoraLinearFunction(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r] → Y [M, N] in x's dtype."""
 
     @staticmethod
@@ -64,7 +64,7 @@ class LoraLinear(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, scale, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
-            return plain.gradients(LoraLinear.formula, inputs, (grad_y,), ctx.needs_input_grad)
+            return plain.gradients(LoraLinearFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_bias = ctx.needs_input_grad[:5]
         dx, dA, dB, dscale, _, dbias = backward(
             grad_y,

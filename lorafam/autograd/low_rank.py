@@ -18,7 +18,7 @@ from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 Tensor = torch.Tensor
 
 
-class LowRank(torch.autograd.Function):
+class LowRankFunction(torch.autograd.Function):
     """x [M, K], A [r, K], B [N, r] → U [M, N] in fp32 (fp64 for fp64 x)."""
 
     formula = staticmethod(plain.low_rank)
@@ -39,7 +39,7 @@ class LowRank(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_u):
             inputs = (x, A, B, scale, seed, ctx.dropout_p)
-            return plain.gradients(LowRank.formula, inputs, (grad_u,), ctx.needs_input_grad)
+            return plain.gradients(LowRankFunction.formula, inputs, (grad_u,), ctx.needs_input_grad)
         Q, dA, dB_hat, _, _ = call(
             "lora_factors_grad", grad_u, x, P, scaled(B, scale), None, None, None, None, seed, ctx.dropout_p, False
         )

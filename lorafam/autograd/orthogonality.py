@@ -15,7 +15,7 @@ from . import plain
 Tensor = torch.Tensor
 
 
-class Orthogonality(torch.autograd.Function):
+class OrthogonalityFunction(torch.autograd.Function):
     """Factors A [r, K] (rank_dims 0) and B [N, r] (1) → d [factors]."""
 
     @staticmethod
@@ -39,6 +39,6 @@ class Orthogonality(torch.autograd.Function):
         distances, deviations, *factors = ctx.saved_tensors
         if plain.is_differentiated_again(grad_distances):
             inputs = (ctx.rank_dims, *factors)
-            return plain.gradients(Orthogonality.formula, inputs, (grad_distances,), ctx.needs_input_grad)
+            return plain.gradients(OrthogonalityFunction.formula, inputs, (grad_distances,), ctx.needs_input_grad)
         grads = torch.ops.lorafam.adalora_penalty_grad(factors, ctx.rank_dims, distances, deviations, grad_distances)
         return None, *(grad.to(factor.dtype) for grad, factor in zip(grads, factors, strict=True))

@@ -21,7 +21,7 @@ from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 Tensor = torch.Tensor
 
 
-class RowNorm(torch.autograd.Function):
+class RowNormFunction(torch.autograd.Function):
     """A [r, K], B [N, r] → n [N] in fp32 (fp64 for a dense fp64 W)."""
 
     @staticmethod
@@ -65,7 +65,7 @@ class RowNorm(torch.autograd.Function):
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_norm):
             inputs = (A, B, scale, None, data, ctx.layout, *scales)
-            return plain.gradients(RowNorm.formula, inputs, (grad_norm,), ctx.needs_input_grad)
+            return plain.gradients(RowNormFunction.formula, inputs, (grad_norm,), ctx.needs_input_grad)
         needs_a, needs_b, needs_scale = ctx.needs_input_grad[:3]
         wide, B_hat = in_dtype(A, norm.dtype), scaled(B, scale)
         t = torch.where(norm > NORM_FLOOR, grad_norm / norm, 0.0)

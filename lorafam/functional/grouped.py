@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import grouped_mm, pad
 
-from ..autograd import Factors, GroupedLoraLinear, LoraByRow, applied, grouped_forward
+from ..autograd import Factors, GroupedLoraLinearFunction, LoraByRowFunction, applied, grouped_forward
 from ..ops.by_storage import joined, weight_shape
 from ..ops.checks import check_device, check_vector
 from ..ops.library import accumulate_dtype, concatenated
@@ -77,7 +77,9 @@ def _projections(
     if recorded(flat, *As, *Bs, *scalings, *biases):
         data, scales, layout = joined(storages)
         count = len(storages)
-        ys = applied(GroupedLoraLinear, flat, tuple(layout), count, *As, *Bs, *scalings, *biases, *data, *scales)
+        ys = applied(
+            GroupedLoraLinearFunction, flat, tuple(layout), count, *As, *Bs, *scalings, *biases, *data, *scales
+        )
     else:
         ys, _ = grouped_forward(flat, Factors(As, Bs, scalings, biases), storages)
     return tuple(restored(y, x) for y in ys)
@@ -105,7 +107,7 @@ def _by_row(
     scale = torch.cat([_per_rank(s, rank, x.device) for s, rank in zip(scalings, ranks, strict=True)])
     mask = (chosen.unsqueeze(1) == owner) * scale
     A, B = concatenated(As), concatenated(Bs, 1)
-    y = applied(LoraByRow, flat, A, B, mask, bias, storage.data, tuple(storage.layout), *storage.scales)
+    y = applied(LoraByRowFunction, flat, A, B, mask, bias, storage.data, tuple(storage.layout), *storage.scales)
     return restored(y, x)
 
 

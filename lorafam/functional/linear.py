@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..autograd import DoraInputDropout, DoraLinear, FrozenLinear, LoraLinear, LowRank, adapted_forward, applied
+from ..autograd import (
+    DoraInputDropoutFunction,
+    DoraLinearFunction,
+    FrozenLinearFunction,
+    LoraLinearFunction,
+    LowRankFunction,
+    adapted_forward,
+    applied,
+)
 from ..backends.direct import call
 from ..ops.by_storage import weight_shape
 from ..ops.checks import check_factor, check_vector
@@ -19,7 +27,7 @@ def nf4_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     storage = storage_of(x, weight)
     flat = tokens_of(x, storage)
     if recorded(flat, bias):
-        y = applied(FrozenLinear, flat, bias, storage.data, tuple(storage.layout), *storage.scales)
+        y = applied(FrozenLinearFunction, flat, bias, storage.data, tuple(storage.layout), *storage.scales)
     else:
         y = call("lora_linear", flat, *storage, None, None, None, bias)
     return restored(y, x)
@@ -49,7 +57,7 @@ def lora_linear(
     seed = mask_seed(flat, dropout_p, training, seed)
     data, scales, layout = storage
     if recorded(flat, A, B, scaling, bias):
-        y = applied(LoraLinear, flat, A, B, scaling, bias, seed, dropout_p, data, tuple(layout), *scales)
+        y = applied(LoraLinearFunction, flat, A, B, scaling, bias, seed, dropout_p, data, tuple(layout), *scales)
     else:
         y, _ = adapted_forward(flat, A, B, scaling, None, bias, seed, dropout_p, data, layout, scales)
     return restored(y, x)
@@ -121,7 +129,7 @@ def dora_linear(
         c = magnitude / norm
         y, _ = adapted_forward(flat, A, B, scaling, c, bias, seed, dropout_p, data, layout, scales)
         return restored(y, x)
-    function = DoraInputDropout if seed is not None and dora_dropout == "input" else DoraLinear
+    function = DoraInputDropoutFunction if seed is not None and dora_dropout == "input" else DoraLinearFunction
     y = applied(
         function,
         flat,
@@ -155,5 +163,5 @@ def low_rank(
     """
     check_factors(A, B, x.shape[-1], B.shape[0], x.device)
     flat = x.reshape(-1, x.shape[-1])
-    u = applied(LowRank, flat, A, B, scaling, mask_seed(flat, dropout_p, training, seed), dropout_p)
+    u = applied(LowRankFunction, flat, A, B, scaling, mask_seed(flat, dropout_p, training, seed), dropout_p)
     return u.view(*x.shape[:-1], B.shape[0])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..autograd import Orthogonality, RowNorm, applied, scaled
+from ..autograd import OrthogonalityFunction, RowNormFunction, applied, scaled
 from ..backends.direct import call
 from ..compat.torch import is_transformed
 from ..ops.by_storage import Storage, dense_storage
@@ -42,7 +42,7 @@ def orthogonality_penalty(As: Sequence[Tensor], Bs: Sequence[Tensor]) -> Tensor:
     """
     if not As and not Bs:
         raise ValueError("As, Bs: expected the factors of at least one layer, got none")
-    return applied(Orthogonality, (0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
+    return applied(OrthogonalityFunction, (0,) * len(As) + (1,) * len(Bs), *As, *Bs).mean()
 
 
 def norm_of(
@@ -60,7 +60,7 @@ def norm_of(
         weight_squared = weight.squared_row_norm()
     if transformed or (differentiable and recorded(A, B, scaling)):
         inputs = (A, B, scaling, weight_squared, storage.data, tuple(storage.layout), *storage.scales)
-        norm = applied(RowNorm, *inputs)
+        norm = applied(RowNormFunction, *inputs)
         return norm if differentiable else norm.detach()
     with torch.no_grad():
         return call("row_norm", *storage, A, scaled(B, scaling), weight_squared)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorafam.autograd import Orthogonality
+from lorafam.autograd import OrthogonalityFunction
 from lorafam.backends import triton_gpu
 from lorafam.reference import adalora_importance as formulae
 from lorafam.reference import orthogonality_penalty
@@ -70,7 +70,7 @@ def test_penalty_and_its_gradients(dtype: torch.dtype) -> None:
         to = torch.float64 if which == "exact" else torch.float32
         leaves = [factor.detach().to(dtype if which == "ours" else to).requires_grad_() for factor in factors]
         if which == "ours":
-            distances = Orthogonality.apply(tuple(dims), *leaves)
+            distances = OrthogonalityFunction.apply(tuple(dims), *leaves)
         else:
             each = [([leaf], []) if dim == 0 else ([], [leaf]) for leaf, dim in zip(leaves, dims, strict=True)]
             distances = torch.stack([orthogonality_penalty(*pair) for pair in each])

@@ -1,6 +1,16 @@
 """Tests that may differ though nothing is wrong, each with what was looked at."""
 
+_FSDP = "tests/test_custom_models.py::TestPeftFsdpStateDict::test_save_load_roundtrip_fsdp_wrapped"
+_VERA = {
+    f"{_FSDP}{more}Vanilla MLP {number} VeRA-MLP-VeraConfig-config_kwargs{184 + number}]": (
+        "a forward in PEFT's code (wrapped by FSDP) and one on lorafam's are compared to 1e-5 of sums that cancel: "
+        "rounding, lorafam's nearer to fp64 (RMS over 20 seeds 5.9e-6, 8.8e-6; two layers 1.8e-5, 2.7e-5)"
+    )
+    for number in range(1, 6)
+    for more in ("[", "_learnable_bias[bias_all-", "_learnable_bias[bias_peft_method_only-")
+}
 KNOWN = {
+    **_VERA,
     "tests/test_initialization.py::TestLoraInitialization::test_lora_use_dora_linear": (
         "takes 1e-8 for the same: 2 of 10,000 sums that cancel differ by rounding, at the same distance from fp64"
     ),

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from .adapter import Adapter, AdapterSettings
 
-_DEFAULTS = {one.name: None if one.default is MISSING else one.default for one in fields(AdapterConfig)}
+_DEFAULTS: dict[str, Any] = {
+    one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(AdapterConfig)
+}
 
 
 class Method:
@@ -58,8 +60,13 @@ class Method:
         """Raises ValueError for a setting that the method doesn't have."""
         for setting, why in cls.lacks.items():
             value, default = getattr(given, setting, None), _DEFAULTS[setting]
-            if value not in (None, default, {}):
+            if value is not None and value != default:
                 raise ValueError(f"{setting}: {why}, expected {default!r} with {cls.method!r}, got {value!r}")
+
+    @classmethod
+    def lacking(cls) -> dict[str, Any]:
+        """What `lacks` names, with defaults."""
+        return {name: _DEFAULTS[name] for name in cls.lacks}
 
     @classmethod
     def check_own(cls, given: Mapping[str, Any]) -> None:

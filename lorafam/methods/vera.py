@@ -34,6 +34,8 @@ class Projections:
 
     def __init__(self, rank: int, in_features: int, out_features: int, key: int) -> None:
         self.rank, self.in_features, self.out_features, self.key = rank, in_features, out_features, key
+        # whether they are those of the key
+        self.drawn = True
         self._pair: tuple[Tensor, Tensor] | None = None
         self._parts: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
@@ -56,7 +58,7 @@ class Projections:
         """Others than those of the key. Raises ValueError for other sizes."""
         self.check(A, B)
         if not all(map(torch.equal, (A, B), self.whole())):
-            self._pair = A.detach().float().cpu(), B.detach().float().cpu()
+            self.drawn, self._pair = False, (A.detach().float().cpu(), B.detach().float().cpu())
             self._parts.clear()
 
     def part(self, in_features: int, out_features: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,13 +213,19 @@ class VeraLinear(AdapterLayer):
     @classmethod
     def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
         bias = "vera_only" if config.base_bias == "lora_only" else config.base_bias
-        own = {**cls.own_settings, **config.method_settings}
+        one = next(iter(adapters.values()))
+        own = {**cls.own_settings, **config.method_settings, "projection_prng_key": _projections(one).key}
+        own["save_projection"] = cls._saves(config, one)
         return {"r": config.r, "vera_dropout": config.dropout, "bias": bias, "init_weights": True, **own}
 
     @classmethod
+    def _saves(cls, config: AdapterConfig, adapter: Adapter) -> bool:
+        """Whether a file has A and B: also where the key doesn't tell them."""
+        return {**cls.own_settings, **config.method_settings}["save_projection"] or not _projections(adapter).drawn
+
+    @classmethod
     def shared_tensors(cls, config: AdapterConfig, adapter: Adapter) -> dict[str, Tensor]:
-        own = {**cls.own_settings, **config.method_settings}
-        return dict(zip("AB", _projections(adapter).whole(), strict=True)) if own["save_projection"] else {}
+        return dict(zip("AB", _projections(adapter).whole(), strict=True)) if cls._saves(config, adapter) else {}
 
     @classmethod
     def put_shared(cls, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:

@@ -140,6 +140,10 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
         "bias": any(getattr(adapter, "bias", None) is not None for adapter in adapters.values()),
         "init": first.init if started or not starts_from_weight(first.init) else "default",
     }
+    # `first` may be of another method
+    method = METHODS[settings["method"]]
+    settings["method_settings"] = first.method_settings if first.method == method.method else {}
+    settings |= method.lacking()
     paths = list(ranks)
     if (
         pattern_values(first.rank_pattern, paths, first.r, None) != ranks

@@ -136,6 +136,42 @@ def test_what_is_trained_goes_on_with_the_same_projections_alone(tmp_path: Path)
         load_trainable(ours(key=KEY + 1), tmp_path)
 
 
+def test_a_file_always_tells_its_projections(tmp_path: Path) -> None:
+    """A further adapter has its own key; projections that aren't their key's are saved, whatever was asked for."""
+    model = ours(own={"save_projection": False})
+    config = AdapterConfig(method="vera", r=4, target_modules=["k_proj"], method_settings={"projection_prng_key": 9})
+    lorafam.add_adapter(model, "b", config)
+    lorafam.set_adapter(model, "b")
+    disturb(model, 3)
+    lorafam.save_adapter(model, tmp_path / "b", "b")
+    close = torch.testing.assert_close
+    close(logits(PeftModel.from_pretrained(tiny_model(), tmp_path / "b")), logits(model), rtol=1e-4, atol=1e-5)
+    peft = theirs()
+    disturb(peft)
+    peft.save_pretrained(tmp_path / "other")
+    other_projections(tmp_path / "other")
+    loaded = lorafam.load_adapter(tiny_model(), tmp_path / "other")
+    loaded.lorafam_config = AdapterConfig(method="vera", r=RANK, method_settings={"save_projection": False})
+    lorafam.save_adapter(loaded, tmp_path / "again")
+    assert torch.equal(logits(lorafam.load_adapter(tiny_model(), tmp_path / "again")), logits(loaded))
+
+
+@pytest.mark.parametrize("first", ["lora", "vera"])
+def test_beside_another_method_on_other_modules(first: str, tmp_path: Path) -> None:
+    configs = {
+        "lora": AdapterConfig(r=3, alpha=5, init="gaussian", target_modules=["v_proj"], rank_pattern={"0.*v_proj": 2}),
+        "vera": AdapterConfig(method="vera", r=RANK, target_modules=["k_proj"], method_settings={"d_initial": 0.3}),
+    }
+    second = "vera" if first == "lora" else "lora"
+    model = lorafam.adapt(tiny_model(), configs[first])
+    lorafam.add_adapter(model, "b", configs[second])
+    lorafam.set_adapter(model, "b")
+    disturb(model)
+    lorafam.save_adapter(model, tmp_path, "b")
+    again = lorafam.load_adapter(tiny_model(), tmp_path)
+    assert torch.equal(logits(again), logits(model))
+
+
 @pytest.mark.parametrize("save_projection", [True, False])
 def test_merged_files(save_projection: bool, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")

@@ -24,6 +24,11 @@ class AdapterSettings(NamedTuple):
     init: str = "default"
     bias: bool = False
 
+    @classmethod
+    def of(cls, given: config.AdapterConfig, rank: int, alpha: float) -> AdapterSettings:
+        """Those of one layer's adapter, with the rank and alpha that the patterns give it."""
+        return cls(rank, alpha, given.dropout, given.rslora, given.init, given.bias)
+
     def check(self) -> None:
         """Raises ValueError naming the setting that is wrong."""
         config.check_flag("rslora", self.rslora)

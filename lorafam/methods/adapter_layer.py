@@ -154,6 +154,10 @@ class AdapterLayer(nn.Module, Method, ABC):
         """Raises KeyError where the layer doesn't have it."""
         return self.adapters[self.active_adapter]  # type: ignore[return-value]
 
+    def adapter_called(self, name: str | None) -> Adapter:
+        """None: the active one. Raises KeyError where the layer doesn't have it."""
+        return self.active if name is None else self.adapters[name]  # type: ignore[return-value]
+
     @property
     def A(self) -> nn.Parameter:
         return self.active.A

@@ -19,18 +19,18 @@ from ..compat.torch import is_transformed
 from ..config import AdapterConfig
 from ..ops.row_norm import NORM_FLOOR
 from ..weights import NF4Weight
-from .adapter import Adapter, AdapterSettings, lora_adapter, lora_scaling
+from .adapter import Adapter, AdapterSettings, lora_adapter
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight, dense_base_weight, own_weight
 from .kept_norm import Kept, may_keep, squared_norms
-from .lora_in_peft import flag, lora_from_peft, lora_to_peft
+from .lora_in_peft import LoraInPeft
 from .registry import register
 
 Tensor = torch.Tensor
 
 
 @register("dora")
-class DoraLinear(AdapterLayer):
+class DoraLinear(LoraInPeft, AdapterLayer):
     """Y = m/n ∘ (x Wᵀ + s drop(x) Aᵀ Bᵀ) + bias. `dora_dropout="input"` drops both paths, as PEFT does;
     `norm_gradient` lets the gradient through n.
     """
@@ -41,16 +41,7 @@ class DoraLinear(AdapterLayer):
         "magnitude": "lora_magnitude_vector",
     }
     lacks: ClassVar[Mapping[str, str]] = {"bias": "DoRA has no bias of its own"}
-    scaling_of = staticmethod(lora_scaling)
-    from_peft = staticmethod(lora_from_peft)
-
-    @classmethod
-    def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
-        return {**lora_to_peft(config), "use_dora": True}
-
-    @classmethod
-    def reads(cls, values: Mapping[str, Any]) -> bool:
-        return flag(values, "use_dora")
+    use_dora = True
 
     @classmethod
     def layer_settings(cls, config: AdapterConfig, bases: Iterable[nn.Module]) -> dict[str, Any]:

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from .. import functional as F
-from ..config import AdapterConfig
-from .adapter import Adapter, AdapterSettings, lora_adapter, lora_scaling
+from .adapter import Adapter, AdapterSettings, lora_adapter
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight
-from .lora_in_peft import flag, lora_from_peft, lora_to_peft
+from .lora_in_peft import LoraInPeft
 from .registry import register
 from .rows import add_by_row, rows_of_batch
 
@@ -22,21 +21,12 @@ Tensor = torch.Tensor
 
 
 @register("lora")
-class LoraLinear(AdapterLayer):
+class LoraLinear(LoraInPeft, AdapterLayer):
     """Y = x Wᵀ + s drop(x) Aᵀ Bᵀ + bias + s bias_B; the last term only with `bias=True` (PEFT's lora_bias)."""
 
     tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias"}
     adapts_parameters = True
-    scaling_of = staticmethod(lora_scaling)
-    from_peft = staticmethod(lora_from_peft)
-
-    @classmethod
-    def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
-        return {**lora_to_peft(config), "use_dora": False}
-
-    @classmethod
-    def reads(cls, values: Mapping[str, Any]) -> bool:
-        return not flag(values, "use_dora")
+    use_dora = False
 
     def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
         device = base_device(self.base_layer)

@@ -31,7 +31,6 @@ class LoraEmbedding(AdapterLayer):
 
     tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
     lacks: ClassVar[Mapping[str, str]] = {"bias": "an embedding's adapter has none"}
-    scaling_of = staticmethod(lora_scaling)
 
     def sizes(self, base: nn.Module) -> tuple[int, int]:
         if not isinstance(base, nn.Embedding):

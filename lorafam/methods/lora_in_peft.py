@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
+from .adapter import Adapter
+from .method import Method
 
 # init_lora_weights that leave the base as it is; PEFT takes the others' part out of the base again when it loads
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
@@ -23,40 +27,51 @@ def flag(values: Mapping[str, Any], key: str) -> bool:
     return bool(value)
 
 
-def lora_from_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`init` is "pissa" or "olora" where the tensors are for a base that has lost a part to them."""
-    bias = flag(values, "lora_bias")
-    if flag(values, "use_dora") and bias:
-        raise ValueError("lora_bias = True is not supported with use_dora, expected False")
-    return {
-        "r": values.get("r", 8),
-        "alpha": values.get("lora_alpha", 8),
-        "dropout": values.get("lora_dropout", 0.0),
-        "rslora": flag(values, "use_rslora"),
-        "bias": bias,
-        # PEFT drops the input of both paths
-        "dora_dropout": "input",
-        "rank_pattern": values.get("rank_pattern") or {},
-        "alpha_pattern": values.get("alpha_pattern") or {},
-        "init": _init(values.get("init_lora_weights", True)),
-    }
+class LoraInPeft(Method):
+    """What LoRA and DoRA share; `use_dora` tells them apart."""
 
+    use_dora: ClassVar[bool]
 
-def lora_to_peft(config: AdapterConfig) -> dict[str, Any]:
-    """Of twice the rank where a part of the base was taken (`model.peft_format.adapter_tensors`)."""
-    more = _RESTORED if starts_from_weight(config.init) else 1
-    # α/r and α/√r as they were
-    alpha = math.sqrt(more) if config.rslora else more
-    return {
-        "r": config.r * more,
-        "lora_alpha": config.alpha * alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.rslora,
-        "lora_bias": config.bias,
-        "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
-        "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
-        "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
-    }
+    @classmethod
+    def reads(cls, values: Mapping[str, Any]) -> bool:
+        return flag(values, "use_dora") == cls.use_dora
+
+    @classmethod
+    def from_peft(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`init` is "pissa" or "olora" where the tensors are for a base that has lost a part to them."""
+        bias = flag(values, "lora_bias")
+        if cls.use_dora and bias:
+            raise ValueError("lora_bias = True is not supported with use_dora, expected False")
+        return {
+            "r": values.get("r", 8),
+            "alpha": values.get("lora_alpha", 8),
+            "dropout": values.get("lora_dropout", 0.0),
+            "rslora": flag(values, "use_rslora"),
+            "bias": bias,
+            # PEFT drops the input of both paths
+            "dora_dropout": "input",
+            "rank_pattern": values.get("rank_pattern") or {},
+            "alpha_pattern": values.get("alpha_pattern") or {},
+            "init": _init(values.get("init_lora_weights", True)),
+        }
+
+    @classmethod
+    def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
+        """Of twice the rank where a part of the base was taken (`model.peft_format.adapter_tensors`)."""
+        more = _RESTORED if starts_from_weight(config.init) else 1
+        # α/r and α/√r as they were
+        alpha = math.sqrt(more) if config.rslora else more
+        return {
+            "r": config.r * more,
+            "lora_alpha": config.alpha * alpha,
+            "lora_dropout": config.dropout,
+            "use_dora": cls.use_dora,
+            "use_rslora": config.rslora,
+            "lora_bias": config.bias,
+            "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+            "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
+            "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
+        }
 
 
 def _init(value: object) -> str:

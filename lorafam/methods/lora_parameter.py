@@ -32,7 +32,6 @@ class LoraParameter(AdapterLayer):
 
     method = "lora"
     tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
-    scaling_of = staticmethod(lora_scaling)
 
     def __init__(self, base: nn.Module, parameter: str, **settings: Any) -> None:
         self.parameter = parameter

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from .adapter import Adapter, AdapterSettings
+from .adapter import Adapter, AdapterSettings, lora_scaling
 
 _DEFAULTS: dict[str, Any] = {
     one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(AdapterConfig)
@@ -78,9 +78,14 @@ class Method:
                 raise ValueError(f"method_settings: the method {cls.method!r} has no {name!r}; {hint}")
 
     @classmethod
+    def own_of(cls, config: AdapterConfig) -> dict[str, Any]:
+        """`method_settings`, what isn't given at its default."""
+        return {**cls.own_settings, **config.method_settings}
+
+    @classmethod
     def layer_settings(cls, config: AdapterConfig, bases: Iterable[nn.Module]) -> dict[str, Any]:
         """What the layers of one adapter get beside `AdapterSettings`, those around `bases`."""
-        return dict(config.method_settings)
+        return cls.own_of(config)
 
     @classmethod
     def shared_tensors(cls, config: AdapterConfig, adapter: Adapter) -> dict[str, Tensor]:
@@ -98,7 +103,7 @@ class Method:
     @classmethod
     def scaling_of(cls, rank: int, alpha: float, rslora: bool) -> float:
         """What multiplies B A."""
-        raise NotImplementedError
+        return lora_scaling(rank, alpha, rslora)
 
     @classmethod
     def reads(cls, values: Mapping[str, Any]) -> bool:

@@ -187,11 +187,12 @@ class VeraLinear(AdapterLayer):
     @classmethod
     def layer_settings(cls, config: AdapterConfig, bases: Iterable[nn.Module]) -> dict[str, Any]:
         sizes = [base_sizes(base) for base in bases]
+        own = cls.own_of(config)
         if not sizes:
-            return dict(config.method_settings)
+            return own
         in_features, out_features = (max(sides) for sides in zip(*sizes, strict=True))
-        key = {**cls.own_settings, **config.method_settings}["projection_prng_key"]
-        return {**config.method_settings, "projections": Projections(config.r, in_features, out_features, key)}
+        key = own["projection_prng_key"]
+        return {**own, "projections": Projections(config.r, in_features, out_features, key)}
 
     @classmethod
     def scaling_of(cls, rank: int, alpha: float, rslora: bool) -> float:
@@ -214,14 +215,14 @@ class VeraLinear(AdapterLayer):
     def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
         bias = "vera_only" if config.base_bias == "lora_only" else config.base_bias
         one = next(iter(adapters.values()))
-        own = {**cls.own_settings, **config.method_settings, "projection_prng_key": _projections(one).key}
+        own = {**cls.own_of(config), "projection_prng_key": _projections(one).key}
         own["save_projection"] = cls._saves(config, one)
         return {"r": config.r, "vera_dropout": config.dropout, "bias": bias, "init_weights": True, **own}
 
     @classmethod
     def _saves(cls, config: AdapterConfig, adapter: Adapter) -> bool:
         """Whether a file has A and B: also where the key doesn't tell them."""
-        return {**cls.own_settings, **config.method_settings}["save_projection"] or not _projections(adapter).drawn
+        return cls.own_of(config)["save_projection"] or not _projections(adapter).drawn
 
     @classmethod
     def shared_tensors(cls, config: AdapterConfig, adapter: Adapter) -> dict[str, Tensor]:
@@ -235,9 +236,8 @@ class VeraLinear(AdapterLayer):
 
     @classmethod
     def check_shared(cls, config: AdapterConfig, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
-        own = {**cls.own_settings, **config.method_settings}
-        missing = sorted("AB" if own["save_projection"] or tensors else "")
-        lacking = next((one for one in missing if one not in tensors), None)
+        wanted = "AB" if cls.own_of(config)["save_projection"] or tensors else ""
+        lacking = next((one for one in wanted if one not in tensors), None)
         if lacking is not None:
             raise ValueError(f"lacks {cls.shared_names[lacking]!r} (save_projection is true)")
         if tensors:

@@ -258,10 +258,5 @@ def new_adapter_layer(
     base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str, own: Mapping[str, Any]
 ) -> AdapterLayer:
     """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give."""
-    settings = settings_of(config, rank, alpha)
+    settings = AdapterSettings.of(config, rank, alpha)
     return layer_class(config.method, base)(base, **settings._asdict(), adapter=name, **own)
-
-
-def settings_of(config: AdapterConfig, rank: int, alpha: float) -> AdapterSettings:
-    """Those of one layer's adapter, with the rank and alpha that the patterns give it."""
-    return AdapterSettings(rank, alpha, config.dropout, config.rslora, config.init, config.bias)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, LoraEmbedding, LoraLinear, LoraParameter, NF4Linear
+from ..methods.adapter import AdapterSettings
 from ..methods.base_weight import is_bitsandbytes_4bit
 from .adapt import (
     adapter_layers,
@@ -18,7 +19,6 @@ from .adapt import (
     new_adapter_layers,
     replace_module,
     run_through_layers,
-    settings_of,
 )
 from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, saved_modules
@@ -76,7 +76,7 @@ def put_adapter(
     with unchanged_on_failure(model) as undo:
         for path, layer in there.items():
             undo.append(_forgetting(layer.adapters, name))
-            layer.put_adapter(name, settings_of(config, int(ranks[path]), alphas[path]), own)
+            layer.put_adapter(name, AdapterSettings.of(config, int(ranks[path]), alphas[path]), own)
         for path, made in new_adapter_layers(new, config, undo, name, own).items():
             made.set_adapter(active, elsewhere=True)
             replace_module(model, path, made)

@@ -68,10 +68,10 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
         raise ValueError(f"directory: {folder} is a file")
     with loaded(one for layer in layers.values() for one in layer.adapters.values()):
         tensors = {key: tensor.cpu() for key, tensor in adapter_tensors(layers, adapter).items()}
-    # as they are without what is merged into them
     one = next(iter(layers.values()))
-    shared: Any = one.shared_tensors(config, one.active if adapter is None else one.adapters[adapter])  # type: ignore[arg-type]
+    shared = one.shared_tensors(config, one.adapter_called(adapter))
     tensors |= {one.shared_names[attribute]: tensor for attribute, tensor in shared.items()}
+    # as they are without what is merged into them
     with disabled(model):
         tensors |= saved_base_tensors(model, config.base_bias)
     saved, whole = saved_tensors(model, adapter)

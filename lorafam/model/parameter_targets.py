@@ -96,9 +96,7 @@ def _made(
             raise ValueError(f"target_parameters: {told}")
         for index, parameter in enumerate(parameters):
             whole = f"{clean_path(path)}.{parameter}"
-            settings = AdapterSettings(
-                int(ranks[whole]), alphas[whole], config.dropout, config.rslora, config.init, config.bias
-            )
+            settings = AdapterSettings.of(config, int(ranks[whole]), alphas[whole])
             if there:
                 list(reversed(_chain(layer)))[index].put_adapter(name, settings, {})
             else:

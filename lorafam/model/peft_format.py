@@ -29,7 +29,7 @@ def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) ->
     """
     tensors = {}
     for path, layer in layers.items():
-        adapter: Any = layer.active if name is None else layer.adapters[name]
+        adapter: Any = layer.adapter_called(name)
         for attribute, ending in layer.tensor_names.items():
             tensor = getattr(adapter, attribute, None)
             if tensor is None:

@@ -112,9 +112,7 @@ def peft_config(
         or None,
         "task_type": "CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None,
     }
-    adapters: dict[str, Any] = {
-        path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
-    }
+    adapters: dict[str, Any] = {path: layer.adapter_called(name) for path, layer in layers.items()}
     method = METHODS[config.method]
     values |= {"peft_type": method.peft_type, **method.to_peft(config, adapters, model)}
     # what a class of PEFT's doesn't know it warns of
@@ -125,9 +123,7 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     """What the active adapters, or those called `name`, are: they know their settings themselves. Of `first`, which the
     model was adapted with, only what they don't know is taken, and the words of its patterns where they are right.
     """
-    adapters: dict[str, Any] = {
-        path: layer.active if name is None else layer.adapters[name] for path, layer in layers.items()
-    }
+    adapters: dict[str, Any] = {path: layer.adapter_called(name) for path, layer in layers.items()}
     told = {path: pattern_path(path, layer) for path, layer in layers.items()}
     ranks = {told[path]: int(adapter.rank) for path, adapter in adapters.items()}
     alphas = {told[path]: _alpha(adapter, layers[path]) for path, adapter in adapters.items()}

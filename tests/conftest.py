@@ -59,6 +59,14 @@ def _triton_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(knobs.runtime, "kernel_load_end_hook", knobs.HookChain(reversed=True))
 
 
+# on compiled code it takes minutes: make simulated
+simulated_apart = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate")) for name in BACKENDS],
+    indirect=True,
+)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once on every backend that this machine has; on a GPU where its file asks for `device`."""

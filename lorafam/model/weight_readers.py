@@ -7,6 +7,7 @@ the module's settings keep it from getting there (Bloom's `if self.pretraining_t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -25,13 +26,10 @@ def reader_of(model: nn.Module, path: str) -> str:
     rescaler, exponent = rescaler_of(model, path)
     if rescaler and (exponent or four_bits):
         return rescaler
-    parts = path.split(".")
-    for count in range(len(parts)):
-        module = model.get_submodule(".".join(parts[:count]))
+    for module, name in _around(model, path):
         # its fast path alone, which `stop_fast_paths` shuts
         if isinstance(module, nn.TransformerEncoderLayer):
             continue
-        name = ".".join(parts[count:])
         if any(read.name == name and read.happens_in(module) for read in weights_read(cast(Any, type(module)))):
             return type(module).__name__
     return ""
@@ -41,13 +39,20 @@ def rescaler_of(model: nn.Module, path: str) -> tuple[str, int]:
     """The class of the module that divides the weight at `path` by a power of two in place when it evaluates (RWKV),
     and the exponent; ("", 0) where none does.
     """
-    for outer, module in model.named_modules():
+    for module, name in _around(model, path):
         every = rescales_every(module)
-        prefix = f"{outer}." if outer else ""
-        found = RESCALED.fullmatch(path[len(prefix) :]) if every and path.startswith(prefix) else None
+        found = RESCALED.fullmatch(name) if every else None
         if found:
             return type(module).__name__, int(found["block"]) // every
     return "", 0
+
+
+def _around(model: nn.Module, path: str) -> Iterator[tuple[nn.Module, str]]:
+    """The modules that the one at `path` is in, the outermost first, and its path there."""
+    module, parts = model, path.split(".")
+    for count, part in enumerate(parts):
+        yield module, ".".join(parts[count:])
+        module = module.get_submodule(part)
 
 
 def stop_fast_paths(model: nn.Module) -> None:

@@ -11,15 +11,11 @@ from lorafam.kernels.formats import FORMATS, Format
 import lorafam
 from lorafam import functional as F
 from lorafam import quantize_nf4, reference
-from tests.conftest import BACKENDS, device
+from tests.conftest import device, simulated_apart
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
-    pytest.mark.parametrize(
-        "backend",
-        [pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate")) for name in BACKENDS],
-        indirect=True,
-    ),
+    simulated_apart,
     pytest.mark.parametrize("row", [one for one in FORMATS if one.levels], ids=lambda one: one.name),
 ]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from .bugs import ADALORA, BUGS, FOUR_BIT, PRODUCTS, Bug
+from tests.tree import copied_tree
 
-ROOT = Path(__file__).parents[2]
+from .bugs import ADALORA, BUGS, FOUR_BIT, PRODUCTS, Bug
 
 
 def finding(bug: Bug, copy: Path) -> str | None:
@@ -51,14 +50,6 @@ def finding(bug: Bug, copy: Path) -> str | None:
     return next((line for line in said if line), "failed")
 
 
-def copied_tree(folder: str) -> Path:
-    copy = Path(folder) / "lorafam"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "demo-output", "__pycache__"))
-    for name in ("kernels", "bench"):
-        os.symlink(Path("..") / name, copy / "lorafam" / name)
-    return copy
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="bugs in files whose name contains this")
@@ -69,7 +60,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):
-            copies.put(copied_tree(f"{folder}/{number}"))
+            copies.put(copied_tree(Path(folder) / str(number)))
 
         def examine(bug: Bug) -> str | None:
             copy = copies.get()

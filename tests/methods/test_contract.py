@@ -16,17 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lorafam import MergeReport, NF4Linear, explain
 from lorafam.methods import METHODS, AdapterLayer
-from tests.conftest import BACKENDS, device
+from tests.conftest import device, simulated_apart
 from tests.methods.settings import settings_of
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
-    pytest.mark.parametrize(
-        "backend",
-        # on compiled code it takes minutes: make simulated
-        [pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate")) for name in BACKENDS],
-        indirect=True,
-    ),
+    simulated_apart,
 ]
 
 # bitsandbytes' own CPU decoder is wrong where K isn't a multiple of the block

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.tree import copied_tree
+
 # kind → what its patch may touch, and the tests it must pass; those of formats in Triton's interpreter too
 PATCHES = {
     "method": (
@@ -30,16 +30,6 @@ PATCHES = {
         ("", "interpret"),
     ),
 }
-
-
-def copied_tree(folder: Path) -> Path:
-    """The tree, with kernels/ and bench/ where they are installed."""
-    copy = folder / "tree"
-    left = shutil.ignore_patterns(".git", ".venv*", "build", "demo-output", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=left)
-    for name in ("kernels", "bench"):
-        os.symlink(Path("..") / name, copy / "lorafam" / name)
-    return copy
 
 
 @pytest.mark.parametrize("kind", PATCHES)

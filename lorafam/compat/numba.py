@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite.binding import llvm_version_info as LLVM_VERSION
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.core.typing import signature
 
-__all__ = ["AnnouncedCFunc", "cgutils", "features", "signature"]
+__all__ = ["LLVM_VERSION", "AnnouncedCFunc", "cgutils", "features", "signature"]
 
 
 class AnnouncedCFunc(CFunc):

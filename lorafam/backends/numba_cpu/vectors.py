@@ -11,9 +11,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from ...compat.numba import cgutils
+from ...compat.numba import LLVM_VERSION, cgutils
 
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+# before LLVM 16 (Numba 0.61 has 15) the instructions on bf16 take and give integers of as many bits
+_NAMES_BFLOAT = LLVM_VERSION >= (16,)
 
 
 class _BFloat(ir.Type):
@@ -66,7 +68,7 @@ class Vectors:
 
     def pair_product(self, a: Any, b: Any, c: Any) -> Any:
         """c + a₀ b₀ + a₁ b₁ over pairs of bf16 in 32 bits (AVX512_BF16)."""
-        pairs = ir.VectorType(_BFloat(), 2 * self.lanes)
+        pairs = ir.VectorType(_BFloat(), 2 * self.lanes) if _NAMES_BFLOAT else self.ints
         a, b = (self.builder.bitcast(value, pairs) for value in (a, b))
         return self.call("llvm.x86.avx512bf16.dpbf16ps.512", self.floats, c, a, b)
 
@@ -183,7 +185,7 @@ class Vectors:
 
     def pair_table(self, low: Any, high: Any) -> Any:
         """32 levels in bf16: sixteen of a scaled table, then sixteen of another."""
-        kind = ir.VectorType(_BFloat(), 16)
+        kind = ir.VectorType(_BFloat() if _NAMES_BFLOAT else I16, 16)
         words = ir.VectorType(I16, 16)
         both = [
             self.builder.bitcast(self.call("llvm.x86.avx512bf16.cvtneps2bf16.512", kind, table[0]), words)

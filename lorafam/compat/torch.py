@@ -128,3 +128,10 @@ def hooks_of_fsdp(module: torch.nn.Module) -> list[Callable[..., Any]]:
     """The hooks by which FSDP2 marks a module whose parameters it manages."""
     hooks = module._load_state_dict_pre_hooks.values()
     return [hook for hook in hooks if getattr(hook, "__module__", "").startswith("torch.distributed.fsdp.")]
+
+
+def before_loading(module: torch.nn.Module, hook: Callable[..., None]) -> None:
+    """Has load_state_dict call `hook(module, state, prefix, ...)` before it loads anything; asked twice, once."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    if not any(getattr(one, "hook", None) is hook for one in hooks):
+        module.register_load_state_dict_pre_hook(hook)

@@ -18,7 +18,7 @@ from .. import functional as F
 from ..compat.accelerate import HOOK, is_offloaded, loaded
 from .adapter import Adapter, AdapterSettings
 from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
-from .folded import Folded
+from .folded import Folded, check_state
 from .folding import fold, take_from_base
 from .merge_report import THRESHOLD, MergeReport, check_threshold
 from .method import Method
@@ -252,6 +252,10 @@ class AdapterLayer(nn.Module, Method, ABC):
         """U = drop(x) Aᵀ B̂ᵀ in fp32."""
         return F.low_rank(x, self.A, self.B, self.scale(), dropout_p=self.active.dropout, training=self.training)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        check_state(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def base_bias(self) -> Tensor | None:
         bias = getattr(self.base_layer, "bias", None)
         return bias if isinstance(bias, Tensor) else None
@@ -291,8 +295,21 @@ class AdapterLayer(nn.Module, Method, ABC):
         """Puts back the very base that `merge` kept. Raises RuntimeError when the layer isn't merged."""
         if self._folded is None:
             raise RuntimeError("unmerge: the layer isn't merged")
-        self._folded.put(self, inside=False)
+        self.taken_apart()
+
+    @torch.no_grad()
+    def taken_apart(self) -> Folded:
+        """`unmerge`; what it gives, `put_together` puts in again."""
+        folded = self._folded
+        assert folded is not None, "merged"
+        folded.put(self, inside=False)
         self._folded = None
+        self._settle()
+        return folded
+
+    def put_together(self, folded: Folded) -> None:
+        """Merges as it was before `taken_apart`."""
+        self._folded = folded
         self._settle()
 
     def unloaded(self) -> nn.Module:
@@ -304,7 +321,7 @@ class AdapterLayer(nn.Module, Method, ABC):
     def _unmerged_weight(self) -> Tensor:
         if self._folded is None:
             return dense_base_weight(self.base_layer)
-        return decoded(self._folded.before.weight)
+        return decoded(self._folded.weight)
 
     def extra_repr(self) -> str:
         merged, disabled = ", merged" if self.merged else "", "" if self.enabled else ", disabled"

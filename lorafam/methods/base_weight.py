@@ -38,6 +38,11 @@ def is_bitsandbytes_4bit(base: nn.Module) -> bool:
     return library is not None and isinstance(base, library.nn.Linear4bit)
 
 
+def holds_codes(base: nn.Module) -> bool:
+    """Whether its weight is 4-bit codes, lorafam's or bitsandbytes'."""
+    return isinstance(base, NF4Linear) or is_bitsandbytes_4bit(base)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says."""
     return bool(

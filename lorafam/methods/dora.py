@@ -85,7 +85,7 @@ class DoraLinear(LoraInPeft, AdapterLayer):
         """n [N] in fp32: ‖W + s B A‖ per output feature, of the unmerged base."""
         folded = self._folded
         inside = folded is not None and folded.inside
-        return self._norm_with(folded.before.weight if folded and inside else own_weight(self.base_layer))
+        return self._norm_with(folded.weight if folded and inside else own_weight(self.base_layer))
 
     def _norm_with(self, weight: Any) -> Tensor:
         """Of a base's own weight, or None for what its forward tells."""

@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .base_weight import base_device, own_weight
-from .stored_weight import put_weight
+from ..weights import NF4Weight
+from .base_weight import base_device
+from .stored_weight import put_weight, stored_weight, turned
 
 Tensor = torch.Tensor
 
 
 class Face(NamedTuple):
-    """A base: its module, and what is in it. `weight` is None where the module is replaced whole."""
+    """A base: its module, and what is in it, as it is stored there. `weight` is None where the module is replaced
+    whole.
+    """
 
     module: nn.Module
-    weight: Any
+    weight: nn.Parameter | NF4Weight | None
     bias: nn.Parameter | None
+
+    @classmethod
+    def of(cls, base: nn.Module) -> Face:
+        """What a base is now."""
+        return cls(base, stored_weight(base), getattr(base, "bias", None))
 
 
 class Folded:
-    """`before`: the base as it was; `inside`: whether the folded one is in the layer now."""
+    """`before`: the base as it was; `inside`: whether the folded one is in the layer now.
 
-    def __init__(self, before: Face) -> None:
+    Parameters change places, not values: one that another module shares, a table tied to a head, stays as it is there.
+    """
+
+    def __init__(self, before: Face, weight: Tensor | NF4Weight) -> None:
         self.before, self.inside = before, True
+        self._weight = weight if before.weight is None else None
         self._after: Face | None = None
+
+    @property
+    def weight(self) -> Tensor | NF4Weight:
+        """W [N, K] of the base as it was."""
+        stored = self.before.weight
+        return turned(self.before.module, stored) if self._weight is None else self._weight
 
     @torch.no_grad()
     def put(self, layer: Any, inside: bool) -> None:
@@ -35,18 +54,37 @@ class Folded:
             return
         now: Any = layer.base_layer
         if not inside:
-            folded = own_weight(now) if now is self.before.module else None
-            folded = folded.clone() if isinstance(folded, Tensor) else folded
-            self._after = Face(now, folded, getattr(now, "bias", None))
+            self._after = Face.of(now) if now is self.before.module else Face(now, None, None)
         wanted = self._after if inside else self.before
         assert wanted is not None, "put aside before"
         device = base_device(now)
         if wanted.module is not now:
             layer.base_layer = wanted.module.to(device)
         elif wanted.weight is not None:
-            put_weight(now, wanted.weight.to(device))
+            # the model may have been moved or converted since
+            if isinstance(wanted.weight, NF4Weight):
+                put_weight(now, wanted.weight.to(device))
+            else:
+                now.weight = as_other(wanted.weight, now.weight)
             if hasattr(now, "bias"):
-                bias = wanted.bias
-                moved = bias if bias is None else nn.Parameter(bias.detach().to(device), bias.requires_grad)
-                now.bias = moved  # type: ignore[assignment]
+                like = now.bias if now.bias is not None or isinstance(wanted.weight, NF4Weight) else now.weight
+                now.bias = as_other(wanted.bias, like)
         self.inside = inside
+
+
+def check_state(layer: Any, state: Mapping[str, Any], prefix: str) -> None:
+    """Raises ValueError for a state that would change a merged layer: no state says whether it was merged."""
+    if not layer.merged:
+        return
+    parts = (f"{prefix}base_layer.", f"{prefix}adapters.{layer.active_adapter}.")
+    for name, tensor in layer.state_dict(prefix=prefix).items():
+        given = state.get(name, tensor) if name.startswith(parts) else tensor
+        if given is not tensor and (given.shape != tensor.shape or not torch.equal(given.to(tensor), tensor)):
+            raise ValueError(f"state_dict: has another {name!r} than the layer, which is merged: unmerge it first")
+
+
+def as_other(parameter: nn.Parameter | None, other: Tensor | None) -> nn.Parameter | None:
+    """The parameter itself, or a copy of it where it isn't on the other's device or of its dtype."""
+    if parameter is None or other is None or (parameter.device, parameter.dtype) == (other.device, other.dtype):
+        return parameter
+    return nn.Parameter(parameter.detach().to(other), parameter.requires_grad)

@@ -13,7 +13,7 @@ from .base_weight import dense_base_weight, own_weight
 from .folded import Face, Folded
 from .initialisers import from_weight
 from .merge_report import MergeReport, measure, probe_rows, row_blocks
-from .stored_weight import in_format, merged_format, put_weight, rows_of, same_format, with_weight
+from .stored_weight import in_format, merged_format, put_weight, rows_of, same_format, stored_weight, with_weight
 
 if TYPE_CHECKING:
     from .adapter_layer import AdapterLayer
@@ -34,7 +34,9 @@ def fold(
     offloaded = is_offloaded(base)
     with loaded([base]):
         weight, bias = own_weight(base), layer.base_bias()
-    if weight is None or (offloaded and isinstance(base, nn.Embedding)):
+    # one that is formed anew in each forward would lose what is put there
+    formed = not offloaded and stored_weight(base) is None
+    if weight is None or formed or (offloaded and isinstance(base, nn.Embedding)):
         raise TypeError(f"merge: the weight of a {type(base).__name__} can't be replaced")
     form = merged_format(into, weight)
     probe = probe_rows(probe, layer.in_features, weight.device)
@@ -56,31 +58,30 @@ def fold(
     stored = in_format(target, form) if changed or not in_place else weight
     del before, target
     if in_place:
-        before_weight = weight.clone() if isinstance(weight, Tensor) else weight
-        before_face = Face(base, before_weight, getattr(base, "bias", None))
+        before_face = Face.of(base)
         put_weight(base, stored)
         if new_bias is not bias:
             base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
     else:
-        before_face = Face(base, weight, None)
+        before_face = Face(base, None, None)
         layer.base_layer = with_weight(base, stored, new_bias)
     report = measure(
         type(base).__name__,
         form.name,
-        before=rows_of(before_face.weight),
+        before=rows_of(weight),
         exact=layer.merged_weight,
         stored=rows_of(stored),
         probe=probe,
         threshold=threshold,
     )
-    return Folded(before_face), report
+    return Folded(before_face, weight), report
 
 
 @torch.no_grad()
 def take_from_base(base: nn.Module, adapter: Adapter, init: str) -> None:
     """Gives A and B a part of the base's weight, which keeps the rest, stored as it is."""
     weight = own_weight(base)
-    if weight is None:
+    if weight is None or stored_weight(base) is None:
         raise TypeError(f"init: the weight of a {type(base).__name__} can't be replaced")
     dense = dense_base_weight(base)
     A, B = from_weight(init, dense, adapter.rank, adapter.scaling)

@@ -153,8 +153,7 @@ class LoraParameter(AdapterLayer):
         stored = exact.to(form.dtype)
         if safe and not stored.isfinite().all():
             raise ValueError(f"merge: the merged weight has NaN or inf in {form.name}")
-        before = weight.data
-        rows = [self._rows(tensor) for tensor in (before, exact, stored)]
+        rows = [self._rows(tensor) for tensor in (weight, exact, stored)]
         report = measure(
             type(self.holder).__name__,
             form.name,
@@ -164,8 +163,8 @@ class LoraParameter(AdapterLayer):
             probe=probe_rows(probe, self.in_features, weight.device),
             threshold=threshold,
         )
-        weight.data = stored
-        self._folded = _FoldedParameter(before)  # type: ignore[assignment]
+        self._folded = _FoldedParameter(weight)  # type: ignore[assignment]
+        self.holder._parameters[self.parameter] = nn.Parameter(stored, weight.requires_grad)
         self._settle()
         return report
 
@@ -184,11 +183,13 @@ class LoraParameter(AdapterLayer):
 
 
 class _FoldedParameter:
-    """The values that were there, or those with the adapter: whichever isn't in the parameter now."""
+    """The parameter that was there, or that with the adapter: whichever isn't in the module now. Another module may
+    share the first.
+    """
 
-    def __init__(self, before: Tensor) -> None:
+    def __init__(self, before: nn.Parameter) -> None:
         self.before, self.inside = before, True
-        self._after: Tensor | None = None
+        self._after: nn.Parameter | None = None
 
     @torch.no_grad()
     def put(self, layer: LoraParameter, inside: bool) -> None:
@@ -196,10 +197,12 @@ class _FoldedParameter:
             return
         weight = layer.own_parameter
         if not inside:
-            self._after = weight.data
+            self._after = weight
         wanted = self._after if inside else self.before
         assert wanted is not None, "put aside before"
-        weight.data = wanted.to(weight.device)
+        if wanted.device != weight.device:
+            wanted = nn.Parameter(wanted.detach().to(weight.device), wanted.requires_grad)
+        layer.holder._parameters[layer.parameter] = wanted
         self.inside = inside
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..config import check_choice
 from ..weights import NF4Weight, quantize_nf4
+from .base_weight import holds_codes, own_weight
 from .conv1d import is_conv1d, new_conv1d, stands_for_conv1d
 from .nf4_linear import NF4Linear
 
@@ -68,13 +69,23 @@ def rows_of(weight: Tensor | NF4Weight) -> Tensor:
     return weight if isinstance(weight, Tensor) else decoded(weight)
 
 
+def turned(base: nn.Module, weight: Any) -> Any:
+    """W [N, K] of a weight as the base stores it, and the other way round."""
+    return weight.T if isinstance(weight, Tensor) and (is_conv1d(base) or isinstance(base, nn.Embedding)) else weight
+
+
+def stored_weight(base: nn.Module) -> nn.Parameter | NF4Weight | None:
+    """What a base stores as its weight; None where that isn't a parameter of its own (it is parametrised, say)."""
+    return own_weight(base) if holds_codes(base) else base._parameters.get("weight")  # type: ignore[return-value]
+
+
 def put_weight(base: nn.Module, weight: Tensor | NF4Weight) -> None:
-    """Replaces the values of a base's weight by others of the same format."""
-    if isinstance(base, nn.Embedding) and isinstance(weight, Tensor):
-        # an output head may share the old one
-        base.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
-    elif isinstance(weight, Tensor):
-        base.weight.copy_(weight.T if is_conv1d(base) else weight)  # type: ignore[operator]
+    """Gives a base another weight of the same format. Of a dense one it is a new parameter: embeddings may share the
+    old one with an output head.
+    """
+    if isinstance(weight, Tensor):
+        old: Any = base.weight
+        base.weight = nn.Parameter(turned(base, weight).contiguous(), requires_grad=old.requires_grad)
     elif isinstance(base, NF4Linear):
         base.weight = weight
     else:

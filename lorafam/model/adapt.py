@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat.torch import before_loading
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, NF4Linear
 from ..methods.adapter import AdapterSettings
-from ..methods.base_weight import dense_base_weight, is_bitsandbytes_4bit
+from ..methods.base_weight import dense_base_weight
 from ..methods.conv1d import is_conv1d
+from ..methods.folded import check_state
 from ..methods.frozen_linear import freeze_layer, frozen_layers
 from ..methods.initialisers import loftq
 from ..methods.registry import EMBEDDINGS, layer_class
@@ -70,8 +72,15 @@ def run_through_layers(model: nn.Module) -> None:
     answer_for(model)
     stop_fast_paths(model)
     watch_head(model)
+    before_loading(model, _check_state)
     for _, layer in frozen_layers(model, (AdapterLayer, SavedModule, TokenRows)):
         freeze_layer(layer)
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state is loaded into any layer."""
+    for path, layer in adapter_layers(model).items():
+        check_state(layer, state, f"{prefix}{path}.")
 
 
 def new_modules(
@@ -161,10 +170,9 @@ def check_targets(model: nn.Module, targets: dict[str, nn.Module], config: Adapt
 def _putting_back(base: nn.Module) -> Callable[[], object]:
     """What gives a base the weight back that it has now."""
     weight: Any = getattr(base, "weight", None)
-    if isinstance(base, NF4Linear) or is_bitsandbytes_4bit(base):
-        return lambda: setattr(base, "weight", weight)
-    kept = weight.detach().clone()
-    return lambda: weight.data.copy_(kept)
+    # one that is formed in each forward isn't changed
+    own = isinstance(base, NF4Linear) or "weight" in base._parameters
+    return lambda: setattr(base, "weight", weight) if own else None
 
 
 def check_model(model: object) -> None:

@@ -14,7 +14,7 @@ from ..methods import AdapterLayer, LoraParameter, NF4Linear
 from ..methods.base_weight import is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import thaw_layers
-from ..methods.merge_report import THRESHOLD, check_threshold
+from ..methods.merge_report import THRESHOLD, MergeReport, check_threshold
 from ..methods.stored_weight import DENSE, FORMATS, with_weight
 from .adapt import adapter_layers, expected_layers, replace_module
 from .adapters import modules_beside
@@ -69,12 +69,14 @@ def merge_and_unload(
     unknown = sorted((probe or {}).keys() - layers.keys())
     if unknown:
         raise ValueError(f"probe: expected paths of adapter layers, got {unknown[0]!r}")
-    _check_tied(model, [path for path in layers if path not in kept])
     parted = _parts_saved(model)
     tied: dict[str, Tensor] = {}
-    _check_biases(model, {path: layer for path, layer in layers.items() if path not in kept})
-    reports, merged_before = {}, {path for path, layer in layers.items() if layer.merged}
+    reports: dict[str, MergeReport] = {}
+    # those that are merged are merged anew, as `into` says
+    before = {path: layer.taken_apart() for path, layer in layers.items() if layer.merged}
     try:
+        _check_tied(model, [path for path in layers if path not in kept])
+        _check_biases(model, {path: layer for path, layer in layers.items() if path not in kept})
         for path, layer in layers.items():
             _untie(model, path, tied)
             try:
@@ -88,11 +90,13 @@ def merge_and_unload(
                 layer.unmerge()
                 _tie_again(model, path, tied)
     except BaseException:
-        for path, layer in layers.items():
-            if layer.merged and path not in merged_before:
+        for layer in layers.values():
+            if layer.merged:
                 layer.unmerge()
         for path in list(tied):
             _tie_again(model, path, tied)
+        for path, folded in before.items():
+            layers[path].put_together(folded)
         raise
     if kept:
         _remember(model, [path for path in layers if path not in kept], tied)

@@ -88,8 +88,10 @@ class Outer(torch.fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is torch.ops.higher_order.autograd_function_apply:
             self.watched.append(Watched(args[0]))
+            # before torch 2.11 the forward's graph has an unused context in front
+            context = [None] * (len(args[0].graph.find_nodes(op="placeholder")) - len(args[2:]))
             with torch.no_grad():
-                self.watched[-1].run(*args[2:])
+                self.watched[-1].run(*context, *args[2:])
         return super().call_function(target, args, kwargs)
 
 

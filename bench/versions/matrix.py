@@ -35,7 +35,7 @@ ROWS = (
         "oldest",
         {
             "torch": "2.10.0",
-            "transformers": "5.0.0",
+            "transformers": "5.1.0",
             "peft": "0.21.0",
             "numba": "0.61.0",
             "bitsandbytes": "0.50.0",

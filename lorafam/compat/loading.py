@@ -131,8 +131,8 @@ def loading(folder: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]
         elif renamed in state:
             group = groups.setdefault(renamed, Group(model, by_pattern[pattern], renamed))
             group.sources[name] = pattern
-    # as a loaded model remembers it for saving
-    model._weight_conversions = [entry for entry in conversions if entry.was_used()]
+    # as a loaded model remembers it for saving: before transformers 5.6 all of them
+    model._weight_conversions = [entry for entry in conversions if not hasattr(entry, "was_used") or entry.was_used()]
     for group in groups.values():
         made = group.loaded({name: torch.empty(shapes[name], device="meta") for name in group.sources})
         for name, tensor in made.items():

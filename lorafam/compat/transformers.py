@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any, NamedTuple
 
 # what RWKV divides, in a model `rescales_every` tells of
 RESCALED = re.compile(r"blocks\.(?P<block>\d+)\.(attention\.output|feed_forward\.value)")
+
+
+def checkpointing_field(arguments: Any) -> str:
+    """The field of TrainingArguments that asks for activation checkpointing: renamed between 5.1.0 and 5.17.0."""
+    known = {item.name for item in dataclasses.fields(arguments)}
+    return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
 
 
 def rescales_every(module: Any) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from ..compat.transformers import use_one_gpu
+from ..compat.transformers import checkpointing_field, use_one_gpu
 from .paged_adamw import PagedAdamW
 from .settings import FinetuneConfig
 
@@ -20,9 +19,7 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
 
     What isn't set here is Trainer's default: AdamW's betas, gradients clipped at norm 1, no weight decay.
     """
-    known = {item.name for item in dataclasses.fields(TrainingArguments)}
-    # renamed within transformers 5
-    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
+    checkpointing = checkpointing_field(TrainingArguments)
     arguments = TrainingArguments(
         output_dir=config.output,
         max_steps=config.steps,

@@ -144,6 +144,8 @@ def told(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str
 )
 def test_experts_that_go_pefts_way_are_told(use: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = model_of("mixtral")
+    # torch 2.10 doesn't compile grouped_mm in fp32, whoever calls it
+    one.get_base_model().set_experts_implementation("batched_mm")
     experts = [row for row in lorafam.accelerate(one).rows if row.name.endswith("experts")]
     assert [row.path for row in experts] == ["fused"]
     assert "PEFT's way under autocast and in a compiled graph" in experts[0].reason

@@ -104,7 +104,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "PaliGemma, tied table": (_paligemma, {"target_modules": ["embed_tokens"]}),
     "GPT-NeoX": (_neox, {"target_modules": ["query_key_value", "lm_head"]}),
     "Mixtral, attention": (_mixtral, {"target_modules": QV}),
-    "DINOv2, halves of one tensor": (_dinov2, {"target_modules": ["gate_proj", "up_proj"]}),
+    # one tensor before transformers parted it
+    "DINOv2, halves of one tensor": (_dinov2, {"target_modules": r".*\.mlp\.(gate_proj|up_proj|weights_in)"}),
     "BERT, tied table and bias": (_bert, {"target_modules": ["word_embeddings", "query"]}),
 }
 

@@ -57,7 +57,8 @@ def start(launcher: str, inputs: dict[str, Path], *more: str) -> subprocess.Pope
     return subprocess.Popen(
         [*command, *flags.split(), *more],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # transformers before 5.18 resumes several processes on CPUs only then
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_TORCH_DEVICE": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,7 +2,7 @@
 
 from .adalora import AdaLoraLinear
 from .adapter_layer import AdapterLayer
-from .dora import DoraLinear
+from .dora import DoraEmbedding, DoraLinear
 from .explain import Explanation, explain
 from .lora import LoraLinear
 from .lora_embedding import LoraEmbedding
@@ -16,6 +16,7 @@ __all__ = [
     "METHODS",
     "AdaLoraLinear",
     "AdapterLayer",
+    "DoraEmbedding",
     "DoraLinear",
     "Explanation",
     "LoraEmbedding",

@@ -51,6 +51,8 @@ class Adapter(nn.Module):
     A: nn.Parameter
     B: nn.Parameter
     scale: Tensor
+    # the layer's class while this is its active adapter, an `AdapterLayer`
+    kind: Any
     # AdaLoRA's: the rank at the start, and which of those ranks were kept for good
     rank_num: int
     kept_ranks: list[bool] | None

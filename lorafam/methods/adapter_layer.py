@@ -17,9 +17,10 @@ from .. import config
 from .. import functional as F
 from ..compat.accelerate import HOOK, is_offloaded, loaded
 from .adapter import Adapter, AdapterSettings
+from .adding import add
 from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
 from .folded import Folded, check_state
-from .folding import fold, take_from_base
+from .folding import fold
 from .merge_report import THRESHOLD, MergeReport, check_threshold
 from .method import Method
 from .stored_weight import decoded
@@ -105,30 +106,17 @@ class AdapterLayer(nn.Module, Method, ABC):
         """A further adapter of this method; `set_adapter` makes it the active one."""
         self.put_adapter(name, AdapterSettings(r, alpha, dropout, rslora, init, bias), {})
 
-    def put_adapter(self, name: str, settings: AdapterSettings, own: Mapping[str, Any]) -> None:
-        """`add_adapter` with settings in one piece, and those that only the method has."""
-        if not isinstance(name, str) or not name or "." in name:
-            raise ValueError(f"adapter: expected a text without dots, got {name!r}")
-        if name in self.adapters:
-            raise ValueError(f"adapter: expected a new name, {name!r} is there already")
-        settings.check()
-        self.check(settings)
-        init = settings.init
-        if any(adapter.start_A is not None for adapter in self.adapters.values()):
-            raise ValueError("adapter: expected no further one, the base's weight lost a part to the first")
-        if not config.starts_from_weight(init):
-            adapter = self.new_adapter(settings, own)
-            # only the active one trains
-            self.adapters[name] = adapter.requires_grad_(not self.adapters)
-            self._settle()
-            return
-        if self.adapters:
-            raise ValueError(f"init: {init!r} changes the base's weight, expected the layer's only adapter")
-        if init == "loftq":
-            raise ValueError("init: 'loftq' quantises the base too: lorafam.adapt with quantize='nf4' does it")
-        adapter = self.new_adapter(settings, own)
-        take_from_base(self.base_layer, adapter, init)
-        self.adapters[name] = adapter
+    def put_adapter(
+        self,
+        name: str,
+        settings: AdapterSettings,
+        own: Mapping[str, Any],
+        kind: type[AdapterLayer] | None = None,
+    ) -> None:
+        """`add_adapter` with settings in one piece, and those that only the method has. `kind`: the layer's class while
+        this adapter is the active one, where that is of another method (LoRA, DoRA); None: as it is now.
+        """
+        add(self, name, settings, own, kind or type(self))
         self._settle()
 
     def set_adapter(self, name: str, *, elsewhere: bool = False) -> None:
@@ -142,6 +130,8 @@ class AdapterLayer(nn.Module, Method, ABC):
         self.active_adapter = name
         for other, adapter in self.adapters.items():
             adapter.requires_grad_(other == name)
+        if self.has_active:
+            self.__class__ = self.active.kind
         self._settle()
 
     @property
@@ -234,8 +224,12 @@ class AdapterLayer(nn.Module, Method, ABC):
             return self._forward(x, *args, **kwargs)
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._row_adapters is not None:
-            return self.by_row(x, self._row_adapters, *args, **kwargs)
+        rows = self._row_adapters
+        if rows is not None:
+            used: Any = next((self.adapters[name] for name in rows if name is not None), None)
+            if used is None:
+                return self.base_layer(x, *args, **kwargs)
+            return used.kind.by_row(self, x, rows, *args, **kwargs)
         if args or kwargs:
             return self.around_base(x, self.base_layer(x, *args, **kwargs))
         return self.adapted(x)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..compat.accelerate import execution_device
+from ..compat.accelerate import execution_device, loaded
 from ..ops.by_storage import FLOAT_DTYPES
 from ..weights import NF4Weight
 from .conv1d import is_conv1d
@@ -119,6 +119,9 @@ def dense_base_weight(base: nn.Module) -> Tensor:
         return weight.dequantize(torch.float32)
     if weight is not None:
         return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if isinstance(base, nn.Embedding):
+        with loaded([base]):
+            return base.weight.T.to(torch.promote_types(base.weight.dtype, torch.float32))
     in_features, _ = base_sizes(base)
     dtype = next((p.dtype for p in base.parameters() if p.is_floating_point()), torch.float32)
     identity = torch.eye(in_features, dtype=dtype, device=base_device(base))

@@ -57,6 +57,7 @@ class Folded:
             self._after = Face.of(now) if now is self.before.module else Face(now, None, None)
         wanted = self._after if inside else self.before
         assert wanted is not None, "put aside before"
+        base: Any = now
         device = base_device(now)
         if wanted.module is not now:
             layer.base_layer = wanted.module.to(device)
@@ -65,10 +66,10 @@ class Folded:
             if isinstance(wanted.weight, NF4Weight):
                 put_weight(now, wanted.weight.to(device))
             else:
-                now.weight = as_other(wanted.weight, now.weight)
+                base.weight = as_other(wanted.weight, base.weight)
             if hasattr(now, "bias"):
-                like = now.bias if now.bias is not None or isinstance(wanted.weight, NF4Weight) else now.weight
-                now.bias = as_other(wanted.bias, like)
+                like = base.bias if base.bias is not None or isinstance(wanted.weight, NF4Weight) else base.weight
+                base.bias = as_other(wanted.bias, like)
         self.inside = inside
 
 

@@ -25,7 +25,7 @@ class LoraLinear(LoraInPeft, AdapterLayer):
     """Y = x Wᵀ + s drop(x) Aᵀ Bᵀ + bias + s bias_B; the last term only with `bias=True` (PEFT's lora_bias)."""
 
     tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias"}
-    adapts_parameters = True
+    adapts_parameters = adds_up = True
     use_dora = False
 
     def new_adapter(self, settings: AdapterSettings, own: Mapping[str, Any]) -> Adapter:
@@ -68,7 +68,9 @@ class LoraLinear(LoraInPeft, AdapterLayer):
         own = any(getattr(one, "bias", None) is not None or (one.dropout and self.training) for one in adapters)
         if weight is None or own:
             y = self.base_layer(x, *args, **kwargs)
-            return add_by_row(y, x, rows, {name: partial(self._update, adapter=self.adapters[name]) for name in used})
+            # the layer's class is the active adapter's
+            own_update = partial(LoraLinear._update, self)
+            return add_by_row(y, x, rows, {name: partial(own_update, adapter=self.adapters[name]) for name in used})
         places = torch.tensor([-1 if name is None else used.index(name) for name in rows], device=x.device)
         As, Bs, scales = zip(*((adapter.A, adapter.B, adapter.scale) for adapter in adapters), strict=True)
         return F.grouped_lora_linear(x, weight, As, Bs, scales, self.base_bias(), rows=places)  # type: ignore[return-value]

@@ -30,6 +30,7 @@ class LoraEmbedding(AdapterLayer):
     """
 
     tensor_names: ClassVar[Mapping[str, str]] = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+    adds_up = True
     lacks: ClassVar[Mapping[str, str]] = {"bias": "an embedding's adapter has none"}
 
     def sizes(self, base: nn.Module) -> tuple[int, int]:
@@ -58,7 +59,9 @@ class LoraEmbedding(AdapterLayer):
         rows = rows_of_batch(x, names, 1)
         used = dict.fromkeys(name for name in rows if name is not None)
         y = self.base_layer(x, *args, **kwargs)
-        return add_by_row(y, x, rows, {name: partial(self._update, adapter=self.adapters[name]) for name in used})
+        # the layer's class is the active adapter's
+        own_update = partial(LoraEmbedding._update, self)
+        return add_by_row(y, x, rows, {name: partial(own_update, adapter=self.adapters[name]) for name in used})
 
     def _update(self, x: Tensor, adapter: Any) -> Tensor:
         base: Any = self.base_layer

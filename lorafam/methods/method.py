@@ -34,6 +34,7 @@ class Method:
     lacks             settings that it doesn't have → why; they stay at their defaults
     own_settings      what only this method has, with defaults (`AdapterConfig.method_settings`)
     allocates_ranks   whether a `RankAllocator` moves its ranks
+    adds_up           whether a layer is its base and s B A: rows of a batch may choose, adapters be combined
     adapts_parameters whether `LoraParameter` is this method's
     """
 
@@ -53,6 +54,7 @@ class Method:
     lacks: ClassVar[Mapping[str, str]] = {}
     own_settings: ClassVar[Mapping[str, Any]] = {}
     allocates_ranks: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
     adapts_parameters: ClassVar[bool] = False
 
     @classmethod

@@ -30,3 +30,11 @@ def add_by_row(y: Tensor, x: Tensor, rows: Names, updates: Mapping[str, Callable
         at = torch.tensor([index for index, one in enumerate(rows) if one == name], device=x.device)
         y = y.index_add(0, at, update(x[at]).to(y.dtype))
     return y
+
+
+def put_by_row(y: Tensor, rows: Names, outputs: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
+    """y with, for each name, its own output at the indices of those rows."""
+    for name, output in outputs.items():
+        at = torch.tensor([index for index, one in enumerate(rows) if one == name], device=y.device)
+        y = y.index_copy(0, at, output(at).to(y.dtype))
+    return y

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
-from ..methods import METHODS, AdapterLayer, LoraEmbedding, LoraLinear, LoraParameter, NF4Linear
+from ..methods import METHODS, AdapterLayer, LoraParameter, NF4Linear
 from ..methods.adapter import AdapterSettings
 from ..methods.base_weight import is_bitsandbytes_4bit
+from ..methods.registry import layer_class
 from .adapt import (
     adapter_layers,
     check_targets,
@@ -32,8 +33,8 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
 
     `config`: as for `adapt`; its `target_modules` may be others than those of the adapters that are there, None means
     the modules of the active one. `config` None: that which the model was adapted with. Raises ValueError, before
-    anything is changed, for a name that is there already, another method on a module that has an adapter, what changes
-    the base that adapters share, or a model without adapters.
+    anything is changed, for a name that is there already, another method on a module that has an adapter (LoRA and DoRA
+    go together), what changes the base that adapters share, or a model without adapters.
     """
     layers = expected_layers(model)
     check_new_name(model, name)
@@ -63,9 +64,7 @@ def put_adapter(
     layers = expected_layers(model)
     there = {path: layer for path, layer in layers.items() if path in wanted}
     new = {path: module for path, module in wanted.items() if path not in layers}
-    for path, layer in there.items():
-        if layer.method != config.method:
-            raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {config.method!r}")
+    kinds = {path: _kind_beside(path, layer, config.method) for path, layer in there.items()}
     check_targets(model, new, config)
     parameters = find_parameters(model, config.target_parameters)
     active = next(iter(layers.values())).active_adapter
@@ -76,7 +75,7 @@ def put_adapter(
     with unchanged_on_failure(model) as undo:
         for path, layer in there.items():
             undo.append(_forgetting(layer.adapters, name))
-            layer.put_adapter(name, AdapterSettings.of(config, int(ranks[path]), alphas[path]), own)
+            layer.put_adapter(name, AdapterSettings.of(config, int(ranks[path]), alphas[path]), own, kinds[path])
         for path, made in new_adapter_layers(new, config, undo, name, own).items():
             made.set_adapter(active, elsewhere=True)
             replace_module(model, path, made)
@@ -98,6 +97,17 @@ def put_adapter(
         for parameter in trained:
             parameter.requires_grad_(True)
     run_through_layers(model)
+
+
+def _kind_beside(path: str, layer: AdapterLayer, method: str) -> type[AdapterLayer]:
+    """The class of a layer with an adapter of another method: LoRA and DoRA go together, as in PEFT. Raises ValueError
+    for others.
+    """
+    if METHODS[method].peft_type != layer.peft_type:
+        raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {method!r}")
+    if isinstance(layer, LoraParameter):
+        raise ValueError(f"target_modules: {path!r} has an adapter of its parameter, expected target_parameters")
+    return layer_class(method, layer.base_layer)
 
 
 def _forgetting(adapters: nn.ModuleDict, name: str) -> Callable[[], object]:
@@ -182,28 +192,30 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def adapters_by_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     """Inside, row i of every batch goes through the adapter `names[i]`, or through the base alone (None), as it does
-    where a module has none of that name; merged layers too. LoRA and rsLoRA, of embeddings too; all rows in one
-    product, where no adapter drops or has a bias. A batch with each row repeated (beams, several sequences a prompt)
-    repeats the names.
+    where a module has none of that name; merged layers too. LoRA and rsLoRA, of embeddings too, with modules trained
+    whole and rows of tokens; all rows in one product, where no adapter drops or has a bias. A batch with each row
+    repeated (beams, several sequences a prompt) repeats the names.
 
     Raises KeyError for an unknown name, ValueError for another method, no name at all, or later another number of rows.
     """
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         raise ValueError(f"names: expected one for each row, got {names if names else 'none'}")
     layers = expected_layers(model)
-    for path, layer in layers.items():
-        if not isinstance(layer, (LoraLinear, LoraEmbedding)):
-            raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
     for name in names:
         if name is not None:
             check_name(layers, name, "names")
-    for path, module in modules_beside(model).items():
-        if any(module.has(name) for name in names if name is not None):
-            raise ValueError(f"names: one of them has {path!r} for itself, all rows would go through it")
-    before = {layer: layer.row_adapters for layer in layers.values()}
+    for path, layer in layers.items():
+        adapters: list[Any] = [layer.adapters[name] for name in names if name and name in layer.adapters]
+        other = next((one.kind for one in adapters if not one.kind.adds_up), None)
+        if other is not None:
+            raise ValueError(f"model: expected LoRA layers, {path!r} is a {other.__name__}")
+    beside = modules_beside(model).values()
+    before: dict[Any, Any] = {one: one.row_adapters for one in (*layers.values(), *beside)}
     try:
         for layer in layers.values():
             layer.row_adapters = tuple(name if name and name in layer.adapters else None for name in names)
+        for module in beside:
+            module.row_adapters = tuple(name if name and module.has(name) else None for name in names)
         yield model
     finally:
         for layer, rows in before.items():

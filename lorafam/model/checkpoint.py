@@ -270,7 +270,7 @@ def _check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> Non
 def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: AdapterFile, name: str) -> None:
     """Into the adapter that is there, which keeps its parameters where shapes allow."""
     own = {path: layer for path, layer in layers.items() if name in layer.adapters}
-    methods = {layer.method for layer in own.values()}
+    methods = {layer.adapter_called(name).kind.method for layer in own.values()}
     if methods != {file.config.method}:
         raise ValueError(f"{CONFIG_FILE}: an adapter of method {file.config.method!r}, the model has {sorted(methods)}")
     fitting = meta_twins({clean_path(path): layer for path, layer in own.items()}, file.config)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..config import check_choice, check_rank
-from ..methods import LoraEmbedding, LoraLinear
+from ..methods.adapter import AdapterSettings
 from .adapt import expected_layers
 from .adapters import check_name, check_new_name, modules_beside
 
@@ -56,8 +56,9 @@ def combine_adapters(
         own: dict[str, Any] = {one: layer.adapters[one] for one in adapters if one in layer.adapters}
         if not own:
             continue
-        if not isinstance(layer, LoraLinear | LoraEmbedding):
-            raise ValueError(f"model: expected LoRA layers, {path!r} is a {type(layer).__name__}")
+        other = next((one.kind for one in own.values() if not one.kind.adds_up), None)
+        if other is not None:
+            raise ValueError(f"model: expected LoRA layers, {path!r} is a {other.__name__}")
         biased = next((one for one, adapter in own.items() if getattr(adapter, "bias", None) is not None), None)
         if biased is not None:
             raise ValueError(f"adapters: {biased!r} of {path!r} has a bias of its own")
@@ -75,7 +76,8 @@ def combine_adapters(
         pairs = [(adapter, weight * adapter.scaling) for adapter, weight in weighted]
         A, B = _combined(pairs, how, rank)
         # α = r: a scaling of 1
-        layers[path].add_adapter(name, A.shape[0], A.shape[0], pairs[0][0].dropout)
+        first = pairs[0][0]
+        layers[path].put_adapter(name, AdapterSettings(A.shape[0], A.shape[0], first.dropout), {}, first.kind)
         made: Any = layers[path].adapters[name]
         made.A.copy_(A)
         made.B.copy_(B)

@@ -4,7 +4,7 @@ A tensor's name is "base_model.model." + the module's path + one of
 
     LoRA      .lora_A.weight [r, K]   .lora_B.weight [N, r]   .lora_B.bias [N]
               of an embedding [V, D]: .lora_embedding_A [r, V]   .lora_embedding_B [D, r]
-    DoRA      the same and .lora_magnitude_vector [N]
+    DoRA      the same and .lora_magnitude_vector [N], of an embedding [D]
     AdaLoRA   .lora_A [r, K]   .lora_E [r, 1]   .lora_B [N, r], pruned ranks left out and listed in rank_pattern
 """
 
@@ -30,14 +30,15 @@ def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) ->
     tensors = {}
     for path, layer in layers.items():
         adapter: Any = layer.adapter_called(name)
-        for attribute, ending in layer.tensor_names.items():
+        # the layer's own class is that of its active adapter
+        for attribute, ending in adapter.kind.tensor_names.items():
             tensor = getattr(adapter, attribute, None)
             if tensor is None:
                 continue
             kept = adapter.kept_ranks
             if kept is not None and len(kept) == adapter.A.shape[0]:
                 mask = torch.tensor(kept, device=tensor.device)
-                tensor = tensor[:, mask] if layer.rank_axes[attribute] else tensor[mask]
+                tensor = tensor[:, mask] if adapter.kind.rank_axes[attribute] else tensor[mask]
             if attribute == "A" and adapter.start_A is not None:
                 tensor = torch.cat([tensor, adapter.start_A.to(tensor)])
             if attribute == "B" and adapter.start_B is not None:

@@ -126,11 +126,11 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     adapters: dict[str, Any] = {path: layer.adapter_called(name) for path, layer in layers.items()}
     told = {path: pattern_path(path, layer) for path, layer in layers.items()}
     ranks = {told[path]: int(adapter.rank) for path, adapter in adapters.items()}
-    alphas = {told[path]: _alpha(adapter, layers[path]) for path, adapter in adapters.items()}
+    alphas = {told[path]: _alpha(adapter) for path, adapter in adapters.items()}
     one = next(iter(adapters.values()))
     started = any(adapter.start_A is not None for adapter in adapters.values())
     settings: dict[str, Any] = {
-        "method": next(iter(layers.values())).method,
+        "method": one.kind.method,
         "dropout": one.dropout,
         "rslora": one.rslora,
         "bias": any(getattr(adapter, "bias", None) is not None for adapter in adapters.values()),
@@ -156,8 +156,9 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     return replace(first, **settings)
 
 
-def _alpha(adapter: Adapter, method: Method) -> float:
+def _alpha(adapter: Adapter) -> float:
     """α as the scaling is now, which may have been set since."""
+    method: type[Method] = adapter.kind
     if adapter.scaling == method.scaling_of(adapter.rank, adapter.alpha, adapter.rslora):
         return adapter.alpha
     return adapter.scaling / method.scaling_of(adapter.rank, 1, adapter.rslora)

@@ -67,17 +67,19 @@ def _save_pretrained(
     is_main_process: bool = True,
     state_dict: Any = None,
     push_to_hub: bool = False,
-    **_: Any,
+    **more: Any,
 ) -> None:
     """The active adapter, or, as PEFT does, "default" and a folder for each other one."""
-    if push_to_hub:
-        raise ValueError("push_to_hub: expected False, upload the folder that is written")
     if not is_main_process:
         return
     names = list(dict.fromkeys(name for layer in expected_layers(model).values() for name in layer.adapters))
+    folder = Path(save_directory)
     for name in names:
-        folder = Path(save_directory)
         save_adapter(model, folder if name == "default" or len(names) == 1 else folder / name, name)
+    if push_to_hub:
+        # transformers', which asks for the same files again
+        given = {name: more[name] for name in _OF_THE_HUB if name in more}
+        model.push_to_hub(more.get("repo_id") or folder.resolve().name, **given)  # type: ignore[operator]
 
 
 def _refuse_to_save(model: nn.Module, *_: Any, **__: Any) -> None:
@@ -106,6 +108,7 @@ def _enable(model: nn.Module, enabled: bool = True) -> None:
 
 
 _REFUSAL = "refuse to save"
+_OF_THE_HUB = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 _ANSWERS: dict[str, Callable[..., Any]] = {
     "save_pretrained": _save_pretrained,
     "set_adapter": _set_adapter,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..methods import AdapterLayer
+from ..methods.rows import put_by_row, rows_of_batch
 from .peft_format import PREFIX, TENSOR_FILE
 from .tensor_keys import clean_path
 
@@ -26,6 +28,7 @@ class SavedModule(nn.Module):
         self.base_layer = base.requires_grad_(False)
         self.copies = nn.ModuleDict()
         self.enabled = True
+        self.row_adapters: tuple[str | None, ...] | None = None
         self.active_adapter = adapter
         self.add_adapter(adapter)
         self.set_adapter(adapter)
@@ -56,7 +59,25 @@ class SavedModule(nn.Module):
         return self.copies[self.active_adapter] if usable else self.base_layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.active(*args, **kwargs)
+        if self.enabled and self.row_adapters is not None and any(self.row_adapters):
+            return self._by_row(self.row_adapters, *args, **kwargs)
+        return (self.active if self.row_adapters is None else self.base_layer)(*args, **kwargs)
+
+    def _by_row(self, names: Sequence[str | None], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Each row through the copy of the adapter that it names. Raises ValueError for a module of several inputs."""
+        y = self.base_layer(*args, **kwargs)
+        if len(args) != 1 or kwargs or not all(isinstance(one, torch.Tensor) for one in (args[0], y)):
+            told = f"a {type(self.base_layer).__name__}, which is saved whole, has others"
+            raise ValueError(f"row_adapters: expected modules of one tensor to another, {told}")
+        x = args[0]
+        rows = rows_of_batch(x, names, 2 if x.is_floating_point() else 1)
+        outputs = {name: partial(self._rows_of, x, self.copies[name]) for name in names if name}
+        return put_by_row(y, rows, outputs)
+
+    @staticmethod
+    def _rows_of(x: torch.Tensor, module: nn.Module, at: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = module(x[at])
+        return found
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -107,7 +128,7 @@ def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Seq
             module = model.get_submodule(path)
             if isinstance(module, AdapterLayer):
                 raise ValueError(f"modules_to_save: {path!r} is adapted already, expected one of them")
-            if next(module.parameters(), None) is None or isinstance(module, nn.ModuleList | nn.ModuleDict):
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 raise ValueError(f"modules_to_save: {path!r}, a {type(module).__name__}, can't be trained whole")
         found += hits
     # what is inside another is saved with it

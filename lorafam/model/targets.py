@@ -34,7 +34,8 @@ def find_targets(model: nn.Module, config: AdapterConfig, *, some: bool = False)
     a name that no module has, with names that come near it, and for modules that can't be adapted.
     """
     saved = find_saved(model, config.modules_to_save, config.target_modules)
-    modules = {path: module for path, module in _adaptable_paths(model).items() if not inside(path, saved)}
+    every = _adaptable_paths(model)
+    modules = {path: module for path, module in every.items() if not inside(path, saved)}
     names = config.target_modules
     if isinstance(names, list) and not names:
         return {}
@@ -58,6 +59,9 @@ def find_targets(model: nn.Module, config: AdapterConfig, *, some: bool = False)
     else:
         listed = sorted(names) if isinstance(names, set | frozenset) else list(names)
         known = [name for name in listed if any(_ends(path, name) for path in modules)]
+        # a module that is trained whole too is no slip, as long as others are adapted
+        if known:
+            listed = [name for name in listed if name in known or not any(_ends(path, name) for path in every)]
         found = _matching(modules, known if some and known else listed, regular=False)
     return checked_targets(model, _selected(found, config))
 

@@ -7,6 +7,7 @@ rows, y_i = e_i · x. The table itself stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as nnf
 
 from ..config import AdapterConfig
 from ..methods import AdapterLayer
+from ..methods.rows import put_by_row, rows_of_batch
 from .adapter_file import AdapterFile
 from .peft_format import PREFIX, TENSOR_FILE
 from .saved_module import SavedModule
@@ -36,6 +38,7 @@ class TokenRows(nn.Module):
         self.rows = nn.ParameterDict()
         self.tokens: dict[str, list[int]] = {}
         self.enabled, self.active_adapter = True, ""
+        self.row_adapters: tuple[str | None, ...] | None = None
         # whose rows these are; in a tuple, so that they are its parameters alone
         self._first = () if first is None else (first,)
 
@@ -60,20 +63,37 @@ class TokenRows(nn.Module):
         if name in self.tokens:
             del self.tokens[name], self.rows[name]
 
+    @property
+    def _holder(self) -> TokenRows:
+        return self._first[0] if self._first else self
+
     def _own(self) -> tuple[list[int], Tensor] | None:
         """The n tokens and their rows [n, D] that count now."""
-        holder = self._first[0] if self._first else self
-        name = holder.active_adapter
+        holder, name = self._holder, self._holder.active_adapter
         usable = holder.enabled and name in holder.tokens
         return (holder.tokens[name], holder.rows[name]) if usable else None
 
     def forward(self, x: Tensor) -> Tensor:
-        own, base = self._own(), self.base_layer
-        y: Tensor = base(x)
-        table: Any = base.weight
-        if own is None:
+        y: Tensor = self.base_layer(x)
+        holder = self._holder
+        names = holder.row_adapters
+        if names is None:
+            own = self._own()
+            return y if own is None else self._put_in(x, y, *own)
+        if not holder.enabled:
             return y
-        tokens, rows = own
+        rows = rows_of_batch(x, names, 2 if x.is_floating_point() else 1)
+        outputs = {name: partial(self._rows_of, x, y, name) for name in names if name}
+        return put_by_row(y, rows, outputs)
+
+    def _rows_of(self, x: Tensor, y: Tensor, name: str, at: Tensor) -> Tensor:
+        holder = self._holder
+        return self._put_in(x[at], y[at], holder.tokens[name], holder.rows[name])
+
+    def _put_in(self, x: Tensor, y: Tensor, tokens: list[int], rows: Tensor) -> Tensor:
+        """y with an adapter's rows in place of the table's."""
+        base: Any = self.base_layer
+        table: Any = base.weight
         where = torch.tensor(tokens, device=x.device)
         if isinstance(base, nn.Linear):
             bias = None if base.bias is None else base.bias[where]
@@ -84,7 +104,10 @@ class TokenRows(nn.Module):
         # a row for padding isn't trained
         hidden: Any = base.padding_idx
         padding = tokens.index(hidden) if hidden in tokens else None
-        found = nnf.embedding(at.clamp_min(0), rows, padding).to(y.dtype)
+        longest = base.max_norm
+        # rows that are too long are shortened in place: in PEFT those of the copy that each forward makes of the table
+        own = rows if longest is None else rows.clone()
+        found = nnf.embedding(at.clamp_min(0), own, padding, longest, base.norm_type).to(y.dtype)
         # some models multiply what they look up
         scale: Any = getattr(base, "embed_scale", None)
         found = found if scale is None else found * torch.as_tensor(scale).to(found.dtype)
@@ -93,6 +116,8 @@ class TokenRows(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The table with the active adapter's rows, for models that compute with it themselves."""
+        if self._holder.row_adapters is not None and any(self._holder.row_adapters):
+            raise ValueError("row_adapters: a module computes with the table itself, all rows would have one adapter's")
         own = self._own()
         weight: Any = self.base_layer.weight
         if own is None:
@@ -174,8 +199,8 @@ def _check_table(module: nn.Module, path: str, tokens: Sequence[int]) -> None:
     table: Any = module.base_layer if isinstance(module, TokenRows) else module
     if not isinstance(table, nn.Embedding | nn.Linear) or not isinstance(table.weight, nn.Parameter):
         raise ValueError(f"trainable_token_indices: {path!r} is a {type(table).__name__}, expected an nn.Embedding")
-    if getattr(table, "max_norm", None) is not None or getattr(table, "sparse", False):
-        raise ValueError(f"trainable_token_indices: {path!r} has max_norm or sparse, expected a plain nn.Embedding")
+    if getattr(table, "sparse", False):
+        raise ValueError(f"trainable_token_indices: {path!r} is sparse, expected a plain nn.Embedding")
     beyond = [token for token in tokens if token >= table.weight.shape[0]]
     if beyond:
         count = table.weight.shape[0]

@@ -150,8 +150,8 @@ def test_a_model_that_scales_its_embedding(tmp_path: Path) -> None:
         (lambda: trained(make()).merge(into="nf4"), "into: an embedding keeps its dtype"),
         (lambda: lorafam.LoraLinear(nn.Embedding(3, 3)), "base: expected a module with in_features"),
         (
-            lambda: lorafam.adapt(tiny_model(), AdapterConfig(method="dora", target_modules=TARGETS)),
-            "'model.embed_tokens' is an embedding: expected method 'lora'",
+            lambda: lorafam.adapt(tiny_model(), AdapterConfig(method="adalora", target_modules=TARGETS)),
+            "'model.embed_tokens' is an embedding: expected method 'lora' or 'dora'",
         ),
         (
             lambda: lorafam.adapt(tiny_model(), AdapterConfig(init="pissa", target_modules=TARGETS)),

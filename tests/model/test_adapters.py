@@ -161,7 +161,7 @@ def test_what_is_refused() -> None:
     for call, error, message in (
         (lambda: lorafam.add_adapter(model, "other"), ValueError, "expected a new one"),
         (
-            lambda: lorafam.add_adapter(model, "new", AdapterConfig(method="dora")),
+            lambda: lorafam.add_adapter(model, "new", AdapterConfig(method="adalora")),
             ValueError,
             "expected the method 'lora'",
         ),

@@ -154,13 +154,13 @@ def test_other_methods_on_other_modules(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another method": ({"method": "dora", "target_modules": ["q_proj"]}, "expected the method 'lora'"),
+    "another method": ({"method": "adalora", "target_modules": ["q_proj"]}, "expected the method 'lora'"),
     "starts from the weight": ({"init": "pissa", "target_modules": ["v_proj"]}, "init: 'pissa' changes the base"),
     "quantises": ({"quantize": "nf4"}, "quantize: expected None for a further adapter"),
     "trains biases": ({"base_bias": "all"}, "base_bias: expected 'none'"),
     "an adapted module whole": ({"target_modules": ["v_proj"], "modules_to_save": ["q_proj"]}, "is adapted already"),
     "no such module": ({"target_modules": ["query"]}, "no module is called 'query'"),
-    "DoRA of a table": ({"method": "dora", "target_modules": ["embed_tokens"]}, "is an embedding"),
+    "AdaLoRA of a table": ({"method": "adalora", "target_modules": ["embed_tokens"]}, "is an embedding"),
 }
 
 

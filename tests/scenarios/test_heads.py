@@ -171,6 +171,28 @@ def test_modules_that_can_not_be_saved(names: list[str], message: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_module_without_parameters_is_saved_as_in_peft(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["act_fn"]}
+    theirs = get_peft_model(tiny_model(), LoraConfig(**settings))
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = lorafam.load_adapter(tiny_model(), tmp_path / "theirs")
+    close(logits(model), logits(theirs))
+    lorafam.save_adapter(model, tmp_path / "ours")
+    close(logits(PeftModel.from_pretrained(tiny_model(), tmp_path / "ours")), logits(theirs))
+    assert lorafam.adapt(tiny_model(), AdapterConfig(**settings))
+
+
+def test_a_target_that_is_trained_whole_too_is_trained_whole() -> None:
+    settings: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}
+    model = lorafam.adapt(tiny_model(), AdapterConfig(**settings))
+    theirs = get_peft_model(tiny_model(), LoraConfig(**settings))
+    counts = [sum(p.numel() for p in one.parameters() if p.requires_grad) for one in (model, theirs)]
+    assert counts[0] == counts[1]
+    with pytest.raises(ValueError, match="no module is called 'lm_head'"):
+        lorafam.adapt(tiny_model(), AdapterConfig(**settings | {"target_modules": ["lm_head"]}))
+
+
 def tied_model() -> nn.Module:
     config = tiny_model().config
     config.tie_word_embeddings = True

@@ -382,6 +382,24 @@ def test_save_pretrained_writes_the_adapter(folder: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(twin.eval()(tokens()).logits, model.eval()(tokens()).logits)
 
 
+@pytest.mark.parametrize("repo", [{}, {"repo_id": "us/other", "private": True}])
+def test_what_is_pushed_to_the_hub_is_the_adapter(
+    repo: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made("nf4", folder)
+    pushed: list[Any] = []
+
+    def upload(own: Any, repo_id: str, **given: Any) -> None:
+        own.save_pretrained(tmp_path / "pushed")
+        pushed.append((repo_id, given))
+
+    monkeypatch.setattr(type(model), "push_to_hub", upload)
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, safe_serialization=True, **repo)
+    assert pushed == [("us/other", {"private": True}) if repo else ("mine", {})]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "pushed" / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
+
+
 @pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_transformers_methods_know_the_adapters(copied: Callable[[Any], Any], folder: Path, tmp_path: Path) -> None:
     original = made("dense", folder)

@@ -4,8 +4,8 @@
 
 x [..., K] of any leading shape, `weight` a dense tensor [N, K] or an `NF4Weight`, A [r, K], B [N, r], bias [N] → Y
 [..., N] in x's dtype. W is frozen; gradients flow to x, A, B, E, magnitude and bias. Under autocast x (and a dense W)
-takes autocast's dtype, the factors keep theirs. Wrong shapes, dtypes or devices raise ValueError or TypeError naming
-the argument.
+takes autocast's dtype unless it is fp64, the factors keep theirs. Wrong shapes, dtypes or devices raise ValueError or
+TypeError naming the argument.
 """
 
 from .. import backends as backends

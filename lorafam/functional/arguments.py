@@ -31,8 +31,13 @@ def storage_of(x: Tensor, weight: Weight) -> Storage:
     if weight.requires_grad:
         raise ValueError("weight: expected a frozen weight, got one that requires gradients (it would get none)")
     if torch.is_autocast_enabled(weight.device.type):
-        weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+        weight = _lowered(weight)
     return dense_storage(weight)
+
+
+def _lowered(tensor: Tensor) -> Tensor:
+    """In autocast's dtype; fp64 stays, as everywhere under autocast."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def tokens_of(x: Tensor, storage: Storage) -> Tensor:
@@ -42,7 +47,7 @@ def tokens_of(x: Tensor, storage: Storage) -> Tensor:
         raise ValueError(f"x: expected [..., {in_features}], got {list(x.shape)}")
     check_device("x", x, storage.data.device)
     if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = _lowered(x)
     # a matrix needs no view, forward or backward
     return x if x.ndim == 2 else x.reshape(-1, in_features)
 

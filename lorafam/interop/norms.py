@@ -13,6 +13,7 @@ import torch
 
 from .. import functional as F
 from ..compat.peft import caches_dora_norms, dequantize_module_weight, forget_dora_norms, kept_dora_norm
+from ..methods.conv1d import is_conv1d
 from ..methods.kept_norm import Kept, may_keep, squared_norms
 from ..weights import NF4Weight
 from .sharded import is_gathered
@@ -77,7 +78,10 @@ def _peft_norm(layer: Any, name: str) -> Tensor:
 def _weight(layer: Any, weight: Tensor | NF4Weight | None) -> Tensor | NF4Weight:
     if weight is not None:
         return weight
-    return dequantize_module_weight(layer.get_base_layer()).detach()
+    base = layer.get_base_layer()
+    found = dequantize_module_weight(base).detach()
+    # as it lies in the base: [K, N] in a Conv1D
+    return found.T if is_conv1d(base) else found
 
 
 def _fresh(weight: Tensor | NF4Weight, A: Tensor, B: Tensor, scale: Tensor | float) -> Tensor:

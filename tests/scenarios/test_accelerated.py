@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import lorafam
 from lorafam.backends import selection
@@ -185,3 +186,29 @@ def test_what_a_user_asks_for_is_not_told(monkeypatch: pytest.MonkeyPatch) -> No
         one(x)
 
     assert not told(use, monkeypatch)
+
+
+@PEFT_WAYS
+@pytest.mark.parametrize("out_features", [32, 48])
+@pytest.mark.parametrize("how", ["a trained base", "a hook"])
+def test_doras_norm_of_a_conv1d_whose_own_forward_runs(fast: bool, out_features: int, how: str) -> None:
+    """A square one's norm would be that of the other axis, without a word."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"c_proj": Conv1D(out_features, 32)})
+    config = LoraConfig(r=4, target_modules=["c_proj"], use_dora=True, init_lora_weights=False, fan_in_fan_out=True)
+    adapted: Any = get_peft_model(net, config)
+    layer = adapted.base_model.model["c_proj"]
+    if fast:
+        lorafam.accelerate(adapted)
+    if how == "a hook":
+        layer.base_layer.register_forward_hook(lambda module, args, y: y + 0)
+    else:
+        adapted.requires_grad_(True)
+    x = torch.randn(5, 32)
+    W = layer.base_layer.weight.detach().double().T
+    V = W + layer.scaling["default"] * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).double()
+    c = layer.lora_magnitude_vector["default"].weight.double() / V.norm(dim=1)
+    wanted = x.double() @ (V * c.unsqueeze(1)).T + layer.base_layer.bias.double()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Gradients where digits are lost: a bias far larger than the product beside it."""
+"""Where digits are lost: a bias far larger than the product beside it; what autocast narrows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 import lorafam
 from lorafam import functional as F
+from tests.scenarios.models import Model, each_way, near, tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -27,3 +28,17 @@ def test_dm_beside_a_large_bias(dtype: torch.dtype, quantised: bool, size: float
     product = x.double() @ (W + 2.0 * B.double() @ A.double()).T
     wanted = (grad.double() * product).sum(0) / norm.double()
     assert (magnitude.grad.double() - wanted).norm() / wanted.norm() < 0.01
+
+
+@each_way
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_fp64(way: str, method: str, dtype: torch.dtype) -> None:
+    model, x = Model(way, method=method), tokens(5).double()
+    model.net.double()
+    with torch.autocast("cpu", dtype=dtype):
+        y = model(x)
+    assert y.dtype == torch.float64
+    near(y, model.wanted(x), 1e-6)
+    y.square().sum().backward()
+    assert all(factor.grad is not None for factor in model.factors()[:2])

@@ -85,7 +85,10 @@ def put_weight(base: nn.Module, weight: Tensor | NF4Weight) -> None:
     """
     if isinstance(weight, Tensor):
         old: Any = base.weight
-        base.weight = nn.Parameter(turned(base, weight).contiguous(), requires_grad=old.requires_grad)
+        new = turned(base, weight)
+        # no update: what shares it goes on sharing it
+        if not torch.equal(new, old):
+            base.weight = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
     elif isinstance(base, NF4Linear):
         base.weight = weight
     else:

@@ -20,7 +20,7 @@ from .adapters import modules_beside, set_adapter
 from .checkpoint import load_adapter, save_adapter
 from .peft_settings import CONFIG_FILE
 from .tensor_keys import unwrapped
-from .trainable import TRAINABLE, load_trainable, save_trainable, trainable_tensors
+from .trainable import TRAINABLE, load_trainable, save_trainable, trainable_tensors, values_of
 from .tying import resize_token_embeddings, tie_weights
 
 
@@ -69,13 +69,14 @@ def _save_pretrained(
     push_to_hub: bool = False,
     **more: Any,
 ) -> None:
-    """The active adapter, or, as PEFT does, "default" and a folder for each other one."""
+    """The active adapter, or, as PEFT does, "default" and a folder for each other one; with `state_dict` its values."""
     if not is_main_process:
         return
     names = list(dict.fromkeys(name for layer in expected_layers(model).values() for name in layer.adapters))
     folder = Path(save_directory)
-    for name in names:
-        save_adapter(model, folder if name == "default" or len(names) == 1 else folder / name, name)
+    with values_of(model, state_dict):
+        for name in names:
+            save_adapter(model, folder if name == "default" or len(names) == 1 else folder / name, name)
     if push_to_hub:
         # transformers', which asks for the same files again
         given = {name: more[name] for name in _OF_THE_HUB if name in more}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,33 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
         found |= part.state_dict(prefix=prefix.lstrip("."), keep_vars=True)
     found |= {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {clean_path(name): tensor for name, tensor in found.items()}
+
+
+@contextmanager
+def values_of(model: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Inside, what is trained has the values that a state dict of the model has, gathered or averaged ones say.
+
+    Raises ValueError where the state lacks one that trains now, or has one in another shape.
+    """
+    given = {clean_path(name).removeprefix("module."): tensor for name, tensor in (state or {}).items()}
+    changed: list[tuple[nn.Module, str, Any]] = []
+    wanted = trainable_tensors(model) if state is not None else {}
+    for name, tensor in wanted.items():
+        lacking = name not in given and tensor.requires_grad
+        if lacking or (name in given and given[name].shape != tensor.shape):
+            found = list(given[name].shape) if name in given else "none"
+            raise ValueError(f"state_dict: expected {name!r} of shape {list(tensor.shape)}, got {found}")
+    try:
+        for path, module in unwrapped(model).named_modules() if wanted else ():
+            for own, parameter in module._parameters.items():
+                name = clean_path(f"{path}.{own}")
+                if parameter is not None and name in wanted and name in given:
+                    changed.append((module, own, parameter))
+                    module._parameters[own] = nn.Parameter(given[name].detach(), parameter.requires_grad)
+        yield
+    finally:
+        for module, own, parameter in changed:
+            module._parameters[own] = parameter
 
 
 def save_trainable(model: nn.Module, folder: Path) -> None:

@@ -382,6 +382,27 @@ def test_save_pretrained_writes_the_adapter(folder: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(twin.eval()(tokens()).logits, model.eval()(tokens()).logits)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_save_pretrained_writes_the_state_that_it_is_given(way: str, folder: Path, tmp_path: Path) -> None:
+    """Gathered from several processes, or averaged: PEFT writes that too."""
+    model = made(way, folder)
+    disturb(model)
+    state = copy.deepcopy(model.state_dict())
+    wanted = model.eval()(tokens()).logits
+    disturb(model, 4)
+    now = model(tokens()).logits
+    model.save_pretrained(tmp_path / "given", state_dict=state)
+    model.save_pretrained(tmp_path / "live", state_dict=None)
+    assert torch.equal(model(tokens()).logits, now)
+    for name, out in (("given", wanted), ("live", now)):
+        twin = lorafam.load_adapter(made(way, folder, 6), tmp_path / name)
+        torch.testing.assert_close(twin.eval()(tokens()).logits, out)
+    lacking = next(name for name in state if ".adapters." in name)
+    with pytest.raises(ValueError, match=f"state_dict: expected '{lacking}' of shape .*, got none"):
+        model.save_pretrained(tmp_path / "none", state_dict={k: v for k, v in state.items() if k != lacking})
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("repo", [{}, {"repo_id": "us/other", "private": True}])
 def test_what_is_pushed_to_the_hub_is_the_adapter(
     repo: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,8 @@ else is said; none of it needs a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +47,13 @@ def constant_in_graphs(function: Function) -> Function:
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD runs."""
     return _current_level() is not None or forward_ad._current_level >= 0
+
+
+@contextmanager
+def as_transformed() -> Iterator[None]:
+    """Inside, `is_transformed` says so, whatever runs: `Module._slow_forward`, which torch.jit calls, has it so."""
+    with nullcontext() if is_transformed() else forward_ad.dual_level():
+        yield
 
 
 def is_batched_for_backward(grad: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from .. import config
 from .. import functional as F
 from ..compat.accelerate import HOOK, is_offloaded, loaded
+from ..compat.torch import as_transformed
 from .adapter import Adapter, AdapterSettings
 from .adding import add
 from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
@@ -202,6 +203,11 @@ class AdapterLayer(nn.Module, Method, ABC):
             self._folded.put(self, inside=whole)
         self._runs_base = not self._enabled or (whole and (self._folded is not None or not self.has_active))
 
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        # torch.jit's, which traces plain operations and no autograd Function
+        with as_transformed():
+            return super()._slow_forward(*args, **kwargs)  # type: ignore[operator]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._runs_base:
             return self.base_layer(x, *args, **kwargs)
@@ -252,6 +258,8 @@ class AdapterLayer(nn.Module, Method, ABC):
 
     def base_bias(self) -> Tensor | None:
         bias = getattr(self.base_layer, "bias", None)
+        # torch's quantised layers have it as a method
+        bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
         return bias if isinstance(bias, Tensor) else None
 
     @torch.no_grad()

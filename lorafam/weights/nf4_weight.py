@@ -124,6 +124,20 @@ class NF4Weight:
 
         return function(*map(plain, args), **{name: plain(value) for name, value in (kwargs or {}).items()})
 
+    def __getattr__(self, name: str) -> Any:
+        # what a tensor computes, of the decoded weight; what changes it or tells of its memory it hasn't
+        computes = not name.startswith("_") and not name.endswith("_") and name not in _OF_MEMORY
+        if computes and callable(getattr(Tensor, name, None)):
+            return functools.partial(self._decoded, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def _decoded(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        _tell_of_decoding(name)
+        return getattr(self.dequantize(), name)(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return self.layout.out_features
+
     @property
     def T(self) -> Tensor:
         """Wᵀ [K, N], decoded."""
@@ -141,8 +155,11 @@ class NF4Weight:
             raise ValueError(f"tensors: expected {list(names)}, got {list(tensors)}")
         return replace(self, codes=tensors["codes"], scales=tuple(tensors[name] for name in names[1:]))
 
-    def to(self, device: torch.device | str | int) -> NF4Weight:
-        """The weight on `device`; itself where it is there already."""
+    def to(self, device: torch.device | str | int | torch.dtype) -> Any:
+        """The weight on `device`; itself where it is there already. In another dtype it is decoded."""
+        if isinstance(device, torch.dtype):
+            _tell_of_decoding("to")
+            return self.dequantize(device)
         codes = self.codes.to(device)
         if codes is self.codes:
             return self
@@ -211,6 +228,38 @@ def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True
     check_choice("block_size", block_size, BLOCK_SIZES)
     check_flag("double_quant", double_quant)
     return NF4Weight.quantize(weight, block_size, double_quant, quant_type)
+
+
+# methods of a tensor that tell where its bytes are, or are autograd's
+_OF_MEMORY = frozenset(
+    ("data_ptr", "storage", "storage_offset", "untyped_storage", "stride", "element_size", "is_contiguous", "backward",
+     "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "numpy", "cuda", "cpu", "xpu", "is_shared")
+)  # fmt: skip
+
+
+def _operator(name: str) -> Any:
+    def decoded(self: NF4Weight, *args: Any) -> Any:
+        return self._decoded(name, *args)
+
+    return decoded
+
+
+# which Python looks up in the class
+for _name in (
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "matmul",
+    "rmatmul",
+    "neg",
+    "getitem",
+):
+    setattr(NF4Weight, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 @functools.cache

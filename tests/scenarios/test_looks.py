@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,40 @@ def test_a_4bit_weight_decodes_in_arithmetic_and_says_so_once() -> None:
         y = nn.functional.linear(x, layer.weight)
     torch.testing.assert_close(y, x @ dense.T)
     torch.testing.assert_close(nn.functional.linear(x, layer.weight), y)
+
+
+COMPUTED: dict[str, Callable[[Any], Any]] = {
+    "added to": lambda w: w + 1,
+    "taken from": lambda w: 1 - w,
+    "multiplied": lambda w: 2 * w,
+    "divided": lambda w: w / 2,
+    "negated": lambda w: -w,
+    "times a matrix": lambda w: w @ torch.eye(64),
+    "under a matrix": lambda w: torch.eye(48) @ w,
+    "rows": lambda w: w[3:5],
+    "row by row": lambda w: torch.stack(list(w)),
+    "transposed": lambda w: w.t(),
+    "norms": lambda w: w.norm(dim=1),
+    "in fp64": lambda w: w.double(),
+    "in another dtype": lambda w: w.to(torch.bfloat16),
+    "einsum": lambda w: torch.einsum("nk,nk->n", w, w),
+    "detached": lambda w: w.detach().clone(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:a 4-bit weight is decoded")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_whatever_is_computed_with_a_4bit_weight(name: str) -> None:
+    torch.manual_seed(0)
+    weight = lorafam.quantize_nf4(torch.randn(48, 64))
+    torch.testing.assert_close(COMPUTED[name](weight), COMPUTED[name](weight.dequantize()))
+    assert len(weight) == 48
+
+
+@pytest.mark.parametrize("name", ["mul_", "copy_", "data", "data_ptr", "untyped_storage", "stride", "requires_grad_"])
+def test_a_4bit_weight_has_no_memory_of_its_values(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"'NF4Weight' object has no attribute '{name}'"):
+        getattr(lorafam.quantize_nf4(torch.randn(4, 64)), name)
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])

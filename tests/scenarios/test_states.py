@@ -183,3 +183,40 @@ def test_it_trains_after_evaluation(way: str, method: str, mode: Any) -> None:
         parameter.requires_grad_(True)
     for mine, theirs in zip(gradients(model, x), wanted, strict=True):
         near(mine, theirs)
+
+
+@each_way
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced_by_jit(way: str, method: str) -> None:
+    model = Model(way, method=method).eval()
+    traced = torch.jit.trace(model.net, (tokens(5),))
+    x = tokens(7, seed=8)
+    near(traced(x), model.wanted(x))
+    A, B, *_ = model.factors()
+    traced(x).square().sum().backward()
+    found = A.grad.clone(), B.grad.clone()
+    A.grad = B.grad = None
+    model(x).square().sum().backward()
+    for one, other in zip(found, (A.grad, B.grad), strict=True):
+        near(one, other.double(), 1e-4)
+    with torch.no_grad():
+        B.mul_(2)
+    near(traced(x), model.wanted(x))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_base_that_torch_quantised(method: str) -> None:
+    """Its weight and its bias are methods; PEFT has no layer for it. DoRA multiplied the bias too."""
+    model = Model("dense", method=method).eval()
+    with torch.no_grad():
+        model.base.bias.mul_(20)
+    x, bias = tokens(5), model.base.bias.detach().clone()
+    wanted = model.wanted(x)
+    quantised = torch.ao.quantization.quantize_dynamic(model.net, {nn.Linear})
+    assert type(quantised[0].base_layer) is not nn.Linear
+    y = quantised(x)
+    # a layer's 8 bits, of the product and not of the bias
+    difference = (y.detach().double() - wanted).norm() / (wanted - bias.double()).norm()
+    assert difference < 0.03

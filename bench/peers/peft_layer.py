@@ -35,7 +35,7 @@ def peft_layer(case: Case) -> tuple[Any, list[Tensor]]:
         base.weight = weight.to_bitsandbytes()
         base.quant_state = base.weight.quant_state
         base.support_avx512bf16_for_cpu = False
-        holder.is_loaded_in_4bit = True  # type: ignore[assignment]
+        holder.is_loaded_in_4bit = True
     else:
         base = nn.Linear(case.in_features, case.out_features, bias=False)
         base.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[arg-type]

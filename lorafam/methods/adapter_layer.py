@@ -206,7 +206,7 @@ class AdapterLayer(nn.Module, Method, ABC):
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
         # torch.jit's, which traces plain operations and no autograd Function
         with as_transformed():
-            return super()._slow_forward(*args, **kwargs)  # type: ignore[operator]
+            return super()._slow_forward(*args, **kwargs)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._runs_base:

@@ -10,7 +10,7 @@ from .device import device
 
 
 def main(ops: list[str]) -> None:
-    from lorafam.backends import eager, self_check, self_check_cases
+    from lorafam.backends import comparison, eager, self_check_cases
 
     die_with_parent()
     draw, done = self_check_cases.Draw(0, eager, device().where), set()
@@ -19,7 +19,7 @@ def main(ops: list[str]) -> None:
         kind = (case.op, case.what.split(",")[0])
         if case.op in ops and kind not in done:
             done.add(kind)
-            self_check.results_of(case.op, getattr(device().ops, case.op), case.make(draw))
+            comparison.results_of(case.op, getattr(device().ops, case.op), case.make(draw))
             device().synchronize()
             print(f"done: {case.op}, {case.what}", flush=True)
 

@@ -20,6 +20,7 @@ import torch
 
 from ..compat.torch import constant_in_graphs
 from ..ops.library import LIBRARY, OPS, Op
+from .told import told
 
 if TYPE_CHECKING:
     from .self_check import Verdict
@@ -75,6 +76,11 @@ def _numba_failure() -> str | None:
         import numba  # noqa: F401
     except ImportError as error:
         return f"numba can't be imported: {error}"
+    try:
+        _implementations("numba")
+    except (ImportError, OSError, AttributeError) as error:
+        # what the system, or this Numba, lacks
+        return f"the CPU kernels can't be loaded: {told(error)}"
     return None
 
 
@@ -144,6 +150,21 @@ def _unless_switched_off(choice: Choice, verdict: Verdict, paths: Sequence[str])
     return choice
 
 
+@functools.cache
+def _cpu_check() -> ModuleType:
+    return importlib.import_module("lorafam.backends.numba_cpu.self_check")
+
+
+def _unless_it_failed(choice: Choice, op: str, why: str | None) -> Choice:
+    """Eager where the CPU kernels' check of such a call failed."""
+    return choice if why is None else Choice("eager", f"{op}: failed its check on this processor: {why}", False)
+
+
+def unless_it_fails(choice: Choice, op: str, dtype: torch.dtype, four_bit: bool) -> Choice:
+    """The same of an op's calls in `dtype`, over a weight in 4 bits or a dense one, where `choice` is Numba."""
+    return _unless_it_failed(choice, op, _cpu_check().failure_of(op, dtype, four_bit))
+
+
 def _has_double(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.dtype == torch.float64
@@ -205,6 +226,8 @@ def _kernels_of_a_direction(wanted: str) -> ModuleType | None:
 
 def _choose_for(op: str, device_type: str, args: Sequence[Any]) -> Choice:
     choice = _choose(device_type, os.environ.get(VARIABLE, ""))
+    if choice.backend == "numba":
+        return _unless_it_failed(choice, op, _cpu_check().failure(op, args))
     if choice.backend != "triton":
         return choice
     verdict = _verdict()
@@ -237,6 +260,10 @@ def report() -> list[ReportRow]:
 
 def _rows(op: str, device: str) -> list[ReportRow]:
     choice = _choose(device, os.environ.get(VARIABLE, ""))
+    if choice.backend == "numba":
+        failed = {kind: why for kind, why in _cpu_check().failures().items() if kind.split()[0].rstrip(",") == op}
+        wrong = [ReportRow(kind, device, *_unless_it_failed(choice, op, why)[:2]) for kind, why in failed.items()]
+        return [ReportRow(op, device, *choice[:2]), *wrong]
     if choice.backend != "triton":
         return [ReportRow(op, device, *choice[:2])]
     verdict = _verdict()

@@ -5,15 +5,18 @@ $LORAFAM_CACHE_DIR or ~/.cache/lorafam.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+
+if sys.platform != "win32":
+    import fcntl
 
 CACHE_DIR = "LORAFAM_CACHE_DIR"
 
@@ -35,8 +38,11 @@ def keep(path: Path, data: Any) -> None:
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Meanwhile no other process is in here for this file; one that dies leaves. Where there can be no lock beside the
-    file, nobody waits.
+    file, nor on Windows, nobody waits.
     """
+    if sys.platform == "win32":
+        yield
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("w")

@@ -104,6 +104,8 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
 def _choice(weight: torch.Tensor | NF4Weight, tokens: int, rank: int) -> selection.Choice:
     """The backend of the product with this weight."""
     choice = selection.choose(weight.device.type)
+    if choice.backend == "numba":
+        return selection.unless_it_fails(choice, "lora_linear", weight.dtype, isinstance(weight, NF4Weight))
     if choice.backend != "triton":
         return choice
     from ..backends.triton_gpu.call_paths import product_path

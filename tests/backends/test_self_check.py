@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lorafam import explain, quantize_nf4
-from lorafam.backends import eager, selection, self_check, user_files
+from lorafam.backends import comparison, eager, selection, self_check, user_files
 from lorafam.backends.self_check_cases import Draw, cases
 from lorafam.backends.triton_gpu import compile_ahead
 from lorafam.backends.triton_gpu.call_paths import paths_of
@@ -37,7 +37,7 @@ def disturbed(op: str, when: Callable[..., bool] = lambda *_: True) -> Callable[
         if when(*arguments):
             if op == "adalora_importance":
                 arguments[2][0].mul_(1.01)
-            for tensor in self_check._tensors(result):
+            for tensor in comparison._tensors(result):
                 if tensor.numel():
                     tensor.view(-1)[0] += 100
         return result

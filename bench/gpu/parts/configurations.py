@@ -69,7 +69,7 @@ def right(work: Any, row: dict[str, Any]) -> dict[str, Any]:
     from lorafam.kernels.paths import prefer_paths
 
     from lorafam.backends import eager
-    from lorafam.backends.self_check import compare, expected, results_of
+    from lorafam.backends.comparison import compare, expected, results_of
 
     gpu = device()
     prefer_paths(gpu.architecture, work.paths)

@@ -34,7 +34,7 @@ def titled(op: str) -> Iterator[tuple[str, Any]]:
 
 def compared(case: Any, draw: Any) -> dict[str, Any]:
     """Raises AssertionError where the op is worse than the rule allows."""
-    from lorafam.backends import eager, self_check
+    from lorafam.backends import comparison, eager
     from lorafam.reference.ratio_rule import MIN_ELEMENTS
 
     def run(*arguments: Any) -> Any:
@@ -43,5 +43,5 @@ def compared(case: Any, draw: Any) -> dict[str, Any]:
         return results
 
     with counted() as counts:
-        self_check.check(case, run, getattr(eager, case.op), draw, MIN_ELEMENTS)
+        comparison.check(case, run, getattr(eager, case.op), draw, MIN_ELEMENTS)
     return dict(counts)

@@ -6,6 +6,7 @@ shape, tokens, dtypes and threads, and kept in a file, so that later runs take t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,7 +14,8 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ from .processor import model_name, processor
 
 VARIABLE = "LORAFAM_DENSE"
 OWN, PLATFORM = "own", "platform"
+# weights
+_LEAST = 1 << 17
 _ROUNDS = 5
 # what ours must save to be taken
 _GAIN = 0.95
@@ -31,11 +35,27 @@ _GAIN = 0.95
 Result = TypeVar("Result")
 _lock = threading.RLock()
 _chosen: dict[str, str] = {}
+_always: ContextVar[str | None] = ContextVar("always", default=None)
+
+
+@contextlib.contextmanager
+def always(choice: str) -> Iterator[None]:
+    """Meanwhile this thread takes OWN or PLATFORM, and times nothing."""
+    before = _always.set(choice)
+    try:
+        yield
+    finally:
+        _always.reset(before)
+
+
+def is_worth_timing(weight: torch.Tensor) -> bool:
+    """Whether it is so large that the ways differ, or nothing is timed."""
+    return weight.numel() >= _LEAST or _always.get() is not None
 
 
 def known(direction: str, weight: torch.Tensor, dtype: torch.dtype, tokens: int) -> str | None:
     """OWN or PLATFORM, or None where it hasn't been timed yet. Raises ValueError for an unknown LORAFAM_DENSE."""
-    asked = os.environ.get(VARIABLE, "")
+    asked = _always.get() or os.environ.get(VARIABLE, "")
     if asked:
         if asked not in (OWN, PLATFORM):
             raise ValueError(f"{VARIABLE}: expected {OWN!r} or {PLATFORM!r}, got {asked!r}")

@@ -21,8 +21,6 @@ from .product import add_product, product
 
 Tensor = torch.Tensor
 _TALL = 16
-# weights: smaller ones aren't worth timing
-_LEAST = 1 << 17
 
 
 def forward(
@@ -48,7 +46,7 @@ def _suits_tiles(weight: Tensor, dtype: torch.dtype, tokens: int) -> bool:
         and weight.dtype in (dtype, torch.bfloat16)
         and weight.is_contiguous()
         and tokens > 0
-        and weight.numel() >= _LEAST
+        and dense_choice.is_worth_timing(weight)
     )
 
 

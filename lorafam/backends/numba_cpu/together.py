@@ -16,7 +16,7 @@ import torch
 
 from ...ops.by_storage import is_dense
 from ...ops.library import in_dtype
-from . import four_bit_product, team
+from . import four_bit_product, self_check, team
 from .dropout import dropped
 from .factor_lines import Scale, scaled
 from .factors import Sums, over_x, sums_over_g
@@ -32,7 +32,7 @@ def suits(x: Tensor, layout: Sequence[int], A: Tensor, *others: Scale | None) ->
     """Whether a call may go this way: some tokens in fp32 or bf16 over a 4-bit weight, all else fp32 and contiguous."""
     if is_dense(layout) or x.dtype not in (torch.float32, torch.bfloat16) or not x.numel() or not A.shape[0]:
         return False
-    return all(map(_is_read, (A, *others)))
+    return all(map(_is_read, (A, *others))) and self_check.together_trusted(x.dtype)
 
 
 def _is_read(value: Scale | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...self_check import Expected, compare, results_of
+from ...comparison import Expected, compare, results_of
 from ...told import told
 from .gpu import Gpu
 

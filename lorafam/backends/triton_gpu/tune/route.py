@@ -8,7 +8,7 @@ from typing import Any
 
 from ....kernels.paths import CUBLAS, FUSED, STAGED, TRITON, path_of, prefer_paths
 from ... import eager
-from ...self_check import expected
+from ...comparison import expected
 from .check import BROKEN, RIGHT, WRONG, failure
 from .gpu import Gpu
 from .points import Point

@@ -15,7 +15,7 @@ from ....kernels.launch_config import LaunchConfig
 from ....kernels.launch_table import Question, config_of, launch_config, observed, prefer
 from ....kernels.paths import prefer_paths
 from ... import eager
-from ...self_check import Expected, expected
+from ...comparison import Expected, expected
 from ...told import told
 from .candidates import as_dict, neighbours, shipped_configs
 from .check import BROKEN, WRONG, failure

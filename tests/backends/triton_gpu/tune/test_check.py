@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lorafam.backends import eager
-from lorafam.backends.self_check import expected
+from lorafam.backends.comparison import expected
 from lorafam.backends.triton_gpu.tune.check import GpuLostError, failure
 from lorafam.backends.triton_gpu.tune.workload import workload
 

@@ -8,7 +8,7 @@ from lorafam.kernels.launch_table import observed, prefer, rows
 from lorafam.kernels.paths import prefer_paths
 
 from lorafam.backends import eager, numba_cpu, triton_gpu
-from lorafam.backends.self_check import compare, expected, results_of
+from lorafam.backends.comparison import compare, expected, results_of
 from lorafam.backends.triton_gpu.launch import compiled_only
 from lorafam.backends.triton_gpu.tune.points import OPS, PATHS, points
 from lorafam.backends.triton_gpu.tune.workload import workload

@@ -24,9 +24,9 @@ from .model import (
     save_adapter,
     set_adapter,
 )
-from .train.lora_plus import lora_plus_groups
-from .train.paged_adamw import PagedAdamW
-from .train.rank_allocator import RankAllocator
+from .optim.lora_plus import lora_plus_groups
+from .optim.paged_adamw import PagedAdamW
+from .optim.rank_allocator import RankAllocator
 from .weights import NF4Weight, quantize_nf4
 
 __version__ = "0.1.0"
@@ -71,7 +71,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "AdaLoraCallback":  # needs transformers
-        from .train.callbacks import AdaLoraCallback
+        from .interop.callbacks import AdaLoraCallback
 
         return AdaLoraCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

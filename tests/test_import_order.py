@@ -11,13 +11,16 @@ ORDER = [
     {"config", "files", "reference", "compat"},
     {"ops"},
     {"backends"},
+    {"inspect"},
+    {"tune"},
     {"weights"},
     {"autograd"},
     {"functional"},
     {"methods"},
     {"model"},
+    {"optim"},
     {"interop"},
-    {"train"},
+    {"finetune"},
     {"bench"},
     {"cli"},
 ]
@@ -86,5 +89,5 @@ def test_the_check_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     path = tmp_path / "lorafam" / "ops" / "new.py"
     path.parent.mkdir(parents=True)
-    path.write_text("from ..methods import lora\nfrom .. import model\nimport lorafam.train.loop\nimport torch\n")
-    assert imported(path) == {"methods", "model", "train"}
+    path.write_text("from ..methods import lora\nfrom .. import model\nimport lorafam.finetune.loop\nimport torch\n")
+    assert imported(path) == {"methods", "model", "finetune"}

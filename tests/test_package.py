@@ -38,6 +38,15 @@ print(json.dumps([name for name in {blocked!r} if name in sys.modules]))
     assert json.loads(python(code)) == []
 
 
+def test_import_loads_no_application_and_no_instrument() -> None:
+    code = """
+import sys, lorafam
+parts = {"inspect", "tune", "finetune", "cli", "bench"}
+print([name for name in sys.modules if name.startswith("lorafam.") and name.split(".")[1] in parts])
+"""
+    assert python(code).strip() == "[]"
+
+
 def test_import_time(tmp_path: Path) -> None:
     """At most 0.3 s beyond `import torch`, of the processor: the least of five processes, since what else runs beside
     the tests isn't the import's. Timed inside, after torch: that takes ten seconds from a cold CUDA build, and the

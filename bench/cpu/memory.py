@@ -6,7 +6,7 @@ import gc
 import subprocess
 import sys
 
-from lorafam.train.memory import PeakMemory, release_freed, resident
+from lorafam.finetune.memory import PeakMemory, release_freed, resident
 
 from ..case import make_case
 from ..contenders import train_of

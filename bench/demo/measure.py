@@ -18,8 +18,8 @@ from .quiet import silence
 
 def main(model: Path, text: Path, output: Path) -> None:
     silence()
-    from lorafam.train.base_model import load_tokenizer
-    from lorafam.train.data import load_chunks
+    from lorafam.finetune.base_model import load_tokenizer
+    from lorafam.finetune.data import load_chunks
 
     chunks = load_chunks(str(text), load_tokenizer(str(model)), SEQUENCE_LENGTH, HELD_OUT_TOKENS)
     paces = {}

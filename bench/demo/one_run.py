@@ -17,7 +17,7 @@ from .quiet import silence
 
 def settings(run: Run, model: Path, text: Path, output: Path) -> Any:
     """The run as `lorafam finetune` would be told it."""
-    from lorafam.train import FinetuneConfig
+    from lorafam.finetune import FinetuneConfig
 
     return FinetuneConfig(
         model=str(model),
@@ -53,9 +53,9 @@ def main(key: str, model: Path, text: Path, output: Path, before: Path | None = 
     silence()
     from rich.console import Console
 
-    from lorafam.train import finetune
-    from lorafam.train.evaluate import HeldOut
-    from lorafam.train.progress import ConsoleReporter
+    from lorafam.finetune import finetune
+    from lorafam.finetune.evaluate import HeldOut
+    from lorafam.finetune.progress import ConsoleReporter
 
     from .pace import build
 

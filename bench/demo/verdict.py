@@ -82,7 +82,7 @@ def plot(outputs: Sequence[tuple[str, Path]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from lorafam.train.curves import smooth
+    from lorafam.finetune.curves import smooth
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

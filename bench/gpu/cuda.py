@@ -120,7 +120,7 @@ class Cuda:
         torch.cuda.cudart().cudaProfilerStop()
 
     def tuned(self) -> Any:
-        from lorafam.backends.triton_gpu.tune.this_gpu import this_gpu
+        from lorafam.tune.this_gpu import this_gpu
 
         return this_gpu()
 

@@ -19,8 +19,8 @@ from typing import Any
 from lorafam.kernels.launch_table import PACKED, launch_config
 
 from lorafam.backends.triton_gpu.launch import simulator
-from lorafam.backends.triton_gpu.shipped import dump_kernels, failures
-from lorafam.backends.triton_gpu.traffic import Counted
+from lorafam.inspect.shipped import dump_kernels, failures
+from lorafam.inspect.traffic import Counted
 
 from . import code, formulas, measured, moved, times, wavefronts
 from .cards import CARDS, Card

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorafam.backends.triton_gpu.tune.points import Point
+from lorafam.tune.points import Point
 
 from ..gpu.parts import counters
 from ..page import measured

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lorafam.backends.triton_gpu.shipped import calls, configuration
-from lorafam.backends.triton_gpu.traffic import SECTOR_BYTES, Counted, count
+from lorafam.inspect.shipped import calls, configuration
+from lorafam.inspect.traffic import SECTOR_BYTES, Counted, count
 
 from .variants import Variant, in_order, variant_of
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from lorafam.backends.triton_gpu.lora_linear import lora_linear
-from lorafam.backends.triton_gpu.shipped import RANK, four_bit
-from lorafam.backends.triton_gpu.traffic import Counted, count
+from lorafam.inspect.shipped import RANK, four_bit
+from lorafam.inspect.traffic import Counted, count
 
 N = 256
 # as many programs share a tile of each

@@ -24,8 +24,8 @@ def main(key: str, rate: float, seed: int, steps: int, model: str, text: str, ou
     silence()
     from rich.console import Console
 
-    from lorafam.train import FinetuneConfig, finetune
-    from lorafam.train.progress import ConsoleReporter
+    from lorafam.finetune import FinetuneConfig, finetune
+    from lorafam.finetune.progress import ConsoleReporter
 
     settings: dict[str, Any] = {"rank": RANK, "alpha": ALPHA, **BY_KEY[key].settings}
     config = FinetuneConfig(

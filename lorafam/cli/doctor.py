@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..train.errors import one_line
+from ..finetune.errors import one_line
 from .errors import BAD_INPUT, fail
 
 PACKAGES = ("lorafam", "torch", "numba", "triton", "bitsandbytes", "peft", "transformers", "accelerate", "safetensors")
@@ -48,7 +48,7 @@ def doctor(
 
 def _dump(folder: Path) -> None:
     try:
-        from ..backends.triton_gpu.shipped import compiled, dump_kernels, failures
+        from ..inspect.shipped import compiled, dump_kernels, failures
     except ImportError as error:
         fail(f"--dump-kernels: triton can't be imported: {error}", command="lorafam doctor", code=BAD_INPUT)
     if folder.exists() and not folder.is_dir():

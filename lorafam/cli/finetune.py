@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..train.errors import DivergedError, InputError, one_line
+from ..finetune.errors import DivergedError, InputError, one_line
 from .errors import INTERRUPTED, fail
 from .options import with_setting_flags
 from .settings import merge
 
 if TYPE_CHECKING:
-    from ..train.result import FinetuneResult
-    from ..train.settings import FinetuneConfig
+    from ..finetune.result import FinetuneResult
+    from ..finetune.settings import FinetuneConfig
 
 COMMAND = "lorafam finetune"
 
@@ -47,8 +47,8 @@ def run(config: FinetuneConfig) -> None:
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
-    from ..train.loop import finetune as train
-    from ..train.progress import ConsoleReporter
+    from ..finetune.loop import finetune as train
+    from ..finetune.progress import ConsoleReporter
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -65,7 +65,7 @@ def show(result: FinetuneResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..train.progress import human_bytes
+    from ..finetune.progress import human_bytes
 
     fall, fall_error = result.fall
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..train.errors import one_line
+from ..finetune.errors import one_line
 from .errors import INTERRUPTED, fail
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def show(result: MergedFiles) -> None:
     """The report as a table, and where the model is."""
     from rich.console import Console
 
+    from ..finetune.progress import human_bytes
     from ..model.merge_files import REPORT
-    from ..train.progress import human_bytes
     from .merge_report import table
 
     console = Console(highlight=False)

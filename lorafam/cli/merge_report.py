@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..finetune.progress import human_bytes
 from ..model import ModelMergeReport
-from ..train.progress import human_bytes
 
 
 class ConsoleProgress:

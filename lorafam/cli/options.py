@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..train.settings import FinetuneConfig
+from ..finetune.settings import FinetuneConfig
 from .settings import flag, kind_of
 
 CONFIG_HELP = "YAML file with settings; its keys are the flags' names."

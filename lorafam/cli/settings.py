@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..train.errors import InputError
-from ..train.settings import FinetuneConfig
+from ..finetune.errors import InputError
+from ..finetune.settings import FinetuneConfig
 
 TYPES: dict[str, Any] = typing.get_type_hints(FinetuneConfig)
 _REQUIRED = [item.name for item in dataclasses.fields(FinetuneConfig) if item.default is dataclasses.MISSING]
@@ -26,7 +26,7 @@ def merge(flags: Mapping[str, Any], config: Path | None) -> FinetuneConfig:
 
     With `resume`, the settings in the output folder come first, so that the folder alone says how to go on.
     """
-    from ..train.run_folder import read_settings
+    from ..finetune.run_folder import read_settings
 
     given = {name: convert(name, _read(name, value)) for name, value in flags.items() if value is not None}
     values = parse(read_settings(config)) | given if config is not None else given

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..train.errors import one_line
+from ..finetune.errors import one_line
 from .errors import INTERRUPTED, fail
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..backends.triton_gpu.tune.gpu import Gpu
-    from ..backends.triton_gpu.tune.points import Point
+    from ..tune.gpu import Gpu
+    from ..tune.points import Point
 
 COMMAND = "lorafam tune"
 
@@ -75,7 +75,7 @@ def propose(results: str) -> None:
     import json
     from pathlib import Path
 
-    from ..backends.triton_gpu.tune.proposal import proposal, tables
+    from ..tune.proposal import proposal, tables
 
     paths = tables(Path(results))
     if not paths:
@@ -97,7 +97,7 @@ def asked(
     weight: list[str] | None,
 ) -> list[Point]:
     """The points of these flags. Raises ValueError, naming the flag, for one that is wrong."""
-    from ..backends.triton_gpu.tune.points import DTYPES, OPS, SHAPES, STORAGES, TOKENS, points
+    from ..tune.points import DTYPES, OPS, SHAPES, STORAGES, TOKENS, points
 
     for flag, names, known in (("--op", op, OPS), ("--dtype", [dtype], DTYPES), ("--weight", weight, STORAGES)):
         for name in names or []:
@@ -129,8 +129,8 @@ def found() -> tuple[Gpu, Path]:
     choice = selection.choose("cuda")
     if choice.backend != "triton":
         raise RuntimeError(f"expected a GPU that the kernels run on: {choice.reason}")
-    from ..backends.triton_gpu.tune.this_gpu import this_gpu
     from ..backends.triton_gpu.user_table import table_file
+    from ..tune.this_gpu import this_gpu
 
     gpu = this_gpu()
     return gpu, table_file(gpu.model)
@@ -140,7 +140,7 @@ def run(points: list[Point], gpu: Gpu, path: Path, minutes: float, again: bool) 
     """Measures, and tells what came of it and how to go on."""
     from rich.console import Console
 
-    from ..backends.triton_gpu.tune.session import tune as measure
+    from ..tune.session import tune as measure
     from .tune_report import ConsoleReporter
 
     console = Console(stderr=True)

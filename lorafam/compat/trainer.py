@@ -1,4 +1,4 @@
-"""transformers' Trainer, whose private steps `lorafam.train.trainer` overrides. All were seen in 5.0.0, 5.17.0 and
+"""transformers' Trainer, whose private steps `lorafam.finetune.trainer` overrides. All were seen in 5.0.0, 5.17.0 and
 5.24.0; an override of a step that a version doesn't have would never be called, so the import fails there.
 """
 

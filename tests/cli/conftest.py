@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.tiny_run import write_model, write_text
+from tests.finetune.tiny_run import write_model, write_text
 
 
 @pytest.fixture(scope="session")

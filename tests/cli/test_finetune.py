@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from lorafam.cli.main import app
-from lorafam.train.run_log import read_log
+from lorafam.finetune.run_log import read_log
 
 SMALL = ["--sequence-length", "16", "--held-out-tokens", "64", "--rank", "2", "--learning-rate", "1e-2"]
 

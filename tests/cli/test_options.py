@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from lorafam.cli.main import app
 from lorafam.cli.options import with_setting_flags
 from lorafam.cli.settings import flag
-from lorafam.train import FinetuneConfig
+from lorafam.finetune import FinetuneConfig
 
 
 def test_help_has_every_setting() -> None:

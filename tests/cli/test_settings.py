@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lorafam.cli.settings import convert, merge, parse
-from lorafam.train import FinetuneConfig, InputError
-from lorafam.train.run_folder import RunFolder
+from lorafam.finetune import FinetuneConfig, InputError
+from lorafam.finetune.run_folder import RunFolder
 
 NEEDED = {"model": "m", "text": "t", "output": "o"}
 

@@ -12,10 +12,10 @@ import torch
 from lorafam.kernels.launch_table import prefer
 from typer.testing import CliRunner
 
-from lorafam.backends.triton_gpu.tune import session
-from lorafam.backends.triton_gpu.tune.points import OPS, points
 from lorafam.cli import tune
 from lorafam.cli.main import app
+from lorafam.tune import session
+from lorafam.tune.points import OPS, points
 
 SUMMARY = session.Summary(points=4, finished=3, won=2)
 

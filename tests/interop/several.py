@@ -27,9 +27,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import lorafam
+from lorafam.interop.callbacks import AdaLoraCallback
 from lorafam.interop.fast_layers import FastLayer
-from lorafam.train.callbacks import AdaLoraCallback
-from lorafam.train.peft_allocator import PeftAllocator
+from lorafam.interop.peft_allocator import PeftAllocator
 from lorafam.weights.bitsandbytes import _kept
 from tests.interop.tiny_lm import (
     HIDDEN,

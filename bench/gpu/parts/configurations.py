@@ -15,7 +15,7 @@ TOKENS = (3, 130)
 
 
 def cases(context: Context, kernel: str) -> Iterator[Case]:
-    from lorafam.backends.triton_gpu.tune.points import DTYPES, STORAGES, points
+    from lorafam.tune.points import DTYPES, STORAGES, points
 
     gpu, some = device(), False
     n, k = (min(size, gpu.largest or size) for size in (N, K))
@@ -38,8 +38,8 @@ def of_point(point: Any) -> Iterator[Case]:
     from lorafam.kernels.launch_table import observed, prefer
     from lorafam.kernels.paths import prefer_paths
 
-    from lorafam.backends.triton_gpu.tune.candidates import as_dict, shipped_configs
-    from lorafam.backends.triton_gpu.tune.workload import workload
+    from lorafam.tune.candidates import as_dict, shipped_configs
+    from lorafam.tune.workload import workload
 
     gpu = device()
     work = workload(point, gpu.where)

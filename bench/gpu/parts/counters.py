@@ -106,8 +106,8 @@ def call_of(op: str, tokens: int, shape: tuple[int, int] = (N, K)) -> Any:
     """The op on a layer's operands."""
     from lorafam.kernels.paths import prefer_paths
 
-    from lorafam.backends.triton_gpu.tune.points import points
-    from lorafam.backends.triton_gpu.tune.workload import workload
+    from lorafam.tune.points import points
+    from lorafam.tune.workload import workload
 
     gpu = device()
     n, k = (min(size, gpu.largest or size) for size in shape)

@@ -25,7 +25,7 @@ POINT, COMPILING = 60.0, 400.0
 
 
 def cases(context: Context, shape: Sequence[int], tokens: int) -> Iterator[Case]:
-    from lorafam.backends.triton_gpu.tune.points import points
+    from lorafam.tune.points import points
 
     use_folder(context.folder)
     largest = device().largest
@@ -61,8 +61,8 @@ def candidates(point: Any) -> list[dict[str, Any]]:
     from lorafam.kernels.launch_table import launch_config, observed
 
     from lorafam.backends.triton_gpu.launch import compiled_only
-    from lorafam.backends.triton_gpu.tune.candidates import as_dict, neighbours, shipped_configs
-    from lorafam.backends.triton_gpu.tune.points import PATHS
+    from lorafam.tune.candidates import as_dict, neighbours, shipped_configs
+    from lorafam.tune.points import PATHS
 
     if point.op in PATHS:
         return []
@@ -84,7 +84,7 @@ def compile_one(architecture: str, multiprocessors: int, point: tuple[Any, ...],
 
     from lorafam.backends.triton_gpu import split
     from lorafam.backends.triton_gpu.launch import compiled_only
-    from lorafam.backends.triton_gpu.tune.points import Point
+    from lorafam.tune.points import Point
 
     # how K is split decides what is compiled
     split.stand_in_for(multiprocessors)
@@ -103,7 +103,7 @@ def _work_on_cpu(point: Any, architecture: str) -> Any:
     import torch
     from lorafam.kernels.paths import prefer_paths
 
-    from lorafam.backends.triton_gpu.tune.workload import workload
+    from lorafam.tune.workload import workload
 
     work = workload(point, torch.device("cpu"))
     prefer_paths(architecture, work.paths)
@@ -118,9 +118,9 @@ def _call(work: Any) -> None:
 
 def tuned(point: Any) -> dict[str, Any]:
     """The record of the point, as `lorafam tune` keeps it. Raises RuntimeError where nothing right was measured."""
-    from lorafam.backends.triton_gpu.tune.session import tune
-    from lorafam.backends.triton_gpu.tune.table import is_won
     from lorafam.backends.triton_gpu.user_table import read, table_file
+    from lorafam.tune.session import tune
+    from lorafam.tune.table import is_won
 
     gpu = device().tuned()
     path = table_file(gpu.model)

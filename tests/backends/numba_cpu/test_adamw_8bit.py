@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lorafam.backends.numba_cpu import adamw_8bit as module
 from lorafam.backends.numba_cpu.adamw_8bit import BLOCK, adamw_8bit
-from lorafam.train import paged_state
+from lorafam.optim import paged_state
 from lorafam.weights.dynamic_levels import dynamic_levels
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ pytest.importorskip("triton")
 from tests.conftest import INTERPRETING, need_ptxsim
 
 if not INTERPRETING:
-    from lorafam.backends.triton_gpu.shipped import calls
-    from lorafam.backends.triton_gpu.traffic import SECTOR_BYTES, Counted, count
+    from lorafam.inspect.shipped import calls
+    from lorafam.inspect.traffic import SECTOR_BYTES, Counted, count
 
 pytestmark = [pytest.mark.simulated, pytest.mark.skipif(INTERPRETING, reason="of compiled code only")]
 
@@ -96,7 +96,7 @@ def product(request: pytest.FixtureRequest, architecture: str, tokens: int) -> C
 
 def sizes(product: Counted) -> tuple[int, int, int, int, int]:
     """M, K, tiles of M, tiles of N, programs that share a tile."""
-    from lorafam.backends.triton_gpu.shipped import configuration
+    from lorafam.inspect.shipped import configuration
 
     config = configuration(product.launch.kernel)
     tokens, columns = product.launch.arguments["x_ptr"].shape

@@ -12,7 +12,7 @@ from lorafam import quantize_nf4
 from lorafam.backends import triton_gpu
 from lorafam.backends.triton_gpu import split
 from lorafam.backends.triton_gpu.launch import recorded
-from lorafam.backends.triton_gpu.traffic import count
+from lorafam.inspect.traffic import count
 from lorafam.ops.by_storage import joined
 from tests.conftest import INTERPRETING, need_ptxsim
 from tests.tolerances import assert_as_good_as_eager

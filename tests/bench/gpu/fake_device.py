@@ -113,7 +113,7 @@ class FakeDevice:
         call()
 
     def tuned(self) -> Any:
-        from tests.backends.triton_gpu.tune.fake_gpu import FakeGpu
+        from tests.tune.fake_gpu import FakeGpu
 
         # half the warps, half the time
         return FakeGpu(seconds=lambda kernel, config: config.num_warps * 1e-6, cost=0.1).gpu()

@@ -17,7 +17,7 @@ from lorafam.bench.kernel_table.cards import CARDS
 from lorafam.bench.kernel_table.measured import HEAD, NOTHING, Call, Models, card_of, table
 from lorafam.bench.kernel_table.times import Modelled
 
-from lorafam.backends.triton_gpu.tune.points import Point
+from lorafam.tune.points import Point
 from tests.bench.gpu.fake_device import FakeDevice
 
 H100 = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "multiprocessors": 132, "memory_bytes": 85e9}

@@ -12,7 +12,7 @@ from lorafam.bench.kernel_table.moved import least_bytes, moved_bytes, table
 from lorafam.bench.kernel_table.variants import Variant
 
 from lorafam.backends.triton_gpu.launch import Launch
-from lorafam.backends.triton_gpu.traffic import Counted, Moved, Shared, Traffic
+from lorafam.inspect.traffic import Counted, Moved, Shared, Traffic
 
 
 def counted(conflicts: int) -> Counted:

@@ -1,0 +1,1 @@
+"""Optimisers, LoRA+, and the allocation of AdaLoRA's ranks."""

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lorafam.finetune import FinetuneConfig, InputError
+from lorafam.finetune.evaluate import HeldOut
+from lorafam.finetune.run_folder import RunFolder, read_settings, settings_text
+from tests.finetune.test_checkpoints import write as write_checkpoint
+
+
+def config(output: Path, **changes: object) -> FinetuneConfig:
+    return FinetuneConfig(**{"model": "m", "text": "t", "output": str(output), **changes})  # type: ignore[arg-type]
+
+
+def test_settings_survive_yaml(tmp_path: Path) -> None:
+    one = config(tmp_path, target_modules=("q_proj", "v_proj"), learning_rate=1e-5, quantize="nf4", text="té xt")
+    values = yaml.safe_load(settings_text(one))
+    assert "resume" not in values
+    assert FinetuneConfig(**{**values, "target_modules": tuple(values["target_modules"])}) == one
+
+
+def test_new_folder_is_made(tmp_path: Path) -> None:
+    folder = RunFolder(config(tmp_path / "a" / "b"))
+    assert folder.open() == (None, ())
+    assert os.listdir(tmp_path / "a" / "b") == ["run.yaml"]
+    # a run that has nothing to lose yet may be started again
+    assert RunFolder(config(tmp_path / "a" / "b", rank=2)).open() == (None, ())
+    assert read_settings(folder.settings)["rank"] == 2
+
+
+def test_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=r"^output: expected a folder"):
+        RunFolder(config(tmp_path / "out")).open()
+    with pytest.raises(InputError, match=r"^output: .* can't be written"):
+        RunFolder(config(tmp_path / "out" / "inside")).open()
+
+
+@pytest.mark.parametrize("there", ["checkpoint-3", "adapter"])
+def test_run_is_not_overwritten(there: str, tmp_path: Path) -> None:
+    RunFolder(config(tmp_path)).open()
+    write_checkpoint(tmp_path / there)
+    with pytest.raises(InputError, match=r"^output: .* has a run already"):
+        RunFolder(config(tmp_path)).open()
+
+
+def test_resuming_takes_the_newest_checkpoint(tmp_path: Path) -> None:
+    resume = dataclasses.replace(config(tmp_path), resume=True)
+    with pytest.raises(InputError, match=r"^output: .* has no run to resume"):
+        RunFolder(resume).open()
+    RunFolder(config(tmp_path)).open()
+    assert RunFolder(resume).open() == (None, ())
+    write_checkpoint(tmp_path / "checkpoint-3")
+    (tmp_path / ".saving-77" / "checkpoint-6").mkdir(parents=True)
+    (write_checkpoint(tmp_path / "checkpoint-9") / "optimizer.pt").unlink()
+    damaged = ("checkpoint-9: optimizer.pt is missing",)
+    assert RunFolder(resume).open() == (tmp_path / "checkpoint-3", damaged)
+    assert not (tmp_path / "checkpoint-9").exists()
+    assert not (tmp_path / ".saving-77").exists()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    RunFolder(config(tmp_path)).open()
+    with pytest.raises(InputError, match=r"^rank: the run in .* has 8, it can't go on with 4"):
+        RunFolder(config(tmp_path, rank=4, resume=True)).open()
+    assert RunFolder(config(tmp_path, save_every=1, evaluate_every=7, resume=True)).open().newest is None
+
+
+def test_held_out_losses_are_kept_for_the_same_text(tmp_path: Path) -> None:
+    folder = RunFolder(config(tmp_path))
+    folder.open()
+    folder.write_held_out("hash", HeldOut((1.1, 2.0)))
+    assert folder.read_before("hash") is None
+    resumed = RunFolder(config(tmp_path, resume=True))
+    assert resumed.read_before("hash") == HeldOut((1.1, 2.0))
+    with pytest.raises(InputError, match=r"^text: t has changed"):
+        resumed.read_before("another")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("a: [1", "can't be read as YAML"),
+        ("- 1", "expected keys and values"),
+        ("1: 2", "expected keys"),
+    ],
+)
+def test_unusable_settings_file(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=rf"^config: .*{message}") as error:
+        read_settings(path)
+    assert "\n" not in str(error.value)
+
+
+def test_empty_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("# nothing\n")
+    assert read_settings(tmp_path / "run.yaml") == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 COLUMNS = ("compiled", "launched", "simulated", "tests")
-PACKAGES = ("torch", "triton", "transformers", "peft", "numba", "bitsandbytes", "accelerate")
+PACKAGES = ("torch", "triton", "transformers", "peft", "numba", "bitsandbytes", "accelerate", "numpy")
 
 
 class Row(NamedTuple):
@@ -46,7 +46,8 @@ ROWS = (
     ),
     Row(
         "torch-2.11",
-        {"torch": "2.11.0", "transformers": "5.17.0", "peft": "0.21.2"},
+        # the interpreter of its Triton doesn't run with numpy 2.4
+        {"torch": "2.11.0", "transformers": "5.17.0", "peft": "0.21.2", "numpy": "2.3.5"},
         ("tests",),
         "its Triton is the row triton-3.6.0's",
     ),

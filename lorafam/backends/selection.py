@@ -104,6 +104,12 @@ def _triton_failure(device_type: str) -> str | None:
     return missing_to_launch()
 
 
+def _interpreter_failure() -> str | None:
+    from ..compat.triton import missing_to_interpret
+
+    return missing_to_interpret()
+
+
 def choose(device_type: str, paths: Sequence[str] = ()) -> Choice:
     """The backend for tensors on `device_type`; for a call on these paths (`triton_gpu.call_paths`), if they are given.
 
@@ -125,6 +131,9 @@ def _choose(device_type: str, wanted: str) -> Choice:
         raise RuntimeError(f"{VARIABLE}={wanted}: it runs on {where}, the tensors are on {device_type}")
     default = "numba" if on_cpu else "triton"
     if wanted in ("simulate", "interpret"):
+        missing = _interpreter_failure() if wanted == "interpret" else None
+        if missing is not None:
+            raise RuntimeError(f"{VARIABLE}=interpret: {missing}")
         return Choice(wanted, f"{VARIABLE}={wanted}", True)
     failure = _numba_failure() if on_cpu else _triton_failure(device_type)
     if failure is None:

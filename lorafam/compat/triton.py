@@ -11,13 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["ASTSource", "Bound", "GPUTarget", "bound", "launcher", "missing_to_launch", "with_rounding"]
+__all__ = [
+    "ASTSource",
+    "Bound",
+    "GPUTarget",
+    "bound",
+    "launcher",
+    "missing_to_interpret",
+    "missing_to_launch",
+    "with_rounding",
+]
 
 # up to here a launcher is compiled for every kernel; later ones compile a single launcher
 _LAST_WITH_A_LAUNCHER_EACH = (3, 6)
@@ -89,6 +99,14 @@ def missing_to_launch() -> str | None:
             return _told(missing)
         return None
     return _told(missing)
+
+
+def missing_to_interpret() -> str | None:
+    """What keeps Triton's interpreter from running; None where nothing does."""
+    numpy_version = tuple(int(part) for part in numpy.__version__.split(".")[:2])
+    if _version() < (3, 7) and numpy_version >= (2, 4):
+        return f"the interpreter of triton {triton.__version__} needs numpy before 2.4"
+    return None
 
 
 def _told(missing: list[str]) -> str:

@@ -8,6 +8,7 @@ read as a whole for that, the memory, the version and, on a CPU, a diagonal.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ Tensor = torch.Tensor
 Weight = Tensor | NF4Weight
 
 # `torch.equal` takes 3 µs for what this does in half of one
-_memcmp = ctypes.CDLL(None).memcmp
+_memcmp = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 

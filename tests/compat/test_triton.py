@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lorafam.backends import selection
 from lorafam.compat import triton as compat
 
 
@@ -165,6 +166,24 @@ def test_a_launcher_in_the_cache_needs_no_compiler_where_it_is_the_only_one(
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     monkeypatch.setattr(triton, "__version__", version)
     assert (compat.missing_to_launch() is not None) == needed
+
+
+@pytest.mark.parametrize(
+    ("version", "array", "missing"), [("3.6.0", "2.4.6", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.4.6", False)]
+)
+def test_an_interpreter_that_cannot_run_is_refused(
+    version: str, array: str, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr("numpy.__version__", array)
+    monkeypatch.setenv(selection.VARIABLE, "interpret")
+    selection._choose.cache_clear()
+    if missing:
+        with pytest.raises(RuntimeError, match=r"the interpreter of triton 3\.6\.0 needs numpy before 2\.4"):
+            selection.choose("cpu")
+    else:
+        assert selection.choose("cpu").backend == "interpret"
+    selection._choose.cache_clear()
 
 
 def test_a_descriptor_says_whether_it_rounds() -> None:

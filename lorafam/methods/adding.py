@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .. import config
 from .adapter import AdapterSettings
 from .folding import take_from_base
@@ -40,6 +42,10 @@ def add(
     finally:
         layer.__class__ = now
     adapter.kind = kind
+    for parameter in adapter.parameters():
+        # as in PEFT, whatever torch's default dtype is
+        if parameter.dtype.itemsize < torch.float32.itemsize:
+            parameter.data = parameter.data.float()
     if from_weight:
         take_from_base(layer.base_layer, adapter, settings.init)
     else:

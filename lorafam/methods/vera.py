@@ -251,7 +251,7 @@ def _projections(adapter: Any) -> Projections:
 def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     # √(6/fan), to PEFT's last bit
     bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
 
 
 def _sums(matrix: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ from .base_tensors import train_biases
 from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, inside
 from .targets import find_targets, output_head, pattern_values
+from .tensor_keys import unwrapped
 from .token_rows import TokenRows, find_token_rows, put_token_rows
-from .unchanged import shared_modules, tied_to, unchanged_on_failure
+from .unchanged import at_several_places, for_one_place, shared_modules, tied_to, unchanged_on_failure
 from .weight_readers import rescaler_of, stop_fast_paths, watch_head
 
 # what a model's first adapter is called
@@ -42,6 +43,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     holds what it replaces: dense weights beside their 4-bit codes.
     """
     check_model(model)
+    given, model = model, unwrapped(model)
     if not isinstance(config, AdapterConfig):
         raise TypeError(f"config: expected a lorafam.AdapterConfig, got {type(config).__name__}")
     if any(isinstance(module, AdapterLayer) for module in model.modules()):
@@ -59,7 +61,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         train_biases(model, config.base_bias)
         model.lorafam_config = config  # type: ignore[assignment]
     run_through_layers(model)
-    return model
+    return given
 
 
 def run_through_layers(model: nn.Module) -> None:
@@ -93,7 +95,7 @@ def new_modules(
     made: dict[str, nn.Module] = {}
     if not first:
         made = {path: NF4Linear.from_linear(module, **_quantisation(config)) for path, module in dense.items()}
-    bases = {path: made.get(path, module) for path, module in targets.items()}
+    bases = {path: made.get(path, module) for path, module in own_bases(model, targets).items()}
     layers = new_adapter_layers(bases, config, undo)
     saved = {path: SavedModule(model.get_submodule(path), FIRST) for path in _saved(model, config)}
     if first:
@@ -104,6 +106,12 @@ def new_modules(
             elif type(layers[path].base_layer) is type(module):
                 layers[path].base_layer = NF4Linear.from_linear(module, **_quantisation(config))
     return {**made, **layers, **saved}
+
+
+def own_bases(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules that layers are put around: merged, a layer changes its base at its own place alone."""
+    several = at_several_places(model)
+    return {path: for_one_place(module) if module in several else module for path, module in targets.items()}
 
 
 def new_adapter_layers(

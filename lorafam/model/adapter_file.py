@@ -55,15 +55,18 @@ class AdapterFile:
         return list(dict.fromkeys(path_of(name) for name in self.tensors))
 
 
-def read_adapter(folder: Path) -> AdapterFile:
-    """Raises FileNotFoundError; ValueError with the file and the key for anything that isn't as it should be."""
+def read_adapter(folder: Path, *, own_module: bool = False) -> AdapterFile:
+    """`own_module`: the model has a part that is called "module", which is no wrapper's name then.
+
+    Raises FileNotFoundError; ValueError with the file and the key for anything that isn't as it should be.
+    """
     values = read_config(folder / CONFIG_FILE)
     config = adapter_config(values)
     file = tensor_file(folder)
     found = read_tensors(file)
     names = METHODS[config.method].shared_names
     shared = {attribute: found.pop(name) for attribute, name in names.items() if name in found}
-    named = clean_keys(found, PREFIX, file.name)
+    named = clean_keys(found, PREFIX, file.name, own_module=own_module)
     tensors: dict[str, Tensor] = {}
     whole: dict[str, dict[str, Tensor]] = {}
     for name, tensor in named.items():
@@ -87,7 +90,10 @@ def read_adapter(folder: Path) -> AdapterFile:
     kept = {}
     if METHODS[config.method].allocates_ranks:
         pattern: Mapping[str, list[bool]] = values.get("rank_pattern") or {}
-        kept = {path_of(key): ranks for key, ranks in clean_keys(pattern, PREFIX, CONFIG_FILE).items()}
+        kept = {
+            path_of(key): ranks
+            for key, ranks in clean_keys(pattern, PREFIX, CONFIG_FILE, own_module=own_module).items()
+        }
     fan_in_fan_out, ties = bool(values.get("fan_in_fan_out")), bool(values.get("ensure_weight_tying"))
     return AdapterFile(config, tensors, whole, kept, fan_in_fan_out, ties, shared)
 

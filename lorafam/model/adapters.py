@@ -18,12 +18,14 @@ from .adapt import (
     check_targets,
     expected_layers,
     new_adapter_layers,
+    own_bases,
     replace_module,
     run_through_layers,
 )
 from .parameter_targets import find_parameters, put_parameters
 from .saved_module import SavedModule, find_saved, saved_modules
 from .targets import find_targets, pattern_values
+from .tensor_keys import unwrapped
 from .token_rows import TokenRows, find_token_rows, put_token_rows, token_rows
 from .unchanged import unchanged_on_failure
 
@@ -36,6 +38,7 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
     anything is changed, for a name that is there already, another method on a module that has an adapter (LoRA and DoRA
     go together), what changes the base that adapters share, or a model without adapters.
     """
+    model = unwrapped(model)
     layers = expected_layers(model)
     check_new_name(model, name)
     again = config is None
@@ -76,7 +79,7 @@ def put_adapter(
         for path, layer in there.items():
             undo.append(_forgetting(layer.adapters, name))
             layer.put_adapter(name, AdapterSettings.of(config, int(ranks[path]), alphas[path]), own, kinds[path])
-        for path, made in new_adapter_layers(new, config, undo, name, own).items():
+        for path, made in new_adapter_layers(own_bases(model, new), config, undo, name, own).items():
             made.set_adapter(active, elsewhere=True)
             replace_module(model, path, made)
         for layer in layers.values():

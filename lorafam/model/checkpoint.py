@@ -16,7 +16,15 @@ from ..compat.accelerate import loaded
 from ..config import AdapterConfig, check_path, starts_from_weight
 from ..files import write_text, write_whole
 from ..methods import AdapterLayer
-from .adapt import FIRST, adapter_layers, check_model, new_adapter_layers, replace_module, run_through_layers
+from .adapt import (
+    FIRST,
+    adapter_layers,
+    check_model,
+    new_adapter_layers,
+    own_bases,
+    replace_module,
+    run_through_layers,
+)
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, disabled, put_adapter
 from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
@@ -99,8 +107,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     """
     check_model(model)
     check_path("directory", directory)
-    file = read_adapter(Path(directory))
     bare = unwrapped(model)
+    file = read_adapter(Path(directory), own_module="module" in bare._modules)
     under_present_names(bare, file)
     layers = adapter_layers(bare)
     name = adapter
@@ -189,7 +197,7 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
     fitting = _fitting(model, targets, parameters, file)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
-        made = new_adapter_layers(targets, file.config, undo, name)
+        made = new_adapter_layers(own_bases(model, targets), file.config, undo, name)
         for path, layer in made.items():
             put_tensors(layer.active, fitting[clean_path(path)], clean_path(path), file)
             replace_module(model, path, layer)

@@ -22,7 +22,7 @@ from .base_tensors import base_parameters, remember_base_tensors
 from .model_merge_report import ModelMergeReport
 from .pretrained import answer_no_more
 from .saved_module import SavedModule, active_copies, saved_modules
-from .tensor_keys import bare_key, clean_path
+from .tensor_keys import bare_key, clean_path, unwrapped
 from .token_rows import unload_token_rows
 from .unchanged import all_tied_to
 
@@ -53,6 +53,7 @@ def merge_and_unload(
     several others and, with `safe`, for a result that isn't finite; TypeError for a base whose weight can't be
     replaced. The model is then as it was. Until it returns, it holds what it replaces.
     """
+    model = unwrapped(model)
     every = expected_layers(model)
     # a layer without the active adapter is its base
     layers = {path: layer for path, layer in every.items() if layer.has_active}
@@ -80,8 +81,10 @@ def merge_and_unload(
         for path, layer in layers.items():
             _untie(model, path, tied)
             try:
+                # a table has the model's dtype, and no 4 bits
+                stored = "same" if isinstance(layer.base_layer, nn.Embedding) else into
                 reports[path] = layer.merge(
-                    safe, into=into, probe=None if probe is None else probe.get(path), threshold=threshold
+                    safe, into=stored, probe=None if probe is None else probe.get(path), threshold=threshold
                 )
             except (RuntimeError, TypeError, ValueError) as error:
                 raise type(error)(f"{path}: {error}") from error

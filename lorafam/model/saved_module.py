@@ -121,7 +121,8 @@ def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Seq
         return [path for path in _new_heads(model) if path not in named]
     found: list[str] = []
     for name in names:
-        hits = [path for path in paths if clean_path(path).endswith(name)]
+        # of a module in wrappers the innermost
+        hits = list({clean_path(path): path for path in paths if clean_path(path).endswith(name)}.values())
         if not hits:
             raise ValueError(f"modules_to_save: no module is called {name!r}")
         for path in hits:

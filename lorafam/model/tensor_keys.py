@@ -43,8 +43,9 @@ def bare_key(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _AROUND)
 
 
-def clean_keys(tensors: Mapping[str, T], prefix: str, file: str) -> dict[str, T]:
-    """Tensors under the names that PEFT writes: `prefix`, path, part of the adapter.
+def clean_keys(tensors: Mapping[str, T], prefix: str, file: str, *, own_module: bool = False) -> dict[str, T]:
+    """Tensors under the names that PEFT writes: `prefix`, path, part of the adapter. `own_module`: "module" after the
+    prefix is a part of the model.
 
     Raises ValueError for two that would have one name, as those of two adapters have.
     """
@@ -52,7 +53,7 @@ def clean_keys(tensors: Mapping[str, T], prefix: str, file: str) -> dict[str, T]
     for key, tensor in tensors.items():
         name = clean_path(key)
         # DistributedDataParallel's, around the PEFT model or inside it
-        for outer in (f"module.{prefix}", f"{prefix}module."):
+        for outer in (f"module.{prefix}", *(() if own_module else (f"{prefix}module.",))):
             if name.startswith(outer):
                 name = prefix + name[len(outer) :]
         match = _TENSOR.fullmatch(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -53,18 +54,31 @@ def all_tied_to(model: nn.Module, module: nn.Module) -> list[str]:
     ]
 
 
-def shared_modules(model: nn.Module) -> set[nn.Module]:
-    """Modules whose weight is another's too, and those that stand at several places of the model."""
-    holders: dict[object, set[nn.Module]] = {}
+def at_several_places(model: nn.Module) -> list[nn.Module]:
+    """Modules that stand at more than one place of the model."""
     stands: dict[nn.Module, int] = {}
     for parent in model.modules():
         for child in parent._modules.values():
             if child is not None:
                 stands[child] = stands.get(child, 0) + 1
+    return [module for module, count in stands.items() if count > 1]
+
+
+def for_one_place(module: nn.Module) -> nn.Module:
+    """The same parameters and buffers in a module of its own, which can be given others."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[name] = dict(module.__dict__[name])
+    return twin
+
+
+def shared_modules(model: nn.Module) -> set[nn.Module]:
+    """Modules whose weight is another's too, and those that stand at several places of the model."""
+    holders: dict[object, set[nn.Module]] = {}
+    for parent in model.modules():
         for parameter in parent.parameters(recurse=False):
             holders.setdefault(_place(parameter), set()).add(parent)
-    found = {module for module, count in stands.items() if count > 1}
-    return found.union(*(modules for modules in holders.values() if len(modules) > 1))
+    return set(at_several_places(model)).union(*(modules for modules in holders.values() if len(modules) > 1))
 
 
 def _place(tensor: torch.Tensor) -> object:

@@ -273,3 +273,57 @@ def test_names_are_the_bare_models(wrapper: str, tmp_path: Path) -> None:
     for file in (CONFIG, TENSORS):
         assert (tmp_path / "bare" / file).read_bytes() == (tmp_path / "wrapped" / file).read_bytes()
     lorafam.load_adapter(wrapped, tmp_path / "bare")
+
+
+class Around(nn.Module):
+    """A model whose part is called as wrappers call theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = blocks()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+def test_a_part_that_is_called_module(tmp_path: Path) -> None:
+    model = lorafam.adapt(Around(), AdapterConfig(r=4, target_modules=["1"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    x = torch.randn(3, 8)
+    lorafam.save_adapter(model, tmp_path)
+    for base in (Around, blocks):
+        torch.testing.assert_close(lorafam.load_adapter(base(), tmp_path)(x), model(x))
+    torch.testing.assert_close(PeftModel.from_pretrained(Around(), tmp_path)(x), model(x))
+
+
+def test_a_model_in_data_parallel_is_adapted(tmp_path: Path) -> None:
+    model = nn.DataParallel(blocks())
+    assert lorafam.adapt(model, AdapterConfig(r=4, target_modules=["1"])) is model
+    lorafam.add_adapter(model, "b")
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    lorafam.save_adapter(model, tmp_path)
+    x = torch.randn(3, 8)
+    bare = blocks()
+    bare.load_state_dict({name.replace(".base_layer", ""): p for name, p in model.module.state_dict().items()}, False)
+    torch.testing.assert_close(lorafam.load_adapter(bare, tmp_path)(x), model(x))
+    wanted = model(x)
+    lorafam.merge_and_unload(model)
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_a_module_that_is_saved_whole_in_a_wrapper(tmp_path: Path) -> None:
+    model = lorafam.adapt(blocks(), AdapterConfig(r=4, target_modules=["1"], modules_to_save=["0.0"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    lorafam.save_adapter(model, tmp_path)
+    x = torch.randn(3, 8)
+    wanted = model(x)
+    model[0][0] = torch.compile(model[0][0], backend="eager")  # type: ignore[index,operator]
+    lorafam.load_adapter(model, tmp_path)
+    lorafam.load_adapter(model, tmp_path, "b")
+    lorafam.set_adapter(model, "b")
+    torch.testing.assert_close(model(x), wanted)

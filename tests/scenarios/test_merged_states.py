@@ -206,3 +206,57 @@ def test_a_weight_that_is_formed_anew_is_not_merged(how: str, method: str) -> No
     with pytest.raises(TypeError, match=r"merge: the weight of a .*Linear can't be replaced"):
         layer.merge()
     assert torch.equal(layer(x), before)
+
+
+class Twice(nn.Module):
+    """One layer at two places; the second has no adapter, as in PEFT, which goes by the first place's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = nn.Linear(K, K)
+        self.again = nn.ModuleList([self.one])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) - 2 * self.again[0](x)
+
+
+@each_way
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:quantize=")
+def test_a_layer_at_two_places_is_merged_at_its_own(way: str, method: str) -> None:
+    """PEFT's merging changes the other place too."""
+    if way in WAYS[:2]:
+        model: Any = get_peft_model(Twice(), LoraConfig(r=4, target_modules=["one"], use_dora=method == "dora"))
+        layer = model.base_model.model.one
+        if way == "accelerated":
+            lorafam.accelerate(model)
+    else:
+        quantize = "nf4" if way == "nf4" else None
+        model = lorafam.adapt(Twice(), AdapterConfig(method, r=4, target_modules=["one"], quantize=quantize))
+        layer = model.one
+    disturb(model)
+    x = tokens(5)
+    wanted = layer(x) - 2 * Twice().one(x)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+    layer.merge()
+    if way in WAYS[:2]:
+        assert not torch.allclose(model(x), wanted, atol=1e-2)
+        return
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+    layer.unmerge()
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+    lorafam.merge_and_unload(model)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("into", ["bf16", "fp16", "fp32", "nf4"])
+def test_a_table_is_merged_into_the_models_dtype(method: str, into: str) -> None:
+    model: Any = lorafam.adapt(llama(), AdapterConfig(method, r=4, target_modules=["embed_tokens", "q_proj"]))
+    disturb(model)
+    before = logits(model)
+    lorafam.merge_and_unload(model, into=into)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(into, torch.float32)
+    assert model.model.embed_tokens.weight.dtype == dtype
+    assert (logits(model).float() - before).norm() < 0.15 * before.norm()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import lorafam
@@ -233,3 +234,26 @@ def test_a_long_expression_that_ends_is_taken() -> None:
     lorafam.adapt(model, AdapterConfig(target_modules=r"(\w+\.)*(q|v)_.*o.*j.*"))
     assert type(model["a"]["k_proj"]) is nn.Linear
     assert type(model["a"]["q_proj"]) is not nn.Linear
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "vera"])
+def test_adapters_are_fp32_under_a_16_bit_default_dtype(method: str) -> None:
+    def made() -> Any:
+        torch.manual_seed(0)
+        return lorafam.adapt(nn.Sequential(nn.Linear(16, 8)), AdapterConfig(method, r=2, target_modules=["0"]))
+
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        narrow = made()
+        theirs = get_peft_model(nn.Sequential(nn.Linear(16, 8)), LoraConfig(r=2, target_modules=["0"]))
+        layer = narrow[0]
+        inside = layer.delta_weight()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for model in (narrow, theirs):
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert narrow[0].base_layer.weight.dtype == torch.bfloat16
+    # VeRA's projections are those of the key, which no file has
+    torch.testing.assert_close(layer.delta_weight(), inside)
+    y = narrow(torch.randn(3, 16, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16

@@ -16,10 +16,7 @@ def outcome(path: Path, keep: Callable[[str], bool] = lambda _: True) -> dict[st
 
     A test that fails and then can't be torn down has failed once. Raises ValueError where the file isn't whole.
     """
-    try:
-        cases = [case for case in ElementTree.parse(path).getroot().iter("testcase") if keep(_name(case))]
-    except (OSError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path}: not a whole JUnit file: {error}") from error
+    cases = [case for case in _cases(path) if keep(_name(case))]
     skipped: set[str] = set()
     failures: dict[str, str] = {}
     for case in cases:
@@ -35,6 +32,20 @@ def outcome(path: Path, keep: Callable[[str], bool] = lambda _: True) -> dict[st
         "skipped": len(skipped - failures.keys()),
         "failures": failures,
     }
+
+
+def passed(path: Path) -> set[str]:
+    """The tests that passed, by name. Raises ValueError as `outcome`."""
+    bad = ("failure", "error", "skipped")
+    other = {_name(case) for case in _cases(path) if any(result.tag in bad for result in case)}
+    return {_name(case) for case in _cases(path)} - other
+
+
+def _cases(path: Path) -> list[ElementTree.Element]:
+    try:
+        return list(ElementTree.parse(path).getroot().iter("testcase"))
+    except (OSError, ElementTree.ParseError) as error:
+        raise ValueError(f"{path}: not a whole JUnit file: {error}") from error
 
 
 def _name(case: ElementTree.Element) -> str:

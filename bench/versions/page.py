@@ -26,9 +26,8 @@ def page(rows: Sequence[Row], results: dict[str, dict[str, Any]]) -> str:
         found = results.get(row.name, {})
         versions = found.get("versions", row.packages)
         cells = [_cell(row, column, found, notes) for column in COLUMNS]
-        lines.append(
-            "| " + " | ".join([*(versions.get(name) or "" for name in _SHOWN), *cells, found.get("at", "")]) + " |"
-        )
+        at = "; again ".join(filter(None, (found.get("at"), found.get("again_at"))))
+        lines.append("| " + " | ".join([*(versions.get(name) or "" for name in _SHOWN), *cells, at]) + " |")
     return "\n".join([*lines, "", *(f"{index}. {note}" for index, note in enumerate(notes, 1))]).rstrip() + "\n"
 
 
@@ -48,6 +47,8 @@ def _cell(row: Row, column: str, found: dict[str, Any], notes: list[str]) -> str
     if "error" in outcome:
         return noted("not finished", outcome["error"])
     counts = f"{outcome['passed']} passed"
+    if outcome.get("again"):
+        counts += f" ({outcome['again']} when tried again)"
     if outcome["skipped"]:
         counts += f", {outcome['skipped']} skipped"
     if not outcome["failed"]:

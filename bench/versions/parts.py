@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,22 +62,57 @@ PARTS = (
 def run(part: Part, environment: Environment, root: Path, minutes: float) -> dict[str, dict[str, Any]]:
     """Counts and failures by column. What ends before its tests are counted is an "error", never a pass."""
     report = environment.folder / f"{part.name}.xml"
+    error = _run(part.arguments, part.variables, report, environment, root, minutes)
+    return {column: _column(report, keep, error) for column, keep in part.columns.items()}
+
+
+def run_again(tests: Iterable[str], environment: Environment, root: Path, minutes: float) -> tuple[set[str], set[str]]:
+    """Of the tests of the column "tests" those that pass now, in every part that has them, and those that fail.
+
+    Raises RuntimeError where a part doesn't come to its end.
+    """
+    tests, good, bad = list(tests), set[str](), set[str]()
+    for part in PARTS:
+        if "tests" not in part.columns:
+            continue
+        folders = tuple(argument for argument in part.arguments if argument.startswith("tests/"))
+        named = [name for name in tests if not folders or name.startswith(folders)]
+        if not named:
+            continue
+        report = environment.folder / f"{part.name}-again.xml"
+        error = _run(("-n", "2", *named), part.variables, report, environment, root, minutes)
+        if error:
+            raise RuntimeError(error)
+        good |= junit.passed(report)
+        bad |= junit.outcome(report)["failures"].keys()
+    return good - bad, bad
+
+
+def _run(
+    arguments: Sequence[str],
+    own_variables: dict[str, str],
+    report: Path,
+    environment: Environment,
+    root: Path,
+    minutes: float,
+) -> str:
+    """Why pytest didn't come to its end; "" where it did."""
     report.unlink(missing_ok=True)
-    command = [str(environment.python), "-m", "pytest", f"--junitxml={report}", *part.arguments]
+    # names that pytest takes
+    options = (f"--junitxml={report}", "-o", "junit_family=xunit1")
+    command = [str(environment.python), "-m", "pytest", *options, *arguments]
     # caches of its own: what another Triton or Numba compiled isn't this one's
     caches = {name: str(environment.folder / name.lower()) for name in ("TRITON_CACHE_DIR", "NUMBA_CACHE_DIR")}
-    variables = {**environment.variables, **caches, "OMP_NUM_THREADS": "1", **part.variables}
+    variables = {**environment.variables, **caches, "OMP_NUM_THREADS": "1", **own_variables}
     process = subprocess.Popen(command, cwd=root, env=variables, start_new_session=True)
-    error = ""
     try:
         code = process.wait(minutes * 60)
-        # 1: tests failed, which the report tells by name
-        error = "" if code in (0, 1) else f"pytest ended with exit code {code}"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        error = f"not finished in {minutes:g} minutes"
-    return {column: _column(report, keep, error) for column, keep in part.columns.items()}
+        return f"not finished in {minutes:g} minutes"
+    # 1: tests failed, which the report tells by name
+    return "" if code in (0, 1) else f"pytest ended with exit code {code}"
 
 
 def _column(report: Path, keep: Callable[[str], bool], error: str) -> dict[str, Any]:

@@ -208,3 +208,61 @@ def test_a_row_without_an_environment_says_so(tried: Path, monkeypatch: pytest.M
     text = (tried / "docs" / "versions.md").read_text()
     assert "pip: no such version" in text
     assert "passed" not in text.split("|---", 1)[1]
+
+
+def before() -> dict[str, Any]:
+    failures = {"tests/a.py::b": "wrong", "tests/ops/c.py::d[1]": "worse"}
+    column = {"passed": 4, "failed": 2, "skipped": 1, "failures": failures}
+    return {"versions": dict(OWN.packages), "columns": {"tests": column}, "at": "2026-11-26 0a1b2c3"}
+
+
+def test_what_failed_is_tried_again_alone(tried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tried / "bench" / "versions" / "results" / "o.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(before()))
+    given: list[list[str]] = []
+
+    def run_again(tests: Any, *_: Any) -> tuple[set[str], set[str]]:
+        given.append([*tests])
+        return {"tests/a.py::b"}, {"tests/ops/c.py::d[1]"}
+
+    monkeypatch.setattr(versions, "run_again", run_again)
+    monkeypatch.setattr(versions, "_at", lambda _: "2026-11-27 4d5e6f7")
+    assert versions.main(["o", "--failed"], tried) == 1
+    assert given == [["tests/a.py::b", "tests/ops/c.py::d[1]"]]
+    page = (tried / "docs" / "versions.md").read_text()
+    assert "**1 failed**, 5 passed (1 when tried again), 1 skipped" in page
+    assert "2026-11-26 0a1b2c3; again 2026-11-27 4d5e6f7" in page
+    # the next time the rest
+    monkeypatch.setattr(versions, "run_again", lambda tests, *_: (set(tests), set()))
+    assert versions.main(["o", "--failed"], tried) == 0
+    assert "6 passed (2 when tried again), 1 skipped" in (tried / "docs" / "versions.md").read_text()
+
+
+@pytest.mark.parametrize("why", ["versions", "end"])
+def test_trying_again_changes_nothing_where_it_tells_nothing(
+    why: str, tried: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_again(*_: Any) -> Any:
+        raise RuntimeError("not finished in 1 minutes")
+
+    monkeypatch.setattr(versions, "run_again", run_again)
+    kept = before()
+    if why == "versions":
+        kept["versions"]["peft"] = "0.21.1"
+    assert versions.tried_again(kept, Environment(OWN, tried), tried, 1) == kept
+    assert ("other versions" if why == "versions" else "not finished") in capsys.readouterr().out
+
+
+def test_a_test_passes_again_only_where_it_fails_in_no_part(tmp_path: Path) -> None:
+    xml = "<testsuites><testsuite>{}</testsuite></testsuites>".format(
+        "".join(
+            f'<testcase file="tests/{name}.py" name="t">{body}</testcase>'
+            for name, body in {"a": "", "ops/b": '<failure message="wrong"/>', "c": "<skipped/>"}.items()
+        )
+    )
+    names = ["tests/a.py::t", "tests/ops/b.py::t", "tests/c.py::t"]
+    good, bad = parts.run_again(names, fake_pytest(tmp_path, xml, "exit 1"), tmp_path, 1)
+    assert (good, bad) == ({"tests/a.py::t"}, {"tests/ops/b.py::t"})
+    with pytest.raises(RuntimeError, match="exit code 4"):
+        parts.run_again(names, fake_pytest(tmp_path, xml, "exit 4"), tmp_path, 1)

@@ -36,10 +36,12 @@ class Folded:
     Parameters change places, not values: one that another module shares, a table tied to a head, stays as it is there.
     """
 
-    def __init__(self, before: Face, weight: Tensor | NF4Weight) -> None:
+    def __init__(self, before: Face, weight: Tensor | NF4Weight, now: nn.Module) -> None:
         self.before, self.inside = before, True
         self._weight = weight if before.weight is None else None
         self._after: Face | None = None
+        # of the base that is in the layer, as it was put there
+        self._dtype = dtype_of(now)
 
     @property
     def weight(self) -> Tensor | NF4Weight:
@@ -60,7 +62,8 @@ class Folded:
         base: Any = now
         device = base_device(now)
         if wanted.module is not now:
-            layer.base_layer = wanted.module.to(device)
+            dtype = dtype_of(now)
+            layer.base_layer = wanted.module.to(device, dtype if dtype != self._dtype else None)
         elif wanted.weight is not None:
             # the model may have been moved or converted since
             if isinstance(wanted.weight, NF4Weight):
@@ -70,7 +73,13 @@ class Folded:
             if hasattr(now, "bias"):
                 like = base.bias if base.bias is not None or isinstance(wanted.weight, NF4Weight) else base.weight
                 base.bias = as_other(wanted.bias, like)
+        self._dtype = dtype_of(layer.base_layer)
         self.inside = inside
+
+
+def dtype_of(base: nn.Module) -> torch.dtype | None:
+    """Of a base's floats, if it has any."""
+    return next((one.dtype for one in base.parameters() if one.is_floating_point()), None)
 
 
 def check_state(layer: Any, state: Mapping[str, Any], prefix: str) -> None:

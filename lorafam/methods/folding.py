@@ -74,7 +74,7 @@ def fold(
         probe=probe,
         threshold=threshold,
     )
-    return Folded(before_face, weight), report
+    return Folded(before_face, weight, layer.base_layer), report
 
 
 @torch.no_grad()

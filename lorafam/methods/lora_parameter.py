@@ -163,7 +163,7 @@ class LoraParameter(AdapterLayer):
             probe=probe_rows(probe, self.in_features, weight.device),
             threshold=threshold,
         )
-        self._folded = _FoldedParameter(weight)  # type: ignore[assignment]
+        self._folded = _FoldedParameter(weight, form.dtype)  # type: ignore[assignment]
         self.holder._parameters[self.parameter] = nn.Parameter(stored, weight.requires_grad)
         self._settle()
         return report
@@ -187,9 +187,11 @@ class _FoldedParameter:
     share the first.
     """
 
-    def __init__(self, before: nn.Parameter) -> None:
+    def __init__(self, before: nn.Parameter, dtype: torch.dtype) -> None:
         self.before, self.inside = before, True
         self._after: nn.Parameter | None = None
+        # of the one that is in the module, as it was put there
+        self._dtype = dtype
 
     @torch.no_grad()
     def put(self, layer: LoraParameter, inside: bool) -> None:
@@ -200,9 +202,12 @@ class _FoldedParameter:
             self._after = weight
         wanted = self._after if inside else self.before
         assert wanted is not None, "put aside before"
-        if wanted.device != weight.device:
-            wanted = nn.Parameter(wanted.detach().to(weight.device), wanted.requires_grad)
+        # the model may have been moved or converted since
+        dtype = wanted.dtype if weight.dtype == self._dtype else weight.dtype
+        if (wanted.device, wanted.dtype) != (weight.device, dtype):
+            wanted = nn.Parameter(wanted.detach().to(weight.device, dtype), wanted.requires_grad)
         layer.holder._parameters[layer.parameter] = wanted
+        self._dtype = wanted.dtype
         self.inside = inside
 
 

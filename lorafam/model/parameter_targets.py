@@ -15,6 +15,7 @@ from ..methods.lora_parameter import holder_of
 from .saved_module import outer_modules
 from .targets import pattern_values
 from .tensor_keys import clean_path
+from .unchanged import at_several_places, for_one_place
 
 # module's path → its parameters, in its own order: the first one's layer is the innermost, as in PEFT
 Parameters = dict[str, list[str]]
@@ -86,8 +87,12 @@ def _made(
     ranks = pattern_values(config.rank_pattern, paths, config.r, None)
     alphas = pattern_values(config.alpha_pattern, paths, config.alpha, None)
     made = {}
+    # merged, a parameter changes at its own place alone
+    several = at_several_places(model) if stubs is None else []
     for path, parameters in wanted.items():
         layer: Any = model.get_submodule(path) if stubs is None else stubs[path]
+        if layer in several:
+            layer = for_one_place(layer)
         if isinstance(holder_of(layer), AdapterLayer):
             raise ValueError(f"target_parameters: {path!r} can't be adapted, its layer is already")
         there = [one.parameter for one in reversed(_chain(layer))]

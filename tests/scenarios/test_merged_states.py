@@ -260,3 +260,41 @@ def test_a_table_is_merged_into_the_models_dtype(method: str, into: str) -> None
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(into, torch.float32)
     assert model.model.embed_tokens.weight.dtype == dtype
     assert (logits(model).float() - before).norm() < 0.15 * before.norm()
+
+
+@each_own
+@pytest.mark.parametrize("into", ["bf16", "fp32"])
+@pytest.mark.parametrize("inside", ["merged", "disabled"])
+def test_converted_while_merged_into_another_format(way: str, into: str, inside: str) -> None:
+    model = Model(way).eval()
+    x = tokens(5)
+    wanted, base = model.wanted(x), model.wanted(x, None)
+    model.layer.merge(into=into)
+    model.layer.enabled = inside == "merged"
+    model.net.double()
+    near(model(x.double()), wanted if inside == "merged" else base, 0.02)
+    model.layer.enabled = True
+    near(model(x.double()), wanted, 0.02)
+    model.layer.unmerge()
+    near(model(x.double()), wanted)
+
+
+@pytest.mark.parametrize("inside", ["merged", "disabled"])
+@pytest.mark.parametrize("into", ["same", "bf16"])
+def test_a_merged_parameter_is_converted(into: str, inside: str) -> None:
+    def made() -> Any:
+        settings: dict[str, Any] = {"target_modules": [], "target_parameters": ["one.weight"]}
+        model = lorafam.adapt(Twice(), AdapterConfig(r=4, **settings))
+        disturb(model)
+        return model
+
+    model, x = made(), tokens(5)
+    wanted, base = model(x).double(), Twice()(x).double()
+    model.one.merge(into=into)
+    model.one.enabled = inside == "merged"
+    model.double()
+    near(model(x.double()), wanted if inside == "merged" else base, 0.02)
+    model.one.enabled = True
+    near(model(x.double()), wanted, 0.02)
+    model.one.unmerge()
+    near(model(x.double()), wanted)

@@ -24,20 +24,35 @@ BaseTensors = dict[str, tuple[nn.Parameter, torch.Tensor]]
 BIASES = ("none", "all", "lora_only")
 
 
-def base_parameters(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
-    """Name in the bare model → name in PEFT's files and the parameter; adapters' own are left out."""
+def base_parameters(model: nn.Module, adapter: str | None = None) -> dict[str, tuple[str, nn.Parameter]]:
+    """Name in the bare model → name in PEFT's files, of this adapter (None: of all that are there), and the parameter;
+    adapters' own are left out.
+    """
     inside = {path: module for path, module in model.named_modules() if isinstance(module, _AROUND)}
     found = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         outer = [path for path in inside if name.startswith(f"{path}.") or not path]
         if any(not name[len(path) :].lstrip(".").startswith("base_layer.") for path in outer):
             continue
-        clean = clean_path(name)
+        around = {path: inside[path] for path in outer if adapter is None or _is_of(inside[path], adapter)}
+        told = name
+        for path in sorted(set(outer) - around.keys(), key=len, reverse=True):
+            # for this adapter the module stands there bare
+            start = f"{path}." if path else ""
+            told = start + told.removeprefix(start).removeprefix("base_layer.")
+        told, clean = clean_path(told), clean_path(name)
         # PEFT keeps what it saves whole elsewhere
-        told = clean if not any(isinstance(inside[path], SavedModule) for path in outer) else ""
-        rows = any(isinstance(inside[path], TokenRows) for path in outer)
+        told = told if not any(isinstance(module, SavedModule) for module in around.values()) else ""
+        rows = any(isinstance(module, TokenRows) for module in around.values())
         found[bare_key(clean)] = told.replace(".base_layer.", ".token_adapter.base_layer.") if rows else told, parameter
     return found
+
+
+def _is_of(module: Any, adapter: str) -> bool:
+    if isinstance(module, AdapterLayer):
+        return adapter in module.adapters
+    # what is tied to a table has its rows
+    return bool((module.holder if isinstance(module, TokenRows) else module).has(adapter))
 
 
 _AROUND = (AdapterLayer, SavedModule, TokenRows)
@@ -112,11 +127,11 @@ def remember_base_tensors(model: nn.Module, names: Sequence[str]) -> None:
         model.lorafam_base_tensors = tuple(dict.fromkeys((*known, *names)))  # type: ignore[assignment]
 
 
-def saved_base_tensors(model: nn.Module, which: str) -> dict[str, torch.Tensor]:
-    """What is no more the base's own and the biases that are trained, under PEFT's names. Raises ValueError for a layer
-    that was merged into 4 bits.
+def saved_base_tensors(model: nn.Module, which: str, adapter: str) -> dict[str, torch.Tensor]:
+    """What is no more the base's own and the biases that are trained, under PEFT's names for an adapter. Raises
+    ValueError for a layer that was merged into 4 bits.
     """
-    known = base_parameters(model)
+    known = base_parameters(model, adapter)
     lost = [name for name in getattr(model, "lorafam_base_tensors", ()) if _is_four_bit(model, name, known)]
     if lost:
         raise ValueError(

@@ -81,7 +81,7 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     tensors |= {one.shared_names[attribute]: tensor for attribute, tensor in shared.items()}
     # as they are without what is merged into them
     with disabled(model):
-        tensors |= saved_base_tensors(model, config.base_bias)
+        tensors |= saved_base_tensors(model, config.base_bias, name)
     saved, whole = saved_tensors(model, adapter)
     tokens, rows = saved_rows(model, name)
     tensors |= whole | rows

@@ -64,18 +64,18 @@ class TokenRows(nn.Module):
             del self.tokens[name], self.rows[name]
 
     @property
-    def _holder(self) -> TokenRows:
+    def holder(self) -> TokenRows:
         return self._first[0] if self._first else self
 
     def _own(self) -> tuple[list[int], Tensor] | None:
         """The n tokens and their rows [n, D] that count now."""
-        holder, name = self._holder, self._holder.active_adapter
+        holder, name = self.holder, self.holder.active_adapter
         usable = holder.enabled and name in holder.tokens
         return (holder.tokens[name], holder.rows[name]) if usable else None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)
-        holder = self._holder
+        holder = self.holder
         names = holder.row_adapters
         if names is None:
             own = self._own()
@@ -87,7 +87,7 @@ class TokenRows(nn.Module):
         return put_by_row(y, rows, outputs)
 
     def _rows_of(self, x: Tensor, y: Tensor, name: str, at: Tensor) -> Tensor:
-        holder = self._holder
+        holder = self.holder
         return self._put_in(x[at], y[at], holder.tokens[name], holder.rows[name])
 
     def _put_in(self, x: Tensor, y: Tensor, tokens: list[int], rows: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class TokenRows(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The table with the active adapter's rows, for models that compute with it themselves."""
-        if self._holder.row_adapters is not None and any(self._holder.row_adapters):
+        if self.holder.row_adapters is not None and any(self.holder.row_adapters):
             raise ValueError("row_adapters: a module computes with the table itself, all rows would have one adapter's")
         own = self._own()
         weight: Any = self.base_layer.weight

@@ -211,3 +211,23 @@ def test_the_shared_biases_stay_trainable_beside_another() -> None:
     after = {n.replace(".base_layer.bias", ".bias") for n, p in model.named_parameters() if p.requires_grad}
     assert after == {n.replace(".base_layer.bias", ".bias") for n in before}
     assert sum("b" in layer.adapters for layer in adapter_layers(model).values()) == 2
+
+
+SHARED = [name for name, (_, settings) in FILES.items() if "bias" in settings or "embed_tokens" in str(settings)]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_names_in_a_file_are_its_own_adapters(name: str, tmp_path: Path) -> None:
+    """Modules that another adapter is on are bare ones for this: their biases and tables are called so."""
+    base, settings = FILES[name]
+    peft_file(tmp_path / "one", BASES[base](), **settings)
+    other = ["c_fc", "c_proj"] if base == "gpt2" else ["k_proj", "o_proj"]
+    other = [one for one in other if one not in settings.get("modules_to_save", [])]
+    peft_file(tmp_path / "two", BASES[base](), target_modules=other)
+    want = by_peft(tmp_path / "one", BASES[base]())
+    model = lorafam.load_adapter(BASES[base](), tmp_path / "one")
+    lorafam.load_adapter(model, tmp_path / "two", "two")
+    lorafam.save_adapter(model, tmp_path / "again", "default")
+    close(by_peft(tmp_path / "again", BASES[base]()), want)
+    names = [set(load_file(tmp_path / one / "adapter_model.safetensors")) for one in ("one", "again")]
+    assert not any(".base_layer." in key for key in names[1] - names[0])

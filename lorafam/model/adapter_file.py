@@ -82,7 +82,7 @@ def read_adapter(folder: Path, *, own_module: bool = False) -> AdapterFile:
             continue
         path, _, ending = name[len(PREFIX) :].rpartition(".")
         # PEFT writes a saved module's biases twice, with bias="all", and those of the module that it stands for
-        if path.endswith((".modules_to_save", ".original_module")):
+        if {"modules_to_save", "original_module"} & {*path.split(".")}:
             continue
         whole.setdefault(path, {})[ending] = tensor
     if not tensors:

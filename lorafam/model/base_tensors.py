@@ -76,9 +76,32 @@ def _is_four_bit(model: nn.Module, name: str, known: Mapping[str, tuple[str, nn.
 
 
 def train_biases(model: nn.Module, which: str) -> None:
-    """Makes them trainable."""
-    for _, parameter in trained_biases(model, which):
+    """Makes them trainable; the model remembers what they were."""
+    first = dict(getattr(model, "lorafam_first_biases", {}))
+    for name, parameter in trained_biases(model, which):
+        first.setdefault(name, parameter.detach().clone())
         parameter.requires_grad_(True)
+    if first:
+        model.lorafam_first_biases = first  # type: ignore[assignment]
+
+
+def check_base(model: nn.Module, whole: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Raises ValueError where the base isn't any more what a file is for that doesn't have these tensors itself."""
+    known, first = base_parameters(model), getattr(model, "lorafam_first_biases", {})
+    resized = getattr(model, "lorafam_resized_tensors", ())
+    changed = [name for name in getattr(model, "lorafam_base_tensors", ()) if name not in resized]
+    changed += [
+        name
+        for name, tensor in first.items()
+        if name in known and not (tensor.is_meta or torch.equal(tensor.to(known[name][1]), known[name][1]))
+    ]
+    given = {bare_key(f"{path}.{ending}") for path, tensors in whole.items() for ending in tensors}
+    missing = next((name for name in changed if name not in given), None)
+    if missing is not None:
+        raise ValueError(
+            f"model: its {missing!r} was trained, merged into or loaded with an adapter, and {TENSOR_FILE}, which has "
+            "none, is for the base as it was: load it into a bare model"
+        )
 
 
 def file_base_tensors(model: nn.Module, whole: Mapping[str, Mapping[str, torch.Tensor]]) -> BaseTensors:

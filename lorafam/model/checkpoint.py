@@ -27,7 +27,7 @@ from .adapt import (
 )
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, disabled, put_adapter
-from .base_tensors import BaseTensors, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
+from .base_tensors import BaseTensors, check_base, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
 from .fit import check_fit, meta_layers, meta_twins, put_tensors
 from .older_names import under_present_names
 from .parameter_targets import Parameters, find_parameters, meta_parameters, nested_paths, put_parameters
@@ -117,6 +117,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     over = isinstance(name, str) and any(name in layer.adapters for layer in layers.values())
     if layers:
         _check_present(layers, file)
+        check_base(bare, file.whole)
     if not over:
         check_new_name(bare, name, "adapter")
     paths = [clean_path(path) for path, _ in bare.named_modules()]

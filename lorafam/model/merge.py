@@ -124,7 +124,7 @@ def merge_and_unload(
     if into in DENSE:
         _convert_rest(model, DENSE[into])
     if not kept:
-        for name in ("lorafam_config", "lorafam_base_tensors"):
+        for name in ("lorafam_config", "lorafam_base_tensors", "lorafam_resized_tensors", "lorafam_first_biases"):
             model.__dict__.pop(name, None)
     return ModelMergeReport(reports, [path for path in layers if path in kept])
 

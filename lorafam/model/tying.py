@@ -47,6 +47,9 @@ def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # tied ones once
     names = {id(weight): name for name, weight in reversed(after.items()) if weight.shape != before.get(name)}
     remember_base_tensors(model, list(names.values()))
+    # files for the tables as they were are right for their tokens
+    resized = getattr(model, "lorafam_resized_tensors", ())
+    model.lorafam_resized_tensors = tuple({*resized, *names.values()})  # type: ignore[assignment]
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import lorafam
@@ -223,11 +223,62 @@ def test_the_names_in_a_file_are_its_own_adapters(name: str, tmp_path: Path) -> 
     peft_file(tmp_path / "one", BASES[base](), **settings)
     other = ["c_fc", "c_proj"] if base == "gpt2" else ["k_proj", "o_proj"]
     other = [one for one in other if one not in settings.get("modules_to_save", [])]
-    peft_file(tmp_path / "two", BASES[base](), target_modules=other)
     want = by_peft(tmp_path / "one", BASES[base]())
     model = lorafam.load_adapter(BASES[base](), tmp_path / "one")
-    lorafam.load_adapter(model, tmp_path / "two", "two")
+    lorafam.add_adapter(model, "two", AdapterConfig(r=2, target_modules=other))
     lorafam.save_adapter(model, tmp_path / "again", "default")
     close(by_peft(tmp_path / "again", BASES[base]()), want)
     names = [set(load_file(tmp_path / one / "adapter_model.safetensors")) for one in ("one", "again")]
     assert not any(".base_layer." in key for key in names[1] - names[0])
+
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "biases": {"target_modules": QV, "bias": "all"},
+    "biases of adapted layers": {"target_modules": QV, "bias": "lora_only"},
+}
+
+
+@pytest.mark.parametrize("adapter", ["b", None])
+@pytest.mark.parametrize("how", [*CHANGED, "trained here", "merged here"])
+def test_a_file_for_the_base_as_it_was_is_not_put_on_another(how: str, adapter: str | None, tmp_path: Path) -> None:
+    """PEFT takes it, and it is another model."""
+    peft_file(tmp_path / "plain", qwen(), target_modules=["k_proj"] if adapter else QV)
+    want = by_peft(tmp_path / "plain", qwen())
+    model: Any = qwen()
+    if how in CHANGED:
+        peft_file(tmp_path / "first", qwen(), **CHANGED[how])
+        lorafam.load_adapter(model, tmp_path / "first")
+        theirs = PeftModel.from_pretrained(qwen(), tmp_path / "first")
+        theirs.load_adapter(tmp_path / "plain", "b")
+        theirs.set_adapter("b")
+        assert (logits(theirs) - want).norm() > 1e-2 * want.norm()
+    else:
+        lorafam.adapt(
+            model, AdapterConfig(r=4, target_modules=QV, base_bias="all" if how == "trained here" else "none")
+        )
+        if how == "trained here":
+            # nothing is changed yet
+            peft_file(tmp_path / "early", qwen(), target_modules=["o_proj"])
+            lorafam.load_adapter(model, tmp_path / "early", "early")
+            lorafam.delete_adapter(model, "early")
+        disturb(model)
+        if how == "merged here":
+            lorafam.merge_and_unload(model, keep_unmerged=["q_proj"])
+    before = logits(model)
+    modules = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=r"model: its '.*' was trained, merged into or loaded with an adapter"):
+        lorafam.load_adapter(model, tmp_path / "plain", adapter)
+    assert torch.equal(logits(model), before)
+    assert [name for name, _ in model.named_modules()] == modules
+    # its own file has them
+    lorafam.save_adapter(model, tmp_path / "own")
+    lorafam.load_adapter(model, tmp_path / "own")
+    close(logits(model), before)
+    close(logits(lorafam.load_adapter(qwen(), tmp_path / "own")), before)
+
+
+def test_biases_within_a_module_saved_whole_are_read(tmp_path: Path) -> None:
+    """PEFT writes them twice."""
+    peft_file(tmp_path, BASES["gpt2"](), target_modules=["c_attn"], modules_to_save=["h.1.mlp"], bias="all")
+    assert any(".modules_to_save." in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    close(logits(lorafam.load_adapter(BASES["gpt2"](), tmp_path)), by_peft(tmp_path, BASES["gpt2"]()))

@@ -106,11 +106,11 @@ def _kind_beside(path: str, layer: AdapterLayer, method: str) -> type[AdapterLay
     """The class of a layer with an adapter of another method: LoRA and DoRA go together, as in PEFT. Raises ValueError
     for others.
     """
-    if METHODS[method].peft_type != layer.peft_type:
+    of_parameter = isinstance(layer, LoraParameter)
+    if METHODS[method].peft_type != layer.peft_type or (of_parameter and method != layer.method):
         raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {method!r}")
-    if isinstance(layer, LoraParameter):
-        raise ValueError(f"target_modules: {path!r} has an adapter of its parameter, expected target_parameters")
-    return layer_class(method, layer.base_layer)
+    # of its weight, which is the same sum
+    return LoraParameter if of_parameter else layer_class(method, layer.base_layer)
 
 
 def _forgetting(adapters: nn.ModuleDict, name: str) -> Callable[[], object]:

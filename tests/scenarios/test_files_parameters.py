@@ -17,7 +17,7 @@ from lorafam import AdapterConfig
 from lorafam.methods import LoraParameter
 from lorafam.model import adapter_layers
 from tests.model.tiny import disturb
-from tests.scenarios.files import close, logits
+from tests.scenarios.files import by_peft, close, llama, logits, peft_file
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -180,3 +180,27 @@ def test_a_further_adapter_has_the_same_parameters() -> None:
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_module_beside_its_own_weight_as_a_parameter(tmp_path: Path) -> None:
+    files = {
+        "x": {"target_modules": [], "target_parameters": ["gate_proj.weight"]},
+        "y": {"target_modules": ["gate_proj", "q_proj"]},
+    }
+    out = {}
+    for name, settings in files.items():
+        peft_file(tmp_path / name, llama(), **settings)
+        out[name] = by_peft(tmp_path / name, llama())
+    theirs = PeftModel.from_pretrained(llama(), tmp_path / "x", adapter_name="x")
+    theirs.load_adapter(tmp_path / "y", "y")
+    model = lorafam.load_adapter(llama(), tmp_path / "x", "x")
+    lorafam.load_adapter(model, tmp_path / "y", "y")
+    for name in ("y", "x", "y"):
+        theirs.set_adapter(name)
+        lorafam.set_adapter(model, name)
+        close(logits(theirs), out[name])
+        close(logits(model), out[name])
+    lorafam.save_adapter(model, tmp_path / "again")
+    close(by_peft(tmp_path / "again", llama()), out["y"])
+    with pytest.raises(ValueError, match=r"expected the method 'lora' of '.*gate_proj', got 'dora'"):
+        lorafam.add_adapter(model, "z", AdapterConfig("dora", target_modules=["gate_proj"]))

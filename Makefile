@@ -3,7 +3,7 @@
 # make gpu     on a machine with a CUDA GPU: checks, tests, benchmark, tuning, counters and a step there, with PYTHON as it is and no
 #              network, into bench/results/<gpu>/. PART=check|tests|bench|tune|profile|step, or next: the next unfinished, for MINUTES
 #              (8) at a time. RESULTS=folder; PACKED=file.tar.gz keeps that folder as one file too; WHEELS=folder of wheels to use
-# make simulated   runs every method on compiled GPU code and in Triton's interpreter over many shapes; needs no GPU
+# make simulated   the tests of compiled GPU code, run on a CPU, and every method in Triton's interpreter over many shapes
 # make compiled    compiles every GPU kernel for every architecture and checks what came out; needs no GPU
 # make kernel-table   writes the tables of docs/kernels.md from compiled code; needs no GPU. KERNELS=build/kernels/kernels.json
 #                  takes what make compiled left

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,15 +60,12 @@ def _triton_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(knobs.runtime, "kernel_load_end_hook", knobs.HookChain(reversed=True))
 
 
-# on compiled code it takes minutes: make simulated
-simulated_apart = pytest.mark.parametrize(
-    "backend",
-    [pytest.param(name, marks=[pytest.mark.simulated] * (name == "simulate")) for name in BACKENDS],
-    indirect=True,
-)
+def simulated(name: str) -> Any:
+    """A parameter that means compiled code run on the CPU, which takes minutes: for `make simulated`."""
+    return pytest.param(name, marks=pytest.mark.simulated)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[simulated(name) if name == "simulate" else name for name in BACKENDS])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once on every backend that this machine has; on a GPU where its file asks for `device`."""
     if request.param == "simulate":

@@ -23,6 +23,7 @@ __all__ = [
     "Bound",
     "GPUTarget",
     "bound",
+    "descriptors_round",
     "launcher",
     "missing_to_interpret",
     "missing_to_launch",
@@ -76,9 +77,14 @@ def launcher(kernel: Any, grid: tuple[int, ...]) -> Callable[[list[Any]], None]:
     return start
 
 
+def descriptors_round() -> bool:
+    """Whether a tensor descriptor says whether fp32 is rounded to tf32, and a kernel takes it: since 3.7."""
+    return "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__
+
+
 def with_rounding(argument: Any) -> Any:
     """A kernel's argument; a tensor descriptor says that fp32 isn't rounded to tf32, which 3.6's doesn't say."""
-    if isinstance(argument, TensorDescriptor) and not hasattr(argument, "round_f32_to_tf32"):
+    if isinstance(argument, TensorDescriptor) and not descriptors_round():
         argument.round_f32_to_tf32 = False
     return argument
 

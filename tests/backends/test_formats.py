@@ -11,11 +11,10 @@ from lorafam.kernels.formats import FORMATS, Format
 import lorafam
 from lorafam import functional as F
 from lorafam import quantize_nf4, reference
-from tests.conftest import device, simulated_apart
+from tests.conftest import device
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
-    simulated_apart,
     pytest.mark.parametrize("row", [one for one in FORMATS if one.levels], ids=lambda one: one.name),
 ]
 

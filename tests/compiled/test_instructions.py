@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from lorafam.kernels.launch_rows import TRITON
 from lorafam.kernels.launch_table import PACKED, launch_config
 
 from tests.architectures import chosen
@@ -24,6 +25,8 @@ TILES_OTHERS = {64: 8.0, 128: 11.0}
 GRADIENTS = {16: {"sm_120": 6.7}, 64: {}}
 GRADIENTS_OTHERS = {16: 6.2, 64: 8.0}
 DEQUANTIZE = 12.0
+# the limits are those of Triton 3.9; what is more than so much worse before has rows of its own
+BEFORE = 1.1 if TRITON < (3, 9) else 1.0
 TENSOR_CORES = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
 
@@ -65,7 +68,8 @@ def test_tiles(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
 def test_dx(rows: list[dict[str, Any]], target: str, tokens: int) -> None:
     for row in products(rows, target, tokens, "lora_linear_grad_kernel"):
         print(described(row), row["per_weight"])
-        assert row["per_weight"]["beside_tensor_cores"] <= GRADIENTS[tokens].get(target, GRADIENTS_OTHERS[tokens])
+        limit = BEFORE * GRADIENTS[tokens].get(target, GRADIENTS_OTHERS[tokens])
+        assert row["per_weight"]["beside_tensor_cores"] <= limit
 
 
 @pytest.mark.parametrize("target", NVIDIA)

@@ -16,13 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lorafam import MergeReport, NF4Linear, explain
 from lorafam.methods import METHODS, AdapterLayer
-from tests.conftest import device, simulated_apart
+from tests.conftest import device
 from tests.methods.settings import settings_of
 
-pytestmark = [
-    pytest.mark.usefixtures("backend"),
-    simulated_apart,
-]
+pytestmark = pytest.mark.usefixtures("backend")
 
 # bitsandbytes' own CPU decoder is wrong where K isn't a multiple of the block
 K, N, RANK = 128, 70, 4

@@ -179,10 +179,14 @@ def _run_without_gpu(
 
 
 def _for_ptxsim(kernel: Any) -> Any:
-    """The kernel, in instructions that ptxsim knows."""
+    """The kernel, in instructions and with parameters that ptxsim knows."""
+    from ...compat.triton import descriptors_round
+    from .descriptor_flags import with_both
     from .mixed_precision import written_out
 
     ptx = written_out(kernel.asm["ptx"])
+    if not descriptors_round() and any(str(kind).startswith("tensordesc") for kind in kernel.src.signature.values()):
+        ptx = with_both(ptx)
     if ptx == kernel.asm["ptx"]:
         return kernel
     plain = copy.copy(kernel)

@@ -58,8 +58,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
-@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.simulated)])
-@pytest.mark.parametrize("tokens", [3, pytest.param(64, marks=pytest.mark.simulated)])
+@pytest.mark.simulated
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("tokens", [3, 64])
 def test_wherever_spans_begin_and_end(
     case: Case, architecture: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,9 +258,11 @@ class AdapterLayer(nn.Module, Method, ABC):
 
     def base_bias(self) -> Tensor | None:
         bias = getattr(self.base_layer, "bias", None)
+        if isinstance(bias, Tensor):
+            return bias
         # torch's quantised layers have it as a method
-        bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
-        return bias if isinstance(bias, Tensor) else None
+        found = bias() if callable(bias) else None
+        return found if isinstance(found, Tensor) else None
 
     @torch.no_grad()
     def delta_weight(self) -> Tensor:

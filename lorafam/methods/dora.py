@@ -70,7 +70,8 @@ class DoraLayer(AdapterLayer):
         adapter.dora_dropout = own.get("dora_dropout", self.dora_dropout)
         adapter.norm_gradient = own.get("norm_gradient", self.norm_gradient)
         # the update is 0: the norm of the base's rows, so that c = 1
-        norm = self._row_norm(adapter, own_weight(self.base_layer), differentiable=False)
+        weight = own_weight(self.base_layer)
+        norm = self._row_norm(adapter.A, adapter.B, adapter.scale, weight, differentiable=False)
         adapter.magnitude = nn.Parameter(norm.to(torch.float32))
         return adapter
 
@@ -106,11 +107,11 @@ class DoraLayer(AdapterLayer):
         active: Any = self.active
         A, B = active.A, active.B
         if self.training or torch.is_grad_enabled() or not may_keep(A.device):
-            return self._row_norm(active, weight, differentiable=active.norm_gradient)
+            return self._row_norm(A, B, active.scale, weight, differentiable=active.norm_gradient)
         weights = [*self.base_layer.parameters(), *self.base_layer.buffers()] if weight is None else (weight,)
         kept = self._norm
         if kept is None or not kept.holds(weights, (A, B), active.scaling):
-            formed = self._row_norm(active, weight, differentiable=active.norm_gradient)
+            formed = self._row_norm(A, B, active.scale, weight, differentiable=active.norm_gradient)
             kept = self._norm = Kept(formed, weights, (A, B), active.scaling)
         return kept.value
 
@@ -119,7 +120,7 @@ class DoraLayer(AdapterLayer):
         norm = torch.linalg.vector_norm(adapted, dim=1).clamp_min(NORM_FLOOR)
         return adapted * (self.magnitude[rows].to(adapted.dtype) / norm).unsqueeze(1)
 
-    def _row_norm(self, adapter: Any, weight: Any, *, differentiable: bool) -> Tensor:
+    def _row_norm(self, A: Tensor, B: Tensor, scale: Tensor, weight: Any, *, differentiable: bool) -> Tensor:
         if weight is None:
             weight = dense_base_weight(self.base_layer)
         # a compiled graph and a transform can't ask for the weight's version: there ‖w_j‖² is formed anew
@@ -128,7 +129,6 @@ class DoraLayer(AdapterLayer):
         else:
             self._weight_squared = squared_norms(self._weight_squared, weight)
             squared = self._weight_squared.value
-        A, B, scale = adapter.A, adapter.B, adapter.scale
         return F.row_norm(weight, A, B, scale, weight_squared=squared, differentiable=differentiable)
 
 

@@ -124,13 +124,6 @@ class NF4Weight:
 
         return function(*map(plain, args), **{name: plain(value) for name, value in (kwargs or {}).items()})
 
-    def __getattr__(self, name: str) -> Any:
-        # what a tensor computes, of the decoded weight; what changes it or tells of its memory it hasn't
-        computes = not name.startswith("_") and not name.endswith("_") and name not in _OF_MEMORY
-        if computes and callable(getattr(Tensor, name, None)):
-            return functools.partial(self._decoded, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-
     def _decoded(self, name: str, *args: Any, **kwargs: Any) -> Any:
         _tell_of_decoding(name)
         return getattr(self.dequantize(), name)(*args, **kwargs)
@@ -230,36 +223,42 @@ def quantize_nf4(weight: Tensor, block_size: int = 64, double_quant: bool = True
     return NF4Weight.quantize(weight, block_size, double_quant, quant_type)
 
 
+def _method(name: str) -> Any:
+    def decoded(self: NF4Weight, *args: Any, **kwargs: Any) -> Any:
+        return self._decoded(name, *args, **kwargs)
+
+    return decoded
+
+
 # methods of a tensor that tell where its bytes are, or are autograd's
 _OF_MEMORY = frozenset(
     ("data_ptr", "storage", "storage_offset", "untyped_storage", "stride", "element_size", "is_contiguous", "backward",
      "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "numpy", "cuda", "cpu", "xpu", "is_shared")
 )  # fmt: skip
-
-
-def _operator(name: str) -> Any:
-    def decoded(self: NF4Weight, *args: Any) -> Any:
-        return self._decoded(name, *args)
-
-    return decoded
-
-
-# which Python looks up in the class
-for _name in (
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "matmul",
-    "rmatmul",
-    "neg",
-    "getitem",
-):
-    setattr(NF4Weight, f"__{_name}__", _operator(f"__{_name}__"))
+_OPERATORS = [
+    f"__{name}__"
+    for name in [
+        "add",
+        "radd",
+        "sub",
+        "rsub",
+        "mul",
+        "rmul",
+        "truediv",
+        "rtruediv",
+        "matmul",
+        "rmatmul",
+        "neg",
+        "getitem",
+    ]
+]
+# what a tensor computes, of the decoded weight; what changes it or tells of its memory it hasn't. No __getattr__, which
+# would make all attributes slower
+for _name in dir(Tensor):
+    _public = not _name.startswith("_") and not _name.endswith("_") and _name not in _OF_MEMORY
+    _new = _public and not hasattr(NF4Weight, _name) and callable(getattr(Tensor, _name))
+    if _new or _name in _OPERATORS:
+        setattr(NF4Weight, _name, _method(_name))
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from .adapt import (
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, disabled, put_adapter
 from .base_tensors import BaseTensors, check_base, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
-from .fit import check_fit, meta_layers, meta_twins, put_tensors
+from .fit import check_fit, check_present, meta_layers, meta_twins, put_tensors
 from .older_names import under_present_names
 from .parameter_targets import Parameters, find_parameters, meta_parameters, nested_paths, put_parameters
 from .peft_format import TENSOR_FILE, adapter_tensors
@@ -46,7 +46,8 @@ from .saved_module import (
 )
 from .targets import checked_targets, find_targets
 from .tensor_keys import clean_path, unwrapped
-from .token_rows import find_token_rows, put_rows, put_token_rows, saved_rows, take_rows, token_rows
+from .token_row_files import put_rows, saved_rows, take_rows
+from .token_rows import find_token_rows, put_token_rows, token_rows
 from .unchanged import tied_to, unchanged_on_failure
 
 
@@ -116,7 +117,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
         name = next(iter(layers.values())).active_adapter if layers else FIRST
     over = isinstance(name, str) and any(name in layer.adapters for layer in layers.values())
     if layers:
-        _check_present(layers, file)
+        check_present(layers, file)
         check_base(bare, file.whole)
     if not over:
         check_new_name(bare, name, "adapter")
@@ -260,20 +261,6 @@ def _file_targets(model: nn.Module, file: AdapterFile) -> dict[str, nn.Module]:
     return checked_targets(
         model, {path: one.base_layer if isinstance(one, AdapterLayer) else one for path, one in found.items()}
     )
-
-
-def _check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
-    """What holds for any model that has adapters already."""
-    for path, layer in layers.items():
-        if layer.merged:
-            raise ValueError(f"model: {path!r} is merged, unmerge it before another adapter is loaded")
-        if any(adapter.start_A is not None for adapter in layer.adapters.values()):
-            raise ValueError(f"model: the base of {path!r} lost a part to its first adapter, expected it as it was")
-    if starts_from_weight(file.config.init):
-        raise ValueError(
-            f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} takes a part of the base, expected a model "
-            "without adapters"
-        )
 
 
 def _load_over(model: nn.Module, layers: Mapping[str, AdapterLayer], file: AdapterFile, name: str) -> None:

@@ -24,7 +24,7 @@ from .peft_settings import CONFIG_FILE
 from .saved_module import is_saved
 from .stored_model import StoredModel
 from .tensor_keys import bare_key
-from .token_rows import file_rows
+from .token_row_files import file_rows
 from .weight_files import FLOATS
 
 Tensor = torch.Tensor

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import AdapterConfig
+from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer, LoraParameter
 from ..methods.adapter import Adapter
 from ..methods.base_weight import base_sizes
@@ -109,3 +109,17 @@ def put_tensors(adapter: Adapter, like: AdapterLayer, path: str, file: AdapterFi
     adapter.rank, adapter.alpha, adapter.rslora, adapter.rank_num = new.rank, new.alpha, new.rslora, new.rank_num
     adapter.scaling = new.scaling
     like.put_shared(adapter, file.shared)
+
+
+def check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:
+    """What holds for any model that has adapters already."""
+    for path, layer in layers.items():
+        if layer.merged:
+            raise ValueError(f"model: {path!r} is merged, unmerge it before another adapter is loaded")
+        if any(adapter.start_A is not None for adapter in layer.adapters.values()):
+            raise ValueError(f"model: the base of {path!r} lost a part to its first adapter, expected it as it was")
+    if starts_from_weight(file.config.init):
+        raise ValueError(
+            f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} takes a part of the base, expected a model "
+            "without adapters"
+        )

@@ -17,14 +17,10 @@ from torch.nn import functional as nnf
 from ..config import AdapterConfig
 from ..methods import AdapterLayer
 from ..methods.rows import put_by_row, rows_of_batch
-from .adapter_file import AdapterFile
-from .peft_format import PREFIX, TENSOR_FILE
 from .saved_module import SavedModule
 from .tensor_keys import clean_path
 
 Tensor = torch.Tensor
-Whole = dict[str, dict[str, Tensor]]
-_HOLDER, _ROWS = ".token_adapter", "trainable_tokens_delta"
 
 
 class TokenRows(nn.Module):
@@ -233,67 +229,6 @@ def _around(model: nn.Module, table: Any) -> TokenRows:
                     raise ValueError("trainable_token_indices: expected tables that aren't tied to an adapted layer")
                 parent._modules[child_name] = made.setdefault(id(child), TokenRows(child, first))
     return first
-
-
-def saved_rows(model: nn.Module, adapter: str) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
-    """Path → tokens, and the rows under PEFT's names, of what an adapter has."""
-    tokens, tensors = {}, {}
-    for path, module in token_rows(model).items():
-        if module.has(adapter):
-            own = clean_path(path)
-            tokens[own] = module.tokens[adapter]
-            tensors[f"{PREFIX}{own}{_HOLDER}.{_ROWS}"] = module.rows[adapter].detach().cpu().clone().contiguous()
-    return tokens, tensors
-
-
-def file_rows(file: AdapterFile) -> dict[str, tuple[list[int], Tensor]]:
-    """Path of a table → tokens and rows [n, D], taken out of what a file has whole. Raises ValueError where its
-    settings and its tensors don't agree.
-    """
-    wanted = file.config.trainable_token_indices
-    found: dict[str, tuple[list[int], Tensor]] = {}
-    for given in [given for given, tensors in file.whole.items() if _ROWS in tensors]:
-        path, rows = given.removesuffix(_HOLDER), file.whole[given].pop(_ROWS)
-        tokens: Any = wanted
-        if isinstance(wanted, Mapping):
-            tokens = next((tokens for name, tokens in wanted.items() if path.endswith(name)), None)
-        if not tokens or rows.ndim != 2 or len(tokens) != len(rows):
-            told = "none" if not tokens else f"those of {len(tokens)} tokens"
-            raise ValueError(f"{TENSOR_FILE}: has rows {list(rows.shape)} of {path!r}, expected {told}")
-        found[path] = list(tokens), rows
-    if wanted and not found:
-        raise ValueError(f"{TENSOR_FILE}: has no rows, which trainable_token_indices say it has")
-    for given in [given for given, tensors in file.whole.items() if not tensors]:
-        del file.whole[given]
-    return found
-
-
-def take_rows(wanted: Mapping[str, Sequence[int]], width: Mapping[str, int], whole: Whole) -> dict[str, Tensor]:
-    """Takes each table's rows out of `whole`. Raises ValueError for rows that are missing, of another shape or for no
-    table.
-    """
-    found = {}
-    for path, tokens in wanted.items():
-        own = clean_path(path)
-        told = f"{TENSOR_FILE}: {PREFIX}{own}{_HOLDER}.{_ROWS}"
-        rows = whole.get(own + _HOLDER, {}).pop(_ROWS, None)
-        expected = [len(tokens), width[path]]
-        if rows is None:
-            raise ValueError(f"{told} is missing, which trainable_token_indices say it has")
-        if list(rows.shape) != expected:
-            raise ValueError(f"{told} has shape {list(rows.shape)}, expected {expected}")
-        found[path] = rows
-    for given in [given for given, tensors in whole.items() if not tensors]:
-        del whole[given]
-    return found
-
-
-@torch.no_grad()
-def put_rows(model: nn.Module, rows: Mapping[str, Tensor], adapter: str) -> None:
-    """Copies a file's rows in."""
-    for path, tensor in rows.items():
-        module: Any = model.get_submodule(path)
-        module.rows[adapter].copy_(tensor)
 
 
 def unload_token_rows(model: nn.Module) -> None:

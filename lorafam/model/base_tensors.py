@@ -62,7 +62,10 @@ def trained_biases(model: nn.Module, which: str) -> Iterator[tuple[str, nn.Param
     """Name in the bare model and parameter: "all" of the model's biases, or "lora_only" those of adapted layers."""
     layers = [path for path, module in model.named_modules() if isinstance(module, AdapterLayer)]
     adapted = {bare_key(f"{clean_path(path)}.bias") for path in layers}
-    for name, (_, parameter) in base_parameters(model).items():
+    for name, (told, parameter) in base_parameters(model).items():
+        if not told:
+            # its module is trained whole, and this one is frozen beside the copy
+            continue
         is_bias = name == "bias" or name.endswith(".bias")
         if (which == "all" and is_bias) or (which == "lora_only" and name in adapted):
             yield name, parameter

@@ -282,3 +282,20 @@ def test_biases_within_a_module_saved_whole_are_read(tmp_path: Path) -> None:
     peft_file(tmp_path, BASES["gpt2"](), target_modules=["c_attn"], modules_to_save=["h.1.mlp"], bias="all")
     assert any(".modules_to_save." in name for name in load_file(tmp_path / "adapter_model.safetensors"))
     close(logits(lorafam.load_adapter(BASES["gpt2"](), tmp_path)), by_peft(tmp_path, BASES["gpt2"]()))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, settings) in FILES.items() if "bias" in settings])
+def test_what_is_trained_is_what_peft_trains(name: str, tmp_path: Path) -> None:
+    """A bias of a module that is trained whole is its copy's alone."""
+    base, settings = FILES[name]
+    for more in ({}, {"modules_to_save": ["ln_f" if base == "gpt2" else "v_proj"]}):
+        if more and "modules_to_save" not in settings:
+            settings = settings | more
+        peft_file(tmp_path, BASES[base](), **settings)
+        theirs = get_peft_model(BASES[base](), LoraConfig(r=4, **settings))
+        model = lorafam.load_adapter(BASES[base](), tmp_path)
+        counts = [sum(p.numel() for p in one.parameters() if p.requires_grad) for one in (model, theirs)]
+        assert counts[0] == counts[1]
+        if base == "gpt2":
+            model(torch.arange(5).unsqueeze(0)).logits.square().sum().backward()
+            assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

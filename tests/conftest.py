@@ -60,6 +60,12 @@ def _triton_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(knobs.runtime, "kernel_load_end_hook", knobs.HookChain(reversed=True))
 
 
+@pytest.fixture(autouse=True)
+def _cpu_kernels_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests take kernels out and put others in: what the check at first use would say of these isn't to be kept."""
+    monkeypatch.setattr("lorafam.backends.numba_cpu.self_check._found", lambda kind: None)
+
+
 def simulated(name: str) -> Any:
     """A parameter that means compiled code run on the CPU, which takes minutes: for `make simulated`."""
     return pytest.param(name, marks=pytest.mark.simulated)

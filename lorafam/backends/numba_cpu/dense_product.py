@@ -12,7 +12,7 @@ import functools
 import torch
 
 from ...ops.library import accumulate_dtype, in_dtype
-from . import dense_choice, dense_few_tokens, tiles
+from . import dense_choice, dense_few_tokens, dense_few_tokens_backward, tiles_backward, tiles_forward
 from .four_bit import dense
 from .four_bit_product import Plan, single
 from .huge_pages import new_matrix
@@ -54,7 +54,9 @@ def _own_forward(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     y = new_matrix(x, x.shape[0], weight.shape[0])
-    tiles.forward(x.contiguous(), dense(weight), single(P), single(B_hat), single(c), single(bias), y, processor())
+    tiles_forward.forward(
+        x.contiguous(), dense(weight), single(P), single(B_hat), single(c), single(bias), y, processor()
+    )
     return y
 
 
@@ -80,7 +82,7 @@ def backward(
     """(G ∘ c) W + Q A + start, [M, K] in G's dtype."""
     if dense_few_tokens.suits(weight, grad_y.dtype, grad_y.shape[0], backward=True):
         dx = grad_y.new_empty(grad_y.shape[0], weight.shape[1])
-        dense_few_tokens.backward(
+        dense_few_tokens_backward.backward(
             grad_y.contiguous(), weight, single(c), single(Q), single(A), single(start), dx, processor()
         )
         return dx
@@ -98,7 +100,7 @@ def _own_backward(
 ) -> Tensor:
     dx = grad_y.new_empty(grad_y.shape[0], weight.shape[1])
     grad_y = grad_y.contiguous()
-    tiles.backward(grad_y, dense(weight), single(c), single(Q), single(A), single(start), dx, processor())
+    tiles_backward.backward(grad_y, dense(weight), single(c), single(Q), single(A), single(start), dx, processor())
     return dx
 
 

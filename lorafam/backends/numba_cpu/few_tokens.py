@@ -20,7 +20,7 @@ from .compiled import compiled
 from .decoding import IN_ORDER, apart
 from .four_bit import WEIGHT, Weight, block_scale, gained, own, weight_at, weight_of
 from .memory import clear, load_float, store_float, store_value
-from .multiply import add_rows, dot_rows
+from .multiply_codes import add_rows, dot_rows
 from .pack import pack
 from .processor import Processor
 from .team import address, argument, my_scratch, next_part

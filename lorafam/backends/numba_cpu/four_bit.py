@@ -16,7 +16,7 @@ from ...kernels.formats import FORMATS
 from ...ops.by_storage import Layout
 from .decoding import IN_ORDER, decode_groups, decode_row_pairs
 from .memory import load_byte, load_float, store_float
-from .multiply import NESTED_BITS
+from .multiply_codes import NESTED_BITS
 from .team import argument
 
 _LEVELS = tuple(np.array(row.levels, dtype=np.float32) for row in FORMATS)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, overload
 import torch
 
 from ...ops.by_storage import Storage
-from . import few_tokens, team, tiles
-from .dense_few_tokens import add_low_rank
+from . import few_tokens, team, tiles_backward, tiles_forward
+from .dense_few_tokens_backward import add_low_rank
 from .four_bit import Weight, describe
 from .huge_pages import new_matrix
 from .panels import panels
@@ -57,7 +57,7 @@ def forward_into(
     if x.shape[0] <= few_tokens.FORWARD_TOKENS and few_tokens.suits(weight, cpu):
         few_tokens.forward(x, [few_tokens.Member(weight, P, B_hat, c, bias, y)], cpu)
     else:
-        tiles.forward(x, weight, P, B_hat, c, bias, y, cpu)
+        tiles_forward.forward(x, weight, P, B_hat, c, bias, y, cpu)
 
 
 def forward_group(x: Tensor, each: Sequence[tuple[Any, ...]]) -> list[Tensor] | None:
@@ -119,7 +119,7 @@ def backward_into(
             start = update
         few_tokens.backward(grad_y, weight, c, start, dx, cpu)
     else:
-        tiles.backward(grad_y, weight, c, Q, A, start, dx, cpu)
+        tiles_backward.backward(grad_y, weight, c, Q, A, start, dx, cpu)
 
 
 class Plan(NamedTuple):

@@ -23,6 +23,7 @@ from .. import comparison
 from ..self_check_cases import Draw, cases
 from ..told import told
 from ..user_files import alone, keep, user_file
+from .compiled import SOURCES
 from .dense_choice import OWN, always
 from .processor import Processor, model_name, processor
 
@@ -46,29 +47,38 @@ class Kind(NamedTuple):
 
 _lock = threading.RLock()
 # why a kind isn't trusted; None: it is
-_known: dict[tuple[object, ...], str | None] = {}
-_together: dict[tuple[torch.dtype, Processor], bool] = {}
+_known: dict[Kind, str | None] = {}
+# the same by what a call shows at once; LORAFAM_CPU is read when a process meets a kind first
+_at_once: dict[tuple[object, ...], str | None] = {}
+_together: dict[torch.dtype, bool] = {}
 
 
 def failure(op: str, args: Sequence[Any]) -> str | None:
     """Why such a call isn't left to the kernels; None where it is. The first one of a kind is checked."""
-    return failure_of(op, *_made_for(args))
+    try:
+        key = op, args[0].dtype, args[1].dtype
+    except AttributeError:
+        # of lists, or no tensor
+        key = op, *_made_for(args)
+    if key not in _at_once:
+        _at_once[key] = failure_of(op, *_made_for(args))
+    return _at_once[key]
 
 
 def failure_of(op: str, dtype: torch.dtype | None, four_bit: bool) -> str | None:
     """The same of an op in `dtype`."""
-    key = op, dtype, four_bit, processor()
-    return _known[key] if key in _known else _found(Kind(*key))
+    kind = Kind(op, dtype, four_bit, processor())
+    return _known[kind] if kind in _known else _found(kind)
 
 
 def together_trusted(dtype: torch.dtype) -> bool:
     """Whether the ops of a layer over 4 bits are, which together run the same kernels."""
-    key = dtype, processor()
-    if key not in _together:
+    found = _together.get(dtype)
+    if found is None:
         # the factors' products read no weight
         kinds = ((op, dtype, op in ("lora_linear", "lora_linear_grad")) for op in _TOGETHER)
-        _together[key] = all(failure_of(*kind) is None for kind in kinds)
-    return _together[key]
+        found = _together[dtype] = all(failure_of(*kind) is None for kind in kinds)
+    return found
 
 
 def failures() -> dict[str, str]:
@@ -78,8 +88,8 @@ def failures() -> dict[str, str]:
 
 def forget() -> None:
     """Nothing is known in this process any more."""
-    _known.clear()
-    _together.clear()
+    for known in (_known, _at_once, _together):
+        known.clear()
 
 
 def _made_for(args: Sequence[Any]) -> tuple[torch.dtype | None, bool]:
@@ -136,7 +146,8 @@ def _checked(kind: Kind) -> str | None:
 
 @functools.cache
 def _file() -> Path:
-    return user_file("checked-cpu-kernels", model_name(), ("lorafam", "torch", "numba", "llvmlite"))
+    # of these sources, which a developer changes
+    return user_file(f"checked-cpu-kernels-{SOURCES:x}", model_name(), ("lorafam", "torch", "numba", "llvmlite"))
 
 
 def _kept() -> dict[str, str | None]:

@@ -12,7 +12,7 @@ import torch
 
 from lorafam import quantize_nf4
 from lorafam.backends import eager
-from lorafam.backends.numba_cpu import few_tokens, four_bit_product, tiles
+from lorafam.backends.numba_cpu import few_tokens, four_bit_product, tiles_backward, tiles_forward
 from lorafam.backends.numba_cpu.four_bit import describe
 from lorafam.backends.numba_cpu.processor import Processor
 from tests.tolerances import MIN_ELEMENTS, assert_as_good_as_eager
@@ -143,7 +143,8 @@ def test_start(M: int, way: Processor) -> None:
 
 
 def test_more_tokens_than_at_once(monkeypatch: pytest.MonkeyPatch, way: Processor) -> None:
-    monkeypatch.setattr(tiles, "TOKENS", 48)
+    for tiles in (tiles_forward, tiles_backward):
+        monkeypatch.setattr(tiles, "TOKENS", 48)
     pooled(forward_case(96, 256, 100, torch.bfloat16), 9600, "y")
     pooled(backward_case(96, 256, 100, torch.float32, start=True), 25600, "dx")
 
@@ -213,7 +214,7 @@ def test_nan_and_infinity_stay(way: Processor) -> None:
 def test_what_is_planned_runs(way: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     """`plan` names the kernel that `forward` takes."""
     ran = []
-    for path, module in (("registers", few_tokens), ("tiles", tiles)):
+    for path, module in (("registers", few_tokens), ("tiles", tiles_forward)):
         monkeypatch.setattr(module, "forward", lambda *args, path=path: ran.append(path))
     monkeypatch.setattr(four_bit_product, "panels", lambda *args: ran.append("panels") or [])
     planned = []

@@ -22,12 +22,14 @@ from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="of the CPU backend")
 CPU = torch.device("cpu")
+FOUND = self_check._found
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing is known, and nothing found out here is known elsewhere."""
     monkeypatch.setenv(user_files.CACHE_DIR, str(tmp_path))
+    monkeypatch.setattr(self_check, "_found", FOUND)
     monkeypatch.delenv(selection.VARIABLE, raising=False)
     caches = (self_check._file, selection._announce)
     self_check.forget()

@@ -1,4 +1,4 @@
-"""The layer around a frozen base: which adapter is active, whether it is merged or disabled, and how merging is done.
+"""The layer around a frozen base: which adapter is active, whether it is disabled, and which way a forward goes.
 
 A method (one file beside this one) says what its tensors are, what B̂ and c are, and how its forward goes; everything
 here is the same for all.
@@ -13,23 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import config
 from .. import functional as F
 from ..compat.accelerate import HOOK, is_offloaded, loaded
 from ..compat.torch import as_transformed
 from .adapter import Adapter, AdapterSettings
 from .adding import add
-from .base_weight import base_sizes, dense_base_weight, is_bitsandbytes_4bit, own_weight
-from .folded import Folded, check_state
-from .folding import fold
-from .merge_report import THRESHOLD, MergeReport, check_threshold
+from .base_weight import base_sizes, is_bitsandbytes_4bit, own_weight
+from .mergeable import Mergeable
 from .method import Method
-from .stored_weight import decoded
 
 Tensor = torch.Tensor
 
 
-class AdapterLayer(nn.Module, Method, ABC):
+class AdapterLayer(Mergeable, Method, ABC):
     """x [..., K] → [..., N]: `base_layer` plus the active adapter."""
 
     def __init__(
@@ -56,7 +52,6 @@ class AdapterLayer(nn.Module, Method, ABC):
         self.adapters = nn.ModuleDict()
         self._enabled, self._runs_base = True, False
         self._row_adapters: tuple[str | None, ...] | None = None
-        self._folded: Folded | None = None
         self.active_adapter = adapter
         self.put_adapter(adapter, AdapterSettings(r, alpha, dropout, rslora, init, bias), own or {})
         self.train(base.training)
@@ -173,10 +168,6 @@ class AdapterLayer(nn.Module, Method, ABC):
         return getattr(self.base_layer, "bias", None)
 
     @property
-    def merged(self) -> bool:
-        return self._folded is not None
-
-    @property
     def enabled(self) -> bool:
         """Whether the adapter counts; where not, the layer is its base, also a merged one."""
         return self._enabled
@@ -252,10 +243,6 @@ class AdapterLayer(nn.Module, Method, ABC):
         """U = drop(x) Aᵀ B̂ᵀ in fp32."""
         return F.low_rank(x, self.A, self.B, self.scale(), dropout_p=self.active.dropout, training=self.training)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        check_state(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def base_bias(self) -> Tensor | None:
         bias = getattr(self.base_layer, "bias", None)
         if isinstance(bias, Tensor):
@@ -263,69 +250,6 @@ class AdapterLayer(nn.Module, Method, ABC):
         # torch's quantised layers have it as a method
         found = bias() if callable(bias) else None
         return found if isinstance(found, Tensor) else None
-
-    @torch.no_grad()
-    def delta_weight(self) -> Tensor:
-        """What merging adds to W: c ∘ (W + B̂ A) − W, fp32 [N, K]."""
-        weight = self._unmerged_weight()
-        with loaded(self.adapters.values()):
-            return self.merged_weight(weight) - weight
-
-    @torch.no_grad()
-    def merge(
-        self, safe: bool = True, *, into: str = "same", probe: Tensor | None = None, threshold: float = THRESHOLD
-    ) -> MergeReport:
-        """Folds the active adapter into the base, which then runs alone. What was there is kept, so that `unmerge` is
-        exact.
-
-        `into` is how the merged weight is stored: "same" as the base, "nf4" (with a 4-bit base's block size and double
-        quantisation), "bf16", "fp16" or "fp32": then a 4-bit base gives way to an nn.Linear, whose inputs must be of
-        that dtype. The exact weight is formed in fp64, then rounded. The report says what that cost, on `probe`
-        inputs [.., K] or standard-normal ones, with an advice by `threshold` (`MergeReport.unmerged_is_better`).
-
-        `safe` refuses a result that isn't finite (ValueError). Raises RuntimeError when merged already or without an
-        active adapter, TypeError for a base whose weight can't be replaced, ValueError for a wrong `into`, `probe` or
-        `threshold`.
-        """
-        check_threshold(threshold)
-        config.check_flag("safe", safe)
-        with loaded(self.adapters.values()):
-            self._folded, report = fold(self, safe, into, probe, threshold)
-        self._settle()
-        return report
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Puts back the very base that `merge` kept. Raises RuntimeError when the layer isn't merged."""
-        if self._folded is None:
-            raise RuntimeError("unmerge: the layer isn't merged")
-        self.taken_apart()
-
-    @torch.no_grad()
-    def taken_apart(self) -> Folded:
-        """`unmerge`; what it gives, `put_together` puts in again."""
-        folded = self._folded
-        assert folded is not None, "merged"
-        folded.put(self, inside=False)
-        self._folded = None
-        self._settle()
-        return folded
-
-    def put_together(self, folded: Folded) -> None:
-        """Merges as it was before `taken_apart`."""
-        self._folded = folded
-        self._settle()
-
-    def unloaded(self) -> nn.Module:
-        """The base for a model without this layer: with the adapter folded in where it is merged, in any mode."""
-        if self._folded is not None:
-            self._folded.put(self, inside=True)
-        return self.base_layer
-
-    def _unmerged_weight(self) -> Tensor:
-        if self._folded is None:
-            return dense_base_weight(self.base_layer)
-        return decoded(self._folded.weight)
 
     def extra_repr(self) -> str:
         merged, disabled = ", merged" if self.merged else "", "" if self.enabled else ", disabled"

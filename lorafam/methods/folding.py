@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +15,11 @@ from .initialisers import from_weight
 from .merge_report import MergeReport, measure, probe_rows, row_blocks
 from .stored_weight import in_format, merged_format, put_weight, rows_of, same_format, stored_weight, with_weight
 
-if TYPE_CHECKING:
-    from .adapter_layer import AdapterLayer
-
 Tensor = torch.Tensor
 
 
 @torch.no_grad()
-def fold(
-    layer: AdapterLayer, safe: bool, into: str, probe: Tensor | None, threshold: float
-) -> tuple[Folded, MergeReport]:
+def fold(layer: Any, safe: bool, into: str, probe: Tensor | None, threshold: float) -> tuple[Folded, MergeReport]:
     """Puts the merged base in; `AdapterLayer.merge` says the rest."""
     if layer.merged:
         raise RuntimeError("merge: the layer is merged already")
@@ -61,7 +56,7 @@ def fold(
         before_face = Face.of(base)
         put_weight(base, stored)
         if new_bias is not bias:
-            base.bias = nn.Parameter(new_bias, requires_grad=False)  # type: ignore[arg-type]
+            base.bias = nn.Parameter(new_bias, requires_grad=False)
     else:
         before_face = Face(base, None, None)
         layer.base_layer = with_weight(base, stored, new_bias)

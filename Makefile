@@ -9,7 +9,7 @@
 #                  takes what make compiled left
 # make versions    tries every combination of versions that is claimed, in environments of their own, and writes
 #                  docs/versions.md; VERSIONS=fast, or rows of bench/versions/matrix.py by name, takes those
-# make peft-suite  PEFT's own tests, plain and with every layer accelerated: none may fail that passes plain. PEFT_SUITE=quick
+# make peft-suite  PEFT's own tests with every layer accelerated: none may fail that passes plain. PEFT_SUITE=quick
 #                  takes a few files
 # make real-task   fine-tunes a real model with the four methods at equal budgets, three seeds each; half an hour
 # make architectures   tries tiny models of many architectures of transformers in four ways and writes docs/architectures.md;

@@ -1,4 +1,4 @@
-"""What differs between a plain and an accelerated run of the same tests."""
+"""What differs between an accelerated run of tests and a plain one of those that didn't pass in it."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ class Outcome(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Counts of tests; `broken` passed plain alone, `mended` accelerated alone: name → what the other run said. `known`
-    are those of the broken ones that are accounted for: name → why; `absent` are files that can't be imported.
+    """Counts of tests, run and passed accelerated; `broken` passed plain alone: name → what the accelerated run said.
+    `known` are those of the broken ones that are accounted for: name → why; `absent` are files that can't be imported.
     """
 
     run: int
-    passed_plain: int
-    passed_accelerated: int
+    passed: int
     broken: dict[str, str]
-    mended: dict[str, str]
     known: dict[str, str]
     absent: dict[str, str]
     layers: int
     forwards: int
 
 
+def doubtful(accelerated: Mapping[str, Outcome]) -> list[str]:
+    """The tests that didn't pass, to be run plain: failed ones and skipped ones."""
+    return [name for name, test in accelerated.items() if test.result not in (PASSED, NOT_IMPORTED)]
+
+
 def compare(plain: Mapping[str, Outcome], accelerated: Mapping[str, Outcome], known: Mapping[str, str]) -> Comparison:
-    """A test that is missing from a run hasn't passed there. `known`: name → why a test may break."""
-    passed = [{name for name, test in tests.items() if test.result == PASSED} for tests in (plain, accelerated)]
-    broken = sorted(passed[0] - passed[1])
+    """`plain`: of the doubtful ones; `known`: name → why a test may break."""
+    broken = sorted(name for name, test in plain.items() if test.result == PASSED)
     return Comparison(
-        len(plain.keys() | accelerated.keys()),
-        len(passed[0]),
-        len(passed[1]),
-        {name: _told(accelerated.get(name)) for name in broken if name not in known},
-        {name: _told(plain.get(name)) for name in sorted(passed[1] - passed[0])},
+        len(accelerated),
+        sum(test.result == PASSED for test in accelerated.values()),
+        {name: _told(accelerated[name]) for name in broken if name not in known},
         {name: known[name] for name in broken if name in known},
         {name: test.reason for name, test in {**plain, **accelerated}.items() if test.result == NOT_IMPORTED},
         sum(test.layers for test in accelerated.values()),
@@ -52,5 +52,5 @@ def compare(plain: Mapping[str, Outcome], accelerated: Mapping[str, Outcome], kn
     )
 
 
-def _told(test: Outcome | None) -> str:
-    return f"{test.result}: {test.reason}" if test else "didn't run"
+def _told(test: Outcome) -> str:
+    return f"{test.result}: {test.reason}"

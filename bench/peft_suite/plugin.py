@@ -26,6 +26,7 @@ LONGEST_REASON = 300
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accelerate", action="store_true", help="accelerate every PEFT layer")
+    parser.addoption("--only", type=Path, help="a JSON list of the tests to run, by name; default: all")
     parser.addoption("--outcomes", type=Path, help="where to write what became of each test, as JSON")
 
 
@@ -38,17 +39,22 @@ class Suite:
 
     def __init__(self, config: pytest.Config) -> None:
         self.output: Path | None = None if hasattr(config, "workerinput") else config.getoption("--outcomes")
+        only: Path | None = config.getoption("--only")
+        self.only = None if only is None else set(json.loads(only.read_text(encoding="utf-8")))
         self.tests: dict[str, Outcome] = {}
         self.counts = Counts()
         if config.getoption("--accelerate"):
             accelerate_everything(self.counts)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if not of_another_method(item)]
+        items[:] = [item for item in items if not of_another_method(item) and self.asked_for(item)]
         helpers = sys.modules.get("tests.testing_utils")
         if helpers is not None:
             # PEFT's tests ask the hub once for every model, with retries that last half a minute
             helpers._HUB_MODEL_ACCESSES = AllKnown()  # type: ignore[attr-defined]
+
+    def asked_for(self, item: pytest.Item) -> bool:
+        return self.only is None or item.nodeid in self.only
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:

@@ -1,6 +1,7 @@
 """What is printed, and the exit code."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lorafam.bench.peft_suite import __main__ as suite
@@ -11,19 +12,30 @@ GOOD, BAD, LOST = Outcome("passed", 1, 2), Outcome("failed", reason="0.1 off"), 
 
 @pytest.mark.parametrize(
     ("accelerated", "code"),
-    [({"a": GOOD}, 0), ({"a": BAD}, 1), ({}, 1), ({"a": Outcome("passed", 1, 0)}, 1), ({"a": GOOD, "b": LOST}, 1)],
+    [
+        ({"a": GOOD}, 0),
+        ({"a": GOOD, "b": BAD}, 1),
+        ({"a": GOOD, "c": BAD, "d": Outcome("skipped")}, 0),
+        ({"a": GOOD, "b": Outcome("skipped")}, 1),
+        ({}, 1),
+        ({"a": Outcome("passed", 1, 0)}, 1),
+        ({"a": GOOD, "b": LOST}, 1),
+    ],
 )
 def test_exit_code(
     accelerated: dict[str, Outcome], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(suite, "unpacked", lambda build: build)
     monkeypatch.setattr(suite, "make_models", lambda home: None)
-    monkeypatch.setattr(
-        suite, "outcomes", lambda folder, files, accelerate: accelerated if accelerate else {"a": Outcome("passed")}
-    )
+    plain = {"b": Outcome("passed"), "c": Outcome("failed"), "d": Outcome("skipped")}
+
+    def outcomes(folder: Path, files: list[str], accelerate: bool, only: Any = None) -> dict[str, Outcome]:
+        return accelerated if accelerate else {name: plain[name] for name in only}
+
+    monkeypatch.setattr(suite, "outcomes", outcomes)
     assert suite.main() == code
     printed = capsys.readouterr().out
-    assert ("FAILED accelerated alone: a" in printed) == (accelerated.get("a", BAD) == BAD)
+    assert ("FAILED accelerated alone: b" in printed) == (accelerated.get("b", LOST) != LOST)
 
 
 def test_a_run_that_does_not_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -79,3 +79,15 @@ def test_outcomes(tmp_path: Path, accelerate: bool, workers: tuple[str, ...]) ->
         got = found[f"test_some.py::{name}"]
         assert got[:3] == [outcome, layers * accelerate, forwards * accelerate], name
         assert not reason or got[3] == reason[0]
+
+
+def test_only_those_that_are_named_run(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").touch()
+    (tmp_path / "test_some.py").write_text(TESTS)
+    names = ["test_some.py::test_methods[AdaLoraConfig]", "test_some.py::test_bad"]
+    (tmp_path / "only.json").write_text(json.dumps(names))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", plugin.__name__, "-n", "1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command += ["--outcomes=out.json", "--only=only.json"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert json.loads((tmp_path / "out.json").read_text()).keys() == set(names)

@@ -22,11 +22,11 @@ def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
 
 def test_import_needs_no_extra() -> None:
     """Importing lorafam works where triton, numba and the extras can't be imported, and loads none of them where they
-    can.
+    can. torch comes first: since 2.14 it looks for triton itself.
     """
     blocked = ["triton", "numba", "bitsandbytes", "peft", "transformers", "accelerate", "typer", "rich", "matplotlib"]
     code = f"""
-import sys, json
+import sys, json, torch
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {blocked!r}:

@@ -37,8 +37,8 @@ def outcome(path: Path, keep: Callable[[str], bool] = lambda _: True) -> dict[st
 def passed(path: Path) -> set[str]:
     """The tests that passed, by name. Raises ValueError as `outcome`."""
     bad = ("failure", "error", "skipped")
-    other = {_name(case) for case in _cases(path) if any(result.tag in bad for result in case)}
-    return {_name(case) for case in _cases(path)} - other
+    cases = _cases(path)
+    return {_name(case) for case in cases} - {_name(case) for case in cases if any(part.tag in bad for part in case)}
 
 
 def _cases(path: Path) -> list[ElementTree.Element]:

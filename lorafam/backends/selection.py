@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -264,13 +264,15 @@ def report() -> list[ReportRow]:
     switched off.
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return [row for device in devices for name in sorted(OPS) for row in _rows(name, device)]
+    on_numba = _choose("cpu", os.environ.get(VARIABLE, "")).backend == "numba"
+    failed = _cpu_check().failures() if on_numba else {}
+    return [row for device in devices for name in sorted(OPS) for row in _rows(name, device, failed.get(name, {}))]
 
 
-def _rows(op: str, device: str) -> list[ReportRow]:
+def _rows(op: str, device: str, failed: Mapping[str, str]) -> list[ReportRow]:
+    """`failed`: the op's kinds of calls that fail their check on this processor → why."""
     choice = _choose(device, os.environ.get(VARIABLE, ""))
     if choice.backend == "numba":
-        failed = {kind: why for kind, why in _cpu_check().failures().items() if kind.split()[0].rstrip(",") == op}
         wrong = [ReportRow(kind, device, *_unless_it_failed(choice, op, why)[:2]) for kind, why in failed.items()]
         return [ReportRow(op, device, *choice[:2]), *wrong]
     if choice.backend != "triton":

@@ -6,9 +6,7 @@ Where nothing can be written they are compiled anew in each process, which a war
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +15,10 @@ from typing import Any
 from numba import njit, types
 
 from ...compat.numba import AnnouncedCFunc
+from ..fork_lock import ForkLock
 
 _Maker = Callable[..., Callable[[int], None]]
-_lock = threading.RLock()
+_lock = ForkLock()
 _told: set[str] = set()
 
 
@@ -103,12 +102,3 @@ def _warn(error: Exception) -> None:
             "NUMBA_CACHE_DIR names a folder that can be written.",
             stacklevel=3,
         )
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import statistics
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import TypeVar
 
 import torch
 
+from ..fork_lock import ForkLock
 from ..user_files import alone, keep, user_file
 from .processor import model_name, processor
 
@@ -33,7 +33,7 @@ _ROUNDS = 5
 _GAIN = 0.95
 
 Result = TypeVar("Result")
-_lock = threading.RLock()
+_lock = ForkLock()
 _chosen: dict[str, str] = {}
 _always: ContextVar[str | None] = ContextVar("always", default=None)
 
@@ -134,12 +134,3 @@ def _keep(key: str, choice: str) -> None:
         warnings.warn(
             f"which dense product is faster can't be kept and is timed in each process: {error}", stacklevel=2
         )
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

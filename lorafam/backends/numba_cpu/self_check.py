@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import threading
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from ...reference.ratio_rule import MIN_ELEMENTS
 from .. import comparison
+from ..fork_lock import ForkLock
 from ..self_check_cases import Draw, cases
 from ..told import told
 from ..user_files import alone, keep, user_file
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
         return f"{self.op}{dtype}{' over 4 bits' * self.four_bit}, {self.processor.name}{pairs}"
 
 
-_lock = threading.RLock()
+_lock = ForkLock()
 # why a kind isn't trusted; None: it is
 _known: dict[Kind, str | None] = {}
 # the same by what a call shows at once; LORAFAM_CPU is read when a process meets a kind first
@@ -81,9 +81,13 @@ def together_trusted(dtype: torch.dtype) -> bool:
     return found
 
 
-def failures() -> dict[str, str]:
-    """What is known to fail, by the words for a call of its kind; nothing is checked."""
-    return {kind: why for kind, why in _kept().items() if why is not None}
+def failures() -> dict[str, dict[str, str]]:
+    """What is known to fail, by op and by the words for a call of its kind; nothing is checked."""
+    found: dict[str, dict[str, str]] = {}
+    for kind, why in _kept().items():
+        if why is not None:
+            found.setdefault(re.split(r"\W", kind, maxsplit=1)[0], {})[kind] = why
+    return found
 
 
 def forget() -> None:
@@ -169,12 +173,3 @@ def _keep(found: dict[str, str | None]) -> None:
         keep(_file(), found)
     except OSError as error:
         warnings.warn(f"the check of the CPU kernels can't be kept, each process repeats it: {error}", stacklevel=2)
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -37,7 +37,9 @@ def _add_columns_of_tiles(
     registers: int,
     pairs: int,
 ) -> None:
-    """The same of the backward: a tile's weights are `height` columns, of a register that has all its terms."""
+    """Adds a piece's terms to every tile of the backward: `height` columns, of a register that has all its terms, by a
+    group of tokens.
+    """
     tile_bytes = 4 * height * registers * lanes
     for g in range(token_groups):
         for t in range(tiles):

@@ -1,6 +1,6 @@
 """A row of the launch table: when it applies, and the configuration it gives; rows from elsewhere are checked here.
 
-A shipped row may have {"triton": "<3.8"}: it is one of the table's under these Tritons only.
+A shipped row may have {"triton": "<3.8"}, or "3.7": it is one of the table's under these Tritons only.
 A row put before the shipped ones may have {"shipped": true} for a configuration: where it applies, the shipped rows
 decide, and none after it.
 """
@@ -24,19 +24,22 @@ TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def of_triton(rows: list[Row], version: tuple[int, ...]) -> list[Row]:
-    """The rows that hold under a Triton, without the condition. Raises ValueError for one that isn't "<major.minor"."""
+    """The rows that hold under a Triton, without the condition. Raises ValueError for one that isn't "major.minor" or
+    "<major.minor".
+    """
     return [
         {key: value for key, value in row.items() if key != "triton"}
         for row in rows
-        if "triton" not in row or version < _below(row["triton"])
+        if "triton" not in row or _holds(row["triton"], version)
     ]
 
 
-def _below(condition: Any) -> tuple[int, ...]:
+def _holds(condition: Any, version: tuple[int, ...]) -> bool:
     numbers = condition.removeprefix("<").split(".") if isinstance(condition, str) else []
-    if condition != f"<{'.'.join(numbers)}" or len(numbers) != 2 or not all(map(str.isdecimal, numbers)):
-        raise ValueError(f'triton: expected "<" and a version such as 3.8, got {condition!r}')
-    return tuple(map(int, numbers))
+    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)):
+        raise ValueError(f'triton: expected a version such as 3.8, or "<" and one, got {condition!r}')
+    bound = tuple(map(int, numbers))
+    return version < bound if condition.startswith("<") else version == bound
 
 
 def check_rows(rows: Any, shipped: dict[str, list[Row]]) -> None:

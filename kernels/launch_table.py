@@ -1,8 +1,9 @@
 """(kernel, architecture, dtype, tokens, N, K, rank, how W is read) → LaunchConfig, from `tuned/*.json`.
 
 A file holds rows by kernel, first match first (`launch_rows`): {"tokens", "N", "K", "rank": each at most, "dtypes",
-"weights", "architectures": each one of these, "triton": "<3.8", "blocks": {...}, "num_warps": w, "num_stages": s}; what
-a row leaves out matches anything, and so does a size of 0, which is not known. Which file: nvidia, amd or interpreter.
+"weights", "architectures": each one of these, "triton": "<3.8" or "3.7", "blocks": {...}, "num_warps": w, "num_stages":
+s}; what a row leaves out matches anything, and so does a size of 0, which is not known. Which file: nvidia, amd or
+interpreter.
 Rows that a user measured go before them (`prefer`). W is read dense, packed (four codes at a time) or by elements (one
 code at a time).
 

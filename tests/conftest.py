@@ -61,6 +61,14 @@ def _triton_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_is_prepared() -> None:
+    """A test may replace what an earlier one's calls were prepared with."""
+    prepared = sys.modules.get("lorafam.backends.triton_gpu.prepared")
+    if prepared is not None:
+        prepared.forget()
+
+
+@pytest.fixture(autouse=True)
 def _cpu_kernels_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests take kernels out and put others in: what the check at first use would say of these isn't to be kept."""
     monkeypatch.setattr("lorafam.backends.numba_cpu.self_check._found", lambda kind: None)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.direct import call, together
+from ..backends.direct import as_one, call, together
 from ..ops.by_storage import check_storage
 from ..ops.checks import check_tokens, check_vector
 from ..ops.library import in_dtype
@@ -41,6 +41,22 @@ def forward(
         check_vector("magnitude", c, layout[0], data.device)
         check_vector("bias", bias, layout[0], data.device)
         return whole.forward(x, A, B, scale, c, bias, data, scales, layout, seed, dropout_p)
+    return as_one("forward", _by_ops, x, A, B, scale, c, bias, seed, dropout_p, data, layout, scales)
+
+
+def _by_ops(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Scale,
+    c: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    data: Tensor,
+    layout: Sequence[int],
+    scales: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     P = call("lora_project", x, A, seed, dropout_p)
     return call("lora_linear", x, data, scales, layout, P, scaled(B, scale), c, bias), P
 
@@ -82,38 +98,66 @@ def backward(
 ) -> Gradients:
     """The gradients for grad_y [M, N]; dm = Σ G ∘ (Y − bias) / m where y and m are given, dbias = Σ G."""
     whole = together(grad_y, x, P, A, B, scale, c, y, bias, seed, data, scales)
-    if whole is not None and grad_y.dtype == x.dtype and whole.suits(x, layout, A, B, scale, c, bias, P):
-        check_storage(data, scales, layout)
-        check_tokens("grad_y", grad_y, layout[0], data.device)
-        Q, dx, dA, dB, sums, sums_y = whole.backward(
-            grad_y,
-            x,
-            P,
-            A,
-            B,
-            scale,
-            c,
-            y,
-            bias,
-            data,
-            scales,
-            layout,
-            seed=seed,
-            dropout_p=dropout_p,
-            needs_x=needs_x,
-            needs_sums=needs_bias,
-            scales_db=not needs_scale,
-        )
-        dscale = None
-        if needs_scale:
-            dB, dscale = scaled_grads(dB, B, scale, needs_b, True)
-        dm = None if sums_y is None or magnitude is None else in_dtype(sums_y / magnitude, torch.float32)
-    else:
-        Q, dA, dB_hat, dm, sums = call(
-            "lora_factors_grad", grad_y, x, P, scaled(B, scale), c, y, bias, magnitude, seed, dropout_p, needs_bias
-        )
-        dx, dA = None, in_dtype(dA, A.dtype)
-        dB, dscale = scaled_grads(dB_hat, B, scale, needs_b, needs_scale)
+    if whole is None or grad_y.dtype != x.dtype or not whole.suits(x, layout, A, B, scale, c, bias, P):
+        needs = needs_x, needs_b, needs_scale, needs_bias
+        own = grad_y, x, P, A, B, scale, c, y, bias, magnitude, seed, dropout_p, data, layout, scales
+        return as_one("backward", _backward_by_ops, *own, *needs)
+    check_storage(data, scales, layout)
+    check_tokens("grad_y", grad_y, layout[0], data.device)
+    Q, dx, dA, dB, sums, sums_y = whole.backward(
+        grad_y,
+        x,
+        P,
+        A,
+        B,
+        scale,
+        c,
+        y,
+        bias,
+        data,
+        scales,
+        layout,
+        seed=seed,
+        dropout_p=dropout_p,
+        needs_x=needs_x,
+        needs_sums=needs_bias,
+        scales_db=not needs_scale,
+    )
+    dscale = None
+    if needs_scale:
+        dB, dscale = scaled_grads(dB, B, scale, needs_b, True)
+    dm = None if sums_y is None or magnitude is None else in_dtype(sums_y / magnitude, torch.float32)
     if needs_x and dx is None:
         dx = call("lora_linear_grad", grad_y, data, scales, layout, c, Q, A, seed, dropout_p)
     return Gradients(dx, dA, dB, dscale, dm, sums)
+
+
+def _backward_by_ops(
+    grad_y: Tensor,
+    x: Tensor,
+    P: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Scale,
+    c: Tensor | None,
+    y: Tensor | None,
+    bias: Tensor | None,
+    magnitude: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    data: Tensor,
+    layout: Sequence[int],
+    scales: Sequence[Tensor],
+    needs_x: bool,
+    needs_b: bool,
+    needs_scale: bool,
+    needs_bias: bool,
+) -> Gradients:
+    Q, dA, dB_hat, dm, sums = call(
+        "lora_factors_grad", grad_y, x, P, scaled(B, scale), c, y, bias, magnitude, seed, dropout_p, needs_bias
+    )
+    dB, dscale = scaled_grads(dB_hat, B, scale, needs_b, needs_scale)
+    dx = None
+    if needs_x:
+        dx = call("lora_linear_grad", grad_y, data, scales, layout, c, Q, A, seed, dropout_p)
+    return Gradients(dx, in_dtype(dA, A.dtype), dB, dscale, dm, sums)

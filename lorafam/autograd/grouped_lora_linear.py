@@ -6,12 +6,12 @@ from one pass over x. Saved beyond parameters and codes: x and the P_i.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.direct import call, together
+from ..backends.direct import as_one, call, together
 from ..ops.by_storage import Storage, check_storage, group_storages, joined
 from ..ops.checks import check_tokens
 from ..ops.library import concatenated
@@ -33,11 +33,15 @@ class Factors(NamedTuple):
 
 def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
     """The Y_i and the P_i, nothing recorded."""
-    As, Bs, scales, biases = factors
     whole = _in_one_piece(x, factors, storages)
     if whole is not None:
         check_tokens("x", x, storages[0].layout[1], x.device)
         return whole.forward_group(x, _parts(whole, factors, storages))
+    return as_one("group forward", _forward_by_ops, x, factors, storages)
+
+
+def _forward_by_ops(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
+    As, Bs, scales, biases = factors
     P = call("lora_project", x, concatenated(As), None, 0.0)
     parts = list(P.split([A.shape[0] for A in As], 1))
     ups = [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
@@ -80,9 +84,8 @@ def _gradients(
     storages: Sequence[Storage],
     needs_x: bool,
     needs: Sequence[Needs],
-) -> Iterator[tuple[Any, ...]]:
-    """(dx, dA, dB, dscale, dbias) of every weight, each weight with a dx of its own."""
-    each = zip(grads, Ps, factors.As, factors.Bs, factors.scales, storages, needs, strict=True)
+) -> tuple[Tensor | None, list[tuple[Any, ...]]]:
+    """dx, and (dA, dB, dscale, dbias) of every weight."""
     whole = _in_one_piece(x, factors, storages, *grads, *Ps)
     if whole is not None and all(grad.dtype == x.dtype for grad in grads):
         for grad, one in zip(grads, storages, strict=True):
@@ -91,10 +94,28 @@ def _gradients(
         found = whole.backward_group(
             grads, x, Ps, _parts(whole, factors, storages), needs_x=needs_x, needs_sums=asked[0], scales_db=asked[1]
         )
-        for (_, _, _, B, scale, _, need), own in zip(each, found, strict=True):
+        every = []
+        for B, scale, need, own in zip(factors.Bs, factors.scales, needs, found, strict=True):
             dB, dscale = scaled_grads(own.dB, B, scale, need.B, True) if need.scale else (own.dB, None)
-            yield own.dx, own.dA, dB, dscale, own.sums
-        return
+            every.append((own.dA, dB, dscale, own.sums))
+        dx = None
+        for own in found:
+            dx = _added(dx, own.dx)
+        return dx, every
+    return as_one("group backward", _backward_by_ops, x, grads, Ps, factors, storages, needs_x, needs)
+
+
+def _backward_by_ops(
+    x: Tensor,
+    grads: Sequence[Tensor],
+    Ps: Sequence[Tensor],
+    factors: Factors,
+    storages: Sequence[Storage],
+    needs_x: bool,
+    needs: Sequence[Needs],
+) -> tuple[Tensor | None, list[tuple[Any, ...]]]:
+    total, every = None, []
+    each = zip(grads, Ps, factors.As, factors.Bs, factors.scales, storages, needs, strict=True)
     for grad_y, P, A, B, scale, storage, need in each:
         dx, dA, dB, dscale, _, dbias = directions.backward(
             grad_y,
@@ -113,7 +134,14 @@ def _gradients(
             needs_scale=need.scale,
             needs_bias=need.bias,
         )
-        yield dx, dA, dB, dscale, dbias
+        total = _added(total, dx)
+        every.append((dA, dB, dscale, dbias))
+    return total, every
+
+
+def _added(total: Tensor | None, dx: Tensor | None) -> Tensor | None:
+    """In `total`, where there is one."""
+    return dx if total is None or dx is None else total.add_(dx)
 
 
 class GroupedLoraLinearFunction(torch.autograd.Function):
@@ -155,7 +183,7 @@ class GroupedLoraLinearFunction(torch.autograd.Function):
         storages = group_storages(data, saved[6 * count :], ctx.layout)
         needs = [ctx.needs_input_grad[3 + i * count : 3 + (i + 1) * count] for i in range(4)]
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        found = _gradients(
+        dx, found = _gradients(
             [grad for grad in grads if grad is not None],
             x,
             [parts[i] for i in used],
@@ -164,11 +192,9 @@ class GroupedLoraLinearFunction(torch.autograd.Function):
             ctx.needs_input_grad[0],
             [Needs(*(need[i] for need in needs)) for i in used],
         )
-        dx: Tensor | None = None
         dAs: list[Tensor | None] = [None] * count
         dBs, dscales, dbiases = dAs.copy(), dAs.copy(), dAs.copy()
-        for i, (own, dA, dB, dscale, dbias) in zip(used, found, strict=True):
-            dx = own if dx is None else dx.add_(own)
+        for i, (dA, dB, dscale, dbias) in zip(used, found, strict=True):
             dAs[i], dBs[i], dscales[i] = dA if needs[0][i] else None, dB, dscale
             dbiases[i] = dbias.to(biases[i].dtype) if needs[3][i] else None
         frozen = [None] * (len(saved) - 5 * count)

@@ -4,7 +4,7 @@ long as a small product; and those of a whole direction together, where the CPU 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..compat.torch import somebody_listens
 from ..ops.library import OPS
-from .selection import kernels_of_a_direction, run
+from .selection import kernels_of_a_direction, prepared, prepares, run
 
 _VALUES = (type(None), float, int, bool)
 _TENSORS = (torch.Tensor, nn.Parameter)
@@ -24,6 +24,13 @@ def call(name: str, *args: Any) -> Any:
     if torch.compiler.is_compiling() or somebody_listens() or not _are_plain(args):
         return getattr(torch.ops.lorafam, name)(*args)
     return run(OPS[name], "cpu", *args)
+
+
+def as_one(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, a few ops over tensors on the first one's device; prepared together where nobody listens."""
+    if torch.compiler.is_compiling() or not prepares(args[0]) or somebody_listens():
+        return function(*args)
+    return prepared(name, function, *args)
 
 
 def together(*args: Any) -> ModuleType | None:

@@ -34,7 +34,8 @@ _MODULES = {
     "simulate": _TRITON,
     "interpret": _TRITON,
 }
-_REPEATED: dict[str, Callable[..., Any]] = {}
+# how the Triton backend, once it is loaded, makes a call like an earlier one
+_PREPARED: list[Callable[..., Any]] = []
 _TOLD: set[str] = set()
 _ON_CPU = ("numba", "simulate", "interpret")
 # the first with bf16 on tensor cores
@@ -204,12 +205,23 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
     """Checks the arguments and runs the op on the chosen backend, with gradients and autocast off: an op records
     nothing and chooses its own dtypes.
     """
-    again = _REPEATED.get(op.name)
-    if again is not None and _runs_triton(device_type):
-        # a call like this one was checked and made before
-        result = again(*args)
-        if result is not None:
-            return result
+    if _PREPARED and _runs_triton(device_type):
+        # a call like an earlier one was checked then
+        return _PREPARED[0](op.name, functools.partial(_checked, op, device_type), *args)
+    return _checked(op, device_type, *args)
+
+
+def prepares(x: torch.Tensor) -> bool:
+    """Whether Triton runs the ops over `x`, which prepares calls."""
+    return bool(_PREPARED) and _runs_triton("cuda" if x.is_cuda else "cpu")
+
+
+def prepared(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, several ops, prepared as one. `name` says what it computes."""
+    return _PREPARED[0](name, function, *args)
+
+
+def _checked(op: Op, device_type: str, *args: Any) -> Any:
     op.check(*args)
     choice = _choose_for(op.name, device_type, args)
     if _MODULES[choice.backend] == _TRITON and any(map(_has_double, args)):
@@ -247,11 +259,17 @@ def _choose_for(op: str, device_type: str, args: Sequence[Any]) -> Choice:
     return _unless_switched_off(choice, verdict, paths_of(op, args))
 
 
-def repeat(op: str, again: Callable[..., Any]) -> None:
-    """Lets the Triton backend answer calls of `op` that are like earlier ones, before anything else is asked: `again`
-    takes the op's arguments and returns the result, or None for a call it doesn't know.
+def is_settled(device_type: str) -> bool:
+    """Whether it is known which paths run there; a GPU is checked first, if it wasn't. False where that can't be done
+    now: it will be tried again.
     """
-    _REPEATED[op] = again
+    choice = _choose(device_type, os.environ.get(VARIABLE, ""))
+    return choice.backend != "triton" or _verdict().unchecked is None
+
+
+def prepare_by(prepared: Callable[..., Any]) -> None:
+    """Has the Triton backend's calls made by `prepared` (`triton_gpu.prepared`), before anything else is asked."""
+    _PREPARED[:] = [prepared]
 
 
 def _runs_triton(device_type: str) -> bool:

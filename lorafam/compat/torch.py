@@ -5,12 +5,14 @@ else is said; none of it needs a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,6 +31,11 @@ def somebody_listens() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd._profiler_enabled()
     )
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Inside, no mode sees what torch does."""
+    return _disable_current_modes()
 
 
 def has_no_values(tensor: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ..backends.triton_gpu.replay import forget
+from ..backends.triton_gpu.prepared import forget
 from ..backends.triton_gpu.user_table import read
 from ..backends.user_files import keep
 from ..kernels.launch_config import LaunchConfig

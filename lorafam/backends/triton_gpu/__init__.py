@@ -8,12 +8,11 @@ from .adalora_penalty import adalora_penalty, adalora_penalty_grad
 from .dropout import dropout
 from .four_bit import dequantize_4bit, quantize_4bit, quantize_absmax
 from .lora_factors_grad import lora_factors_grad
-from .lora_linear import again, lora_linear
+from .lora_linear import lora_linear
 from .lora_linear_grad import lora_linear_grad
-from .lora_linear_group import again as group_again
 from .lora_linear_group import lora_linear_group
 from .lora_project import lora_project
-from .replay import forget
+from .prepared import forget, prepared
 from .row_norm import row_norm, squared_row_norm
 
 __all__ = [
@@ -35,5 +34,4 @@ __all__ = [
     "squared_row_norm",
 ]
 
-selection.repeat("lora_linear", again)
-selection.repeat("lora_linear_group", group_again)
+selection.prepare_by(prepared)

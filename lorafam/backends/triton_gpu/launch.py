@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...compat.torch import raw_cuda_stream
+from ...compat.torch import without_modes
 from ...kernels.kernel_call import KernelCall
 from . import user_table
-from .replay import Started, forget
+from .prepared import forget, tell
+from .prepared_call import Started
 
 INTERPRETING = os.environ.get("LORAFAM_BACKEND") == "interpret"
 if INTERPRETING and os.environ.get("TRITON_INTERPRET") != "1":
@@ -88,12 +89,9 @@ def architecture(device: torch.device) -> str:
     return _gpu_architecture(device.index if device.index is not None else torch.cuda.current_device())
 
 
-def architecture_and_stream(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """What a launch over `tensor` is made for, and the stream whose memory it may use: quickly found."""
-    if tensor.is_cuda:
-        index = tensor.get_device()
-        return index, raw_cuda_stream(index)
-    return (architecture(tensor.device),)
+def only_compiles() -> bool:
+    """Whether launches on CPU tensors don't run now."""
+    return bool(_compile_only)
 
 
 @functools.cache
@@ -112,19 +110,25 @@ def launch(
 
     `outputs` are the kernel's parameters that it writes whole and reads not before.
     """
-    call = launcher(**arguments)
     try:
-        if device.type == "cuda":
-            with _on(device):
-                return _on_gpu(call)
-        if _compile_only or not INTERPRETING:
-            return _without_gpu(call, outputs)
-        call()
-        return None
+        with without_modes():
+            started = _launched(device, outputs, launcher(**arguments))
     except BaseException:
         # it may leave arrivals counted
         forget()
         raise
+    tell(started)
+    return started
+
+
+def _launched(device: torch.device, outputs: tuple[str, ...], call: KernelCall) -> Started | None:
+    if device.type == "cuda":
+        with _on(device):
+            return _on_gpu(call)
+    if _compile_only or not INTERPRETING:
+        return _without_gpu(call, outputs)
+    call()
+    return None
 
 
 def _on_gpu(call: KernelCall) -> Started | None:

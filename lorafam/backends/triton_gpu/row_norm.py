@@ -88,7 +88,7 @@ def _norms_of_sums(data: Tensor, scales: list[Tensor], layout: list[int], a: Ten
     Rows of whole blocks, so that a panel of a 4-bit W is a weight of its own.
     """
     out_features, in_features = weight_shape(data, layout)
-    norms = torch.empty(out_features, device=data.device)
+    norms = a.new_empty(out_features)
     # whole nested blocks of scales
     height = max(1, _PANEL // (in_features * NESTED_BLOCK_SIZE)) * NESTED_BLOCK_SIZE
     for first in range(0, out_features, height):

@@ -14,7 +14,7 @@ import torch
 
 from .graph_counts import graph_counts, reserve_graph_counts
 from .memory import is_captured, kept_memory
-from .replay import known
+from .prepared import forgotten_with_calls
 
 Tensor = torch.Tensor
 
@@ -28,7 +28,7 @@ SMALL_SLACK, SLACK = 1 / 6, 1 / 16
 LARGEST_TILE = 128 * 128
 
 # parts and counts by device and stream; a launch that failed may have left counts, and makes them forgotten
-_kept: dict[tuple[torch.device, int], dict[str, Tensor]] = known()
+_kept: dict[tuple[torch.device, int], dict[str, Tensor]] = forgotten_with_calls()
 
 
 def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: int, span: int = 1) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def split_in(device: torch.device, *, range_: int, turn: int, tiles: int, size: 
     if share >= range_:
         return {"share": share, "parts": None, "arrivals": None}
     if is_captured(device):
-        parts = torch.empty(-(-range_ // share) * tiles * size, device=device)
+        parts = torch.empty(-(-range_ // share) * tiles * size, dtype=torch.float32, device=device)
         return {"share": share, "parts": parts, "arrivals": graph_counts(device, tiles)}
     return {"share": share, **_memory(device)}
 
@@ -79,7 +79,7 @@ def multiprocessors(device: torch.device) -> int:
 
 def _memory(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cpu":
-        return _allocated(device)
+        return kept_memory(device, lambda: _allocated(device))
     key = (device, torch.cuda.current_stream(device).cuda_stream)
     memory = _kept.get(key)
     if memory is None:
@@ -91,7 +91,9 @@ def _memory(device: torch.device) -> dict[str, Tensor]:
 def _allocated(device: torch.device) -> dict[str, Tensor]:
     programs = multiprocessors(device)
     return {
-        "parts": torch.empty(max(EACH * programs * SMALL_TILE, programs * LARGEST_TILE), device=device),
+        "parts": torch.empty(
+            max(EACH * programs * SMALL_TILE, programs * LARGEST_TILE), dtype=torch.float32, device=device
+        ),
         "arrivals": torch.zeros(EACH * programs, dtype=torch.int32, device=device),
     }
 

@@ -6,6 +6,7 @@ Tensors are the CPU's and say they are on a GPU; kernels aren't compiled, launch
 from __future__ import annotations
 
 import contextlib
+import importlib
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ Tensor = torch.Tensor
 
 class OnGpu0(Tensor):
     is_cuda, device = True, torch.device("cuda", 0)
+    # an operation's result is the very tensor that a mode sees
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     def get_device(self) -> int:
         return self.device.index
@@ -71,6 +74,7 @@ class FakeGpu:
         self.launches: list[Launched] = []
         self.compiling: Callable[[], object] = lambda: None
         self.zeroed: list[torch.device] = []
+        self.settled = True
 
     # Triton's driver
 
@@ -119,6 +123,9 @@ class FakeGpu:
         for name in ("empty", "zeros", "tensor"):
             monkeypatch.setattr(torch, name, self._allocating(name, getattr(torch, name)))
         monkeypatch.setattr(Tensor, "to", _moving(Tensor.to))
+        monkeypatch.setattr("lorafam.backends.selection.is_settled", lambda kind: self.settled)
+        prepared = importlib.import_module("lorafam.backends.triton_gpu.prepared")
+        monkeypatch.setattr(prepared, "PLAIN", (*prepared.PLAIN, OnGpu0, OnGpu1))
 
     def _allocating(self, name: str, made: Any) -> Any:
         def make(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:

@@ -22,6 +22,8 @@ from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="of compiled code only")
 
+prepared = importlib.import_module("lorafam.backends.triton_gpu.prepared")
+
 Tensor = torch.Tensor
 # K is split among the fake's 16 multiprocessors
 M, N, K, R = 3, 72, 4096, 5
@@ -65,12 +67,15 @@ def arguments(device: str = "cuda:0") -> tuple[Any, ...]:
 def grouped(given: tuple[Any, ...]) -> tuple[Any, ...]:
     x, codes, scales, layout, P, B_hat, _, _ = given
     weights = joined([Storage(codes, scales, layout)] * 2)
-    return x, *weights, [P, P.clone()], [B_hat, B_hat.clone()], [None, None]
+    other = on(x.device, P.clone()), on(x.device, B_hat.clone())
+    return x, *weights, [P, other[0]], [B_hat, other[1]], [None, None]
 
 
-def call(given: tuple[Any, ...]) -> None:
-    if triton_gpu.again(*given) is None:
-        triton_gpu.lora_linear(*given)
+def call(given: tuple[Any, ...], name: str = "lora_linear") -> bool:
+    """Makes it; whether its like was known."""
+    before = {key: known for key, known in prepared._known.items() if known is not None}
+    triton_gpu.prepared(name, getattr(triton_gpu, name), *given)
+    return bool(before) and {key for key, known in prepared._known.items() if known is not None} == set(before)
 
 
 def address(value: Any) -> int:
@@ -83,8 +88,8 @@ def counts(launch: Launched) -> int:
 
 def test_a_call_is_repeated_on_its_device_and_stream(gpu: FakeGpu) -> None:
     given = arguments()
-    call(given)
-    assert triton_gpu.again(*given) is not None
+    assert not call(given)
+    assert call(given)
     first, second = gpu.launches
     assert (first.device, first.stream) == (second.device, second.stream) == (0, 11)
     assert first.kernel is second.kernel
@@ -95,13 +100,12 @@ def test_a_call_is_repeated_on_its_device_and_stream(gpu: FakeGpu) -> None:
 
 def test_another_stream_has_memory_of_its_own(gpu: FakeGpu) -> None:
     given = arguments()
-    call(given)
+    assert not call(given)
     gpu.streams[0] = 21
-    assert triton_gpu.again(*given) is None
-    call(given)
-    assert triton_gpu.again(*given) is not None
+    assert not call(given)
+    assert call(given)
     gpu.streams[0] = 11
-    assert triton_gpu.again(*given) is not None
+    assert call(given)
     assert [launch.stream for launch in gpu.launches] == [11, 21, 21, 11]
     own, other = counts(gpu.launches[0]), counts(gpu.launches[1])
     assert own != other
@@ -111,15 +115,14 @@ def test_another_stream_has_memory_of_its_own(gpu: FakeGpu) -> None:
 @pytest.mark.parametrize("group", [False, True], ids=["one", "group"])
 def test_a_device_that_is_not_the_current_one(group: bool, gpu: FakeGpu) -> None:
     given = arguments("cuda:1")
-    op, again = triton_gpu.lora_linear, triton_gpu.again
-    if group:
-        given, op, again = grouped(given), triton_gpu.lora_linear_group, triton_gpu.group_again
+    name = "lora_linear_group" if group else "lora_linear"
+    given = grouped(given) if group else given
     for current in (0, 1):
         gpu.device = current
-        op(*given)
-        assert (again(*given) is not None) == (current == 1)
+        call(given, name)
+        assert call(given, name) == (current == 1)
         assert gpu.device == current
-    assert [(launch.device, launch.stream) for launch in gpu.launches] == [(1, 12)] * 3
+    assert [(launch.device, launch.stream) for launch in gpu.launches] == [(1, 12)] * 4
 
 
 def test_a_tensor_on_another_device_is_not_taken_for_one_like_the_first(gpu: FakeGpu) -> None:
@@ -128,24 +131,24 @@ def test_a_tensor_on_another_device_is_not_taken_for_one_like_the_first(gpu: Fak
     for place, tensor in ((4, given[4]), (5, given[5])):
         for device in ("cuda:1", None):
             moved = tensor.as_subclass(Tensor) if device is None else on(device, tensor)
-            assert triton_gpu.again(*given[:place], moved, *given[place + 1 :]) is None
+            known = list(prepared._known)
+            call((*given[:place], moved, *given[place + 1 :]))
+            assert list(prepared._known) == known
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["one", "group"])
 def test_a_graph_shares_nothing_with_eager_work(group: bool, gpu: FakeGpu) -> None:
     given = arguments()
-    op, again = triton_gpu.lora_linear, triton_gpu.again
-    if group:
-        given, op, again = grouped(given), triton_gpu.lora_linear_group, triton_gpu.group_again
-    op(*given)
+    name = "lora_linear_group" if group else "lora_linear"
+    given = grouped(given) if group else given
+    call(given, name)
     zeroed = list(gpu.zeroed)
     gpu.capturing = True
     for _ in range(3):
         # though a call like it was made on this very stream
-        assert again(*given) is None
-        op(*given)
+        call(given, name)
     gpu.capturing = False
-    assert again(*given) is not None
+    assert call(given, name)
     eager, *captured, repeated = gpu.launches
     assert counts(eager) == counts(repeated)
     assert address(eager.arguments["parts_ptr"]) == address(repeated.arguments["parts_ptr"])
@@ -216,20 +219,43 @@ def test_after_a_launch_that_failed_its_counts_are_not_used(repeated: bool, gpu:
     given = arguments()
     call(given)
     gpu.failing = True
+    fewer = on("cuda:0", given[0][:2]), *given[1:4], on("cuda:0", given[4][:2]), *given[5:]
     with pytest.raises(RuntimeError, match="the launch failed"):
-        call(given if repeated else (given[0][:2], *given[1:4], given[4][:2], *given[5:]))
+        call(given if repeated else fewer)
     gpu.failing = False
-    assert triton_gpu.again(*given) is None
     # held, so that the next isn't at its address by chance
     before = gpu.launches[0].arguments["arrivals_ptr"]
-    call(given)
+    assert not call(given)
     assert counts(gpu.launches[-1]) != before.data_ptr()
 
 
+def test_before_the_gpu_is_checked_no_call_is_prepared(gpu: FakeGpu) -> None:
+    given = arguments()
+    gpu.settled = False
+    assert not call(given)
+    assert not call(given)
+    gpu.settled = True
+    assert not call(given)
+    assert call(given)
+
+
+def test_a_call_during_which_all_are_forgotten_is_not_known(gpu: FakeGpu) -> None:
+    """Another thread's launch failed, and left counts in memory that this call uses too."""
+    given = arguments()
+
+    def forgotten(*given: Any) -> Any:
+        y = triton_gpu.lora_linear(*given)
+        triton_gpu.forget()
+        return y
+
+    triton_gpu.prepared("lora_linear", forgotten, *given)
+    assert not prepared._known
+    assert not call(given)
+
+
 def test_what_is_kept_is_allocated_outside_of_the_threads_pool(gpu: FakeGpu) -> None:
-    threads = []
-    kept_memory(torch.device("cuda", 0), lambda: threads.append(threading.get_ident()))
-    assert threads != [threading.get_ident()]
+    (thread,) = kept_memory(torch.device("cuda", 0), lambda: (torch.tensor(threading.get_ident()),))
+    assert thread != threading.get_ident()
     with pytest.raises(MemoryError):
         kept_memory(torch.device("cuda", 0), _no_memory)
 

@@ -29,12 +29,28 @@ def test_where_it_is_taken(tokens: int, rank: int, dtype: torch.dtype, taken: bo
     assert (pass_config(grad_y, rank) is not None) == taken
 
 
+@pytest.mark.parametrize(("out_features", "rank"), [(28_672, 16), (4096, 8), (1 << 20, 64), (0, 4)])
+def test_memory_for_parts(out_features: int, rank: int) -> None:
+    from lorafam.backends.triton_gpu.lora_grad_pass import MOST_BYTES, _most_tiles
+
+    tiles = _most_tiles(out_features, rank)
+    each = 4 * out_features * (rank + 2)
+    assert MOST_BYTES == 64 << 20
+    assert tiles == 1 or tiles * each <= MOST_BYTES
+    assert (tiles + 1) * each > MOST_BYTES or not out_features
+
+
+@pytest.mark.parametrize("at_once", ["all tiles", "a tile"])
 @pytest.mark.parametrize("needs_bias", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_as_good_as_two(scaled: bool, needs_bias: bool, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_good_as_two(
+    scaled: bool, needs_bias: bool, at_once: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib
 
     module = importlib.import_module("lorafam.backends.triton_gpu.lora_factors_grad")
+    if at_once == "a tile":
+        monkeypatch.setattr("lorafam.backends.triton_gpu.lora_grad_pass.MOST_BYTES", 1)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -98,44 +97,6 @@ def test_one_launch_where_the_weights_are_alike(monkeypatch: pytest.MonkeyPatch)
         assert launched(changed) == alone
     four = [[*one, one[0]] for one in given[1:]]
     assert launched((x, *four)) == [*alone, "lora_linear_kernel"]
-
-
-@pytest.mark.skipif(INTERPRETING, reason="the interpreter launches anew each time")
-@pytest.mark.parametrize("separate", [False, True], ids=["P of one matrix", "P apart"])
-def test_a_call_like_an_earlier_one(separate: bool, where: str) -> None:
-    x, weights, P, B_hat, bias = arguments(where)
-    if separate:
-        # of equal ranks, so that rows are equally far apart
-        P, B_hat = [p[:, :3].contiguous() for p in P], [b[:, :3].contiguous() for b in B_hat]
-    storages = joined([weight.storage() for weight in weights])
-    op(x, weights, P, B_hat, bias)
-    again = sys_group().again
-    other = [torch.randn_like(b) for b in B_hat]
-    ys = again(x + 1, *storages, P, other, bias)
-    assert ys is not None
-    triton_gpu.forget()
-    assert all(map(torch.equal, ys, op(x + 1, weights, P, other, bias)))
-    for changed in (
-        (x[:2], *storages, [p[:2] for p in P], B_hat, bias),
-        (x, *storages, [p.clone()[:, :2] for p in P], [b[:, :2].contiguous() for b in B_hat], bias),
-        (x, *storages, P, B_hat, [None, None, None]),
-        (x, *joined([weight.storage() for weight in reversed(weights)]), P, B_hat, bias),
-    ):
-        assert again(*changed) is None
-
-
-@pytest.mark.skipif(INTERPRETING, reason="the interpreter launches anew each time")
-def test_freed_weights_are_forgotten(where: str) -> None:
-    given = arguments(where)
-    op(*given)
-    (known,) = sys_group()._known.values()
-    del given
-    assert [data() for data in known.data] == [None] * 3
-
-
-def sys_group() -> Any:
-    """The module: the package has a function of its name."""
-    return sys.modules["lorafam.backends.triton_gpu.lora_linear_group"]
 
 
 @pytest.mark.simulated

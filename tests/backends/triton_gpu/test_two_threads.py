@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from lorafam.backends.triton_gpu import ahead_of_time
 from lorafam.backends.triton_gpu.launch import compiled_only, launch
-from lorafam.backends.triton_gpu.replay import Started
+from lorafam.backends.triton_gpu.prepared_call import Started
 from tests.backends.triton_gpu.fake_gpu import FakeGpu, FakeKernel, on
 from tests.conftest import INTERPRETING
 

@@ -200,8 +200,10 @@ def test_leading_dimensions_and_strides(method: str, leading: tuple[int, ...], b
     torch.testing.assert_close(y.detach().reshape(-1, N), flat, rtol=0, atol=0)
 
 
-def test_dora_zero_magnitude(backend: str) -> None:
-    """m = 0 in a row: dm there is Σ G ∘ (x Wᵀ + P B̂ᵀ)/n, not 0/0."""
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+def test_dora_zero_magnitude(captured: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """m = 0 in a row: dm there is Σ G ∘ (x Wᵀ + P B̂ᵀ)/n, not 0/0; also where no value can be asked for."""
+    monkeypatch.setattr("lorafam.autograd.dora_linear.has_no_value_now", lambda tensor: captured)
     given = make("dora_linear", 0, torch.float32, 0.0)
     given["magnitude"][::7] = 0.0
     weight, dense = weight_of("nf4", 0, torch.float32)

@@ -116,9 +116,11 @@ def test_the_norm_alone(storage: str) -> None:
         assert not F.row_norm(given["weight"], A, B, 1.0, differentiable=True).requires_grad
 
 
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("level", [1e-4, 0.03, 0.5])
-def test_rows_that_nearly_cancel(level: float) -> None:
-    """An update that takes every other row away but for a part."""
+def test_rows_that_nearly_cancel(level: float, captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that takes every other row away but for a part; also where no value can be asked for."""
+    monkeypatch.setattr("lorafam.autograd.row_norm.has_no_value_now", lambda tensor: captured)
     generator = torch.Generator().manual_seed(0)
     A, B, W = (torch.randn(shape, generator=generator) for shape in ((R, K), (N, R), (N, K)))
     W[::2] = -1.5 * (B @ A)[::2] + level * W[::2]

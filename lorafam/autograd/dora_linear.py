@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..backends.direct import call
-from ..compat.torch import saved_tensors_of
+from ..compat.torch import has_no_value_now, saved_tensors_of
 from ..ops.library import in_dtype
 from . import plain
 from .directions import backward, forward
@@ -121,7 +121,7 @@ class DoraLinearFunction(torch.autograd.Function):
         )
         if sums and not ctx.saves_product:
             weak = None if is_written else _weak_rows(c, magnitude, bias, kept)
-            if weak is None or weak.any():
+            if weak is None or has_no_value_now(weak) or weak.any():
                 product = call("lora_linear", x, data, scales, ctx.layout, P, scaled(B, scale), None, None)
                 exact = _column_sums(grad_y, product) / norm
                 dm = exact if weak is None else torch.where(weak, exact, dm)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..backends.direct import call
+from ..compat.torch import has_no_value_now
 from ..ops.library import in_dtype
 from ..ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
 from . import plain
@@ -76,8 +77,8 @@ class RowNormFunction(torch.autograd.Function):
         parts = norm.square() - ((2 * rows + update) * B_hat).sum(1) + B_hat.square() @ gram.diagonal()
         slopes = rows + update
         lost = norm.square() <= CANCELLATION * parts
-        # a compiled graph can't choose
-        whole = torch.compiler.is_compiling()
+        # else the rows where it is so
+        whole = has_no_value_now(lost)
         near = torch.arange(len(lost), device=lost.device) if whole else lost.nonzero().flatten()
         V = None
         if whole or len(near):

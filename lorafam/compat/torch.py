@@ -38,6 +38,13 @@ def without_modes() -> AbstractContextManager[Any]:
     return _disable_current_modes()
 
 
+def has_no_value_now(tensor: torch.Tensor) -> bool:
+    """Whether nothing can be decided by a tensor's value: a graph is compiled, or captured for a GPU."""
+    if torch.compiler.is_compiling():
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def has_no_values(tensor: torch.Tensor) -> bool:
     """Whether a tensor only tells its shape: on the meta device, or a fake one."""
     return tensor.is_meta or type(tensor).__module__ == "torch._subclasses.fake_tensor"

@@ -1,41 +1,53 @@
-"""`python -m lorafam.bench.host`: microseconds of the host a layer, forward + backward, beside PEFT + bitsandbytes.
-
-Of a chain of layers, so that what a backward costs once isn't put on one of them; medians of chains that take turns.
+"""`python -m lorafam.bench.host`: microseconds of the host a layer, forward + backward, beside PEFT + bitsandbytes, and
+kernels launched; `--page FILE` writes them as a page.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
+from lorafam.files import write_text
+
 from .chains import Chain, group_chains, layer_chains, medians
-from .stubs import ARCHITECTURE, Driver, install, launching
+from .counted import count
+from .page import Row, page
+from .stubs import Driver, install, launching
 
 NAMES, TOKENS = ("qlora", "qdora", "lora", "adalora"), (1, 64, 2048)
 
 
 def main() -> None:
-    """Prints the table."""
-    argparse.ArgumentParser(prog="python -m lorafam.bench.host", description=__doc__).parse_args()
+    """Prints a line a layer as it is measured."""
+    parser = argparse.ArgumentParser(prog="python -m lorafam.bench.host", description=__doc__)
+    parser.add_argument("--page", type=Path, help="a file to write")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
     driver = install()
-    print(f"{ARCHITECTURE}, bf16: µs of the host, forward + backward, of one of a chain; what the driver does left out")
-    print(f"{'':14}{'tokens':>8}{'lorafam':>10}{'PEFT':>10}{'ratio':>8}{'launches':>10}")
+    rows = []
     for tokens in TOKENS:
         for name in NAMES:
-            _print(name, tokens, layer_chains(name, tokens), driver)
-        _print("qlora q, k, v", tokens, group_chains(tokens), driver)
+            rows.append(measured(name, tokens, layer_chains(name, tokens), driver))
+        rows.append(measured("qlora, q k v", tokens, group_chains(tokens), driver))
+    if chosen.page is not None:
+        write_text(chosen.page, page(rows))
 
 
-def _print(name: str, tokens: int, chains: dict[str, Chain], driver: Driver) -> None:
+def measured(name: str, tokens: int, chains: dict[str, Chain], driver: Driver) -> Row:
+    """One row, which is printed."""
     with launching():
         found = medians(chains)
-        before = driver.launches
-        chains["lorafam"]()
-    launches = (driver.launches - before) / len(chains["lorafam"].links)
-    ours, theirs = found["lorafam"], found["PEFT"]
-    print(f"{name:14}{tokens:8}{ours:10.0f}{theirs:10.0f}{theirs / ours:8.2f}{launches:10.0f}")
+        counts = {who: count(chain, driver) for who, chain in chains.items()}
+    row = Row(name, tokens, found["lorafam"], found["PEFT"], counts["lorafam"], counts["PEFT"])
+    print(f"{name:14}{tokens:6}  {row.ours:6.0f} µs, PEFT {row.theirs:6.0f}  {_told(row)}", flush=True)
+    return row
+
+
+def _told(row: Row) -> str:
+    ours, theirs = (" + ".join(str(one.all) for one in each) for each in (row.our_launches, row.their_launches))
+    return f"kernels {ours}, PEFT {theirs}"
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def install() -> Driver:
     launch: Any = importlib.import_module("lorafam.backends.triton_gpu.launch")
     split = importlib.import_module("lorafam.backends.triton_gpu.split")
 
+    # memory as it is may hold numbers that a processor is slow with
+    torch.set_flush_denormal(True)
     driver = Driver()
     triton.runtime.driver.set_active(driver)
     split.stand_in_for(_LIMITS["multiprocessor_count"])

@@ -4,6 +4,7 @@ from .directions import forward as adapted_forward
 from .dora_input_dropout import DoraInputDropoutFunction
 from .dora_linear import DoraLinearFunction
 from .frozen_linear import FrozenLinearFunction
+from .gated_activation import gated_activation
 from .grouped_lora_linear import Factors, GroupedLoraLinearFunction, grouped_forward
 from .lora_by_row import LoraByRowFunction
 from .lora_linear import LoraLinearFunction
@@ -26,6 +27,7 @@ __all__ = [
     "RowNormFunction",
     "adapted_forward",
     "applied",
+    "gated_activation",
     "grouped_forward",
     "scaled",
 ]

@@ -17,6 +17,7 @@ import torch
 from ..backends.direct import call
 from ..ops.library import accumulate_dtype, in_dtype
 from . import plain
+from .remade_input import kept_of
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -76,13 +77,15 @@ class DoraInputDropoutFunction(torch.autograd.Function):
             y = y + bias
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(x, P, U, A, B, saved_scale, magnitude, norm, bias, seed, data, *scales)
+        ctx.input, kept = kept_of(x)
+        ctx.save_for_backward(*kept, P, U, A, B, saved_scale, magnitude, norm, bias, seed, data, *scales)
         # not y.to(): torch 2.11 loses the gradient of a compiled Function whose last operation returns its input
         return in_dtype(y, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, U, A, B, scale, magnitude, norm, bias, seed, data, *scales = ctx.saved_tensors
+        one, other, P, U, A, B, scale, magnitude, norm, bias, seed, data, *scales = ctx.saved_tensors
+        x = ctx.input.of(one, other)
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)

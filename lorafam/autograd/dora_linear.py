@@ -20,6 +20,7 @@ from ..compat.torch import has_no_value_now, saved_tensors_of
 from ..ops.library import in_dtype
 from . import plain
 from .directions import backward, forward
+from .remade_input import kept_of
 from .scaled_factor import Scale, as_saved, scaled
 
 Tensor = torch.Tensor
@@ -27,7 +28,7 @@ Tensor = torch.Tensor
 # below this |c| a bias makes dm from the saved output too inexact for the ratio rule (1.5 x eager)
 WEAK_SCALE = 0.75
 # the place of Y among the saved tensors
-_KEPT = 9
+_KEPT = 10
 
 
 class DoraLinearFunction(torch.autograd.Function):
@@ -80,13 +81,15 @@ class DoraLinearFunction(torch.autograd.Function):
             kept = y
         ctx.dropout_p, ctx.layout, ctx.version = dropout_p, layout, 0 if ctx.saves_product else y._version
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(x, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
+        ctx.input, saved = kept_of(x)
+        ctx.save_for_backward(*saved, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors if ctx.saves_product else saved_tensors_of(ctx, _KEPT)
-        x, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = saved
+        one, other, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = saved
+        x = ctx.input.of(one, other)
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)

@@ -1,7 +1,8 @@
 """Y = x Wᵀ + drop(x) Aᵀ B̂ᵀ + bias with gradients for x, A, B, scale and bias, where B̂ = B ∘ scale (LoRA, arXiv
 2106.09685; AdaLoRA through the scale).
 
-Saved beyond parameters and codes: x, P = drop(x) Aᵀ [M, r] and the seed. The mask is regenerated.
+Saved beyond parameters and codes: x (or what it is made of, `remade_input`), P = drop(x) Aᵀ [M, r] and the seed. The
+mask is regenerated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from ..ops.library import in_dtype
 from . import plain
 from .directions import backward, forward
+from .remade_input import kept_of
 from .scaled_factor import Scale, as_saved
 
 Tensor = torch.Tensor
@@ -55,12 +57,14 @@ class LoraLinearFunction(torch.autograd.Function):
         y, P = forward(x, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(x, P, A, B, saved_scale, bias, seed, data, *scales)
+        ctx.input, kept = kept_of(x)
+        ctx.save_for_backward(*kept, P, A, B, saved_scale, bias, seed, data, *scales)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B, scale, bias, seed, data, *scales = ctx.saved_tensors
+        one, other, P, A, B, scale, bias, seed, data, *scales = ctx.saved_tensors
+        x = ctx.input.of(one, other)
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
             inputs = (x, A, B, scale, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)

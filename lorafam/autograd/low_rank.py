@@ -13,6 +13,7 @@ import torch
 from ..backends.direct import call
 from ..ops.library import in_dtype
 from . import plain
+from .remade_input import kept_of
 from .scaled_factor import Scale, as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
@@ -30,12 +31,14 @@ class LowRankFunction(torch.autograd.Function):
         P = call("lora_project", x, A, seed, dropout_p)
         ctx.dropout_p = dropout_p
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(x, P, A, B, saved_scale, seed)
+        ctx.input, kept = kept_of(x)
+        ctx.save_for_backward(*kept, P, A, B, saved_scale, seed)
         return call("lora_linear", P, in_dtype(scaled(B, scale), P.dtype), [], [], None, None, None, None)
 
     @staticmethod
     def backward(ctx: Any, grad_u: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B, scale, seed = ctx.saved_tensors
+        one, other, P, A, B, scale, seed = ctx.saved_tensors
+        x = ctx.input.of(one, other)
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_u):
             inputs = (x, A, B, scale, seed, ctx.dropout_p)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..methods import AdapterLayer
 from ..methods.frozen_linear import freeze_layer, frozen_layers
+from ..methods.gated_mlp import Gated, gate_mlps
 from .report import FROZEN, PEFT, AccelerateReport, Row
 from .sharded import is_unit
 
@@ -54,9 +55,11 @@ def accelerate(module: nn.Module) -> AccelerateReport:
             rows.append(Row(name, PEFT, f"{kind} has no faster path"))
     swap_tuners(module)
     form_groups(module)
+    remade = gate_mlps(module)
     layers = dict(found)
     frozen = [_frozen(name, layer) for name, layer in frozen_layers(module, (_layer_class(),))]
-    return AccelerateReport([_with_group(row, layers[row.name]) for row in rows] + frozen)
+    rows = [_with_mlp(_with_group(row, layers[row.name]), remade) for row in rows]
+    return AccelerateReport(rows + frozen)
 
 
 def _frozen(name: str, layer: nn.Linear) -> Row:
@@ -96,14 +99,21 @@ def _with_group(row: Row, layer: Any) -> Row:
     return row._replace(reason=f"{row.reason}; {told}")
 
 
+def _with_mlp(row: Row, remade: list[str]) -> Row:
+    """The row of a gated MLP's last layer, with what becomes of its input."""
+    if row.name not in remade or row.path == PEFT:
+        return row
+    return row._replace(reason=f"{row.reason}; its input is formed again in the backward")
+
+
 def _fast_modules(module: nn.Module) -> list[Any]:
-    """The layers and tuners that are accelerated."""
+    """The layers, tuners and MLPs that are accelerated."""
     return [child for child in module.modules() if "_lorafam" in child.__dict__]
 
 
 def _undo(modules: list[Any]) -> None:
     for module in modules:
-        if is_unit(module):
+        if is_unit(module) and not isinstance(module._lorafam, Gated):
             raise RuntimeError(
                 f"decelerate: a {type(module).__name__} is sharded by itself, its class is FSDP2's; decelerate before"
             )

@@ -18,6 +18,7 @@ from ..methods.base_weight import dense_base_weight
 from ..methods.conv1d import is_conv1d
 from ..methods.folded import check_state
 from ..methods.frozen_linear import freeze_layer, frozen_layers
+from ..methods.gated_mlp import gate_mlps
 from ..methods.initialisers import loftq
 from ..methods.registry import EMBEDDINGS, layer_class
 from ..weights import quantize_nf4
@@ -65,8 +66,8 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
 
 
 def run_through_layers(model: nn.Module) -> None:
-    """For a whole model whose adapters are in: no path past them, large frozen layers on the faster product, and
-    transformers told of them.
+    """For a whole model whose adapters are in: no path past them, large frozen layers on the faster product, what
+    gated MLPs save, and transformers told of them.
     """
     # it saves and loads adapted models
     from .pretrained import answer_for
@@ -77,6 +78,7 @@ def run_through_layers(model: nn.Module) -> None:
     before_loading(model, _check_state)
     for _, layer in frozen_layers(model, (AdapterLayer, SavedModule, TokenRows)):
         freeze_layer(layer)
+    gate_mlps(model)
 
 
 def _check_state(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

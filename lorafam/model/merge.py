@@ -14,6 +14,7 @@ from ..methods import AdapterLayer, LoraParameter, NF4Linear
 from ..methods.base_weight import is_bitsandbytes_4bit
 from ..methods.conv1d import is_conv1d
 from ..methods.frozen_linear import thaw_layers
+from ..methods.gated_mlp import ungate_mlps
 from ..methods.merge_report import THRESHOLD, MergeReport, check_threshold
 from ..methods.stored_weight import DENSE, FORMATS, with_weight
 from .adapt import adapter_layers, expected_layers, replace_module
@@ -115,6 +116,7 @@ def merge_and_unload(
             replace_module(model, path, module)
         unload_token_rows(model)
         thaw_layers(model)
+        ungate_mlps(model)
         answer_no_more(model)
     rest = any(is_bitsandbytes_4bit(module) for module in model.modules())
     dense = [path for path, module in model.named_modules() if type(module) is nn.Linear or is_conv1d(module)]

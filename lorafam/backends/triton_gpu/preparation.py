@@ -54,6 +54,8 @@ class Preparation(TorchDispatchMode):
         for tensor in given:
             self._add(tensor)
         self._kept: set[int] = set()
+        # views of all bytes of another: a launch takes either
+        self._same_bytes: dict[int, int] = {}
         self._events: list[_Operation | Started] = []
         self._repeatable = True
 
@@ -70,6 +72,10 @@ class Preparation(TorchDispatchMode):
             self._repeatable = False
         event = _Operation(func, self._with_places(list(args)), self._with_places(kwargs), [*map(self._add, new)])
         self._events.append(event)
+        if func.is_view and len(new) == 1 and isinstance(args[0], Tensor):
+            source = args[0]
+            if source.data_ptr() == new[0].data_ptr() and source.nbytes == new[0].nbytes:
+                self._same_bytes[event.results[0]] = self._read_at(source)
         return found
 
     def launched(self, started: Started | None) -> None:
@@ -108,7 +114,8 @@ class Preparation(TorchDispatchMode):
 
     def _read_at(self, tensor: Tensor) -> int:
         """The place that a launch over `tensor` reads."""
-        return self._same_bytes(self._places[id(tensor)])
+        place = self._places[id(tensor)]
+        return self._same_bytes.get(place, place)
 
     def _step(self, event: _Operation | Started) -> Step:
         if isinstance(event, Started):
@@ -142,25 +149,14 @@ class Preparation(TorchDispatchMode):
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         return value
 
-    def _same_bytes(self, place: int) -> int:
-        """The place of the tensor that this one is a view of, where it is all its bytes: a launch takes either."""
-        for event in self._events:
-            if isinstance(event, _Operation) and event.results == [place] and event.function.is_view:
-                source = event.args[0]
-                if isinstance(source, Place) and _bytes_of(self._tensors[source.at]) == _bytes_of(self._tensors[place]):
-                    return self._same_bytes(source.at)
-        return place
-
-
-def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.nbytes
-
 
 def _places_in(value: Any) -> set[int]:
     if isinstance(value, Place):
         return {value.at}
     if isinstance(value, dict):
         value = list(value.values())
+    found: set[int] = set()
     if isinstance(value, list | tuple):
-        return set().union(*map(_places_in, value)) if value else set()
-    return set()
+        for one in value:
+            found |= _places_in(one)
+    return found

@@ -22,7 +22,8 @@ Tensor = torch.Tensor
 # a tensor of another type may be anything
 PLAIN: tuple[type, ...] = (Tensor, torch.nn.Parameter)
 _VALUES = (type(None), float, int, bool, str, torch.dtype)
-_MOST_KNOWN = 1 << 14
+# some 8 KB each
+_MOST_KNOWN = 1 << 13
 _NOTHING = object()
 # beside torch's indices of devices
 _CPU, _REFUSED, _NOT_KNOWN = -1, -2, -3

@@ -11,7 +11,7 @@ import torch
 
 from lorafam.files import write_text
 
-from .chains import Chain, group_chains, layer_chains, medians
+from .chains import Chain, group_chains, layer_chains, least
 from .counted import count
 from .page import Row, page
 from .stubs import Driver, install, launching
@@ -38,7 +38,7 @@ def main() -> None:
 def measured(name: str, tokens: int, chains: dict[str, Chain], driver: Driver) -> Row:
     """One row, which is printed."""
     with launching():
-        found = medians(chains)
+        found = least(chains)
         counts = {who: count(chain, driver) for who, chain in chains.items()}
     row = Row(name, tokens, found["lorafam"], found["PEFT"], counts["lorafam"], counts["PEFT"])
     print(f"{name:14}{tokens:6}  {row.ours:6.0f} µs, PEFT {row.theirs:6.0f}  {_told(row)}", flush=True)

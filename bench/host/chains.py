@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -56,15 +55,15 @@ def group_chains(tokens: int) -> dict[str, Chain]:
     }
 
 
-def medians(chains: dict[str, Chain]) -> dict[str, float]:
-    """Microseconds a link, by name, of chains in turn."""
+def least(chains: dict[str, Chain]) -> dict[str, float]:
+    """Microseconds a link, by name: the least of many chains in turn, of which what else runs here slows some."""
     taken: dict[str, list[float]] = {name: [] for name in chains}
     for _ in range(WARM + ROUNDS):
         for name, own in chains.items():
             start = time.perf_counter()
             own()
             taken[name].append((time.perf_counter() - start) * 1e6 / len(own.links))
-    return {name: statistics.median(times[WARM:]) for name, times in taken.items()}
+    return {name: min(times[WARM:]) for name, times in taken.items()}
 
 
 def _cases(name: str, tokens: int, count: int = LAYERS) -> list[Case]:

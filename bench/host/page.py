@@ -23,9 +23,9 @@ compiled for {ARCHITECTURE}. Left out is what the driver does for a launch (2 to
 kernels and bitsandbytes'; torch's operations run on the CPU over small tensors (at 2,048 tokens those on elements take
 longer than a launch), its products do nothing.
 
-µs: a layer's share of a chain of {LAYERS} forward + backward, the median; bf16, rank {RANK}, {FEATURES} features, one
-thread. Kernels: launches of a forward and of a backward, an operation of torch or bitsandbytes counted as one; in
-brackets those among lorafam's that are torch's.
+µs: a layer's share of a chain of {LAYERS} forward + backward, the least of many; bf16, rank {RANK}, {FEATURES}
+features, one thread. Kernels: launches of a forward and of a backward, an operation of torch or bitsandbytes counted as
+one; in brackets those among lorafam's that are torch's.
 """
 
 

@@ -14,10 +14,10 @@ import torch
 from ..backends.direct import as_one, call, together
 from ..ops.by_storage import Storage, check_storage, group_storages, joined
 from ..ops.checks import check_tokens
-from ..ops.library import concatenated
-from . import directions, plain
+from ..ops.library import concatenated, in_dtype
+from . import plain
 from .lora_linear import LoraLinearFunction
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+from .scaled_factor import Scale, all_scaled, all_scaled_grads, as_saved, scaled_grads
 
 Tensor = torch.Tensor
 
@@ -44,8 +44,7 @@ def _forward_by_ops(x: Tensor, factors: Factors, storages: Sequence[Storage]) ->
     As, Bs, scales, biases = factors
     P = call("lora_project", x, concatenated(As), None, 0.0)
     parts = list(P.split([A.shape[0] for A in As], 1))
-    ups = [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
-    ys = call("lora_linear_group", x, *joined(storages), parts, ups, list(biases))
+    ys = call("lora_linear_group", x, *joined(storages), parts, all_scaled(Bs, scales), list(biases))
     return ys, parts
 
 
@@ -114,29 +113,22 @@ def _backward_by_ops(
     needs_x: bool,
     needs: Sequence[Needs],
 ) -> tuple[Tensor | None, list[tuple[Any, ...]]]:
-    total, every = None, []
-    each = zip(grads, Ps, factors.As, factors.Bs, factors.scales, storages, needs, strict=True)
-    for grad_y, P, A, B, scale, storage, need in each:
-        dx, dA, dB, dscale, _, dbias = directions.backward(
-            grad_y,
-            x,
-            P,
-            A,
-            B,
-            scale,
-            *(None,) * 5,
-            0.0,
-            storage.data,
-            storage.layout,
-            storage.scales,
-            needs_x=needs_x,
-            needs_b=need.B,
-            needs_scale=need.scale,
-            needs_bias=need.bias,
+    ups = all_scaled(factors.Bs, factors.scales)
+    total, downs, grads_up, sums = None, [], [], []
+    for grad_y, P, A, B_hat, storage, need in zip(grads, Ps, factors.As, ups, storages, needs, strict=True):
+        Q, dA, dB_hat, _, dbias = call(
+            "lora_factors_grad", grad_y, x, P, B_hat, None, None, None, None, None, 0.0, need.bias
         )
-        total = _added(total, dx)
-        every.append((dA, dB, dscale, dbias))
-    return total, every
+        if needs_x:
+            data, scales, layout = storage
+            dx = call("lora_linear_grad", grad_y, data, scales, layout, None, Q, A, None, 0.0)
+            total = _added(total, dx)
+        downs.append(in_dtype(dA, A.dtype))
+        grads_up.append(dB_hat)
+        sums.append(dbias)
+    needed = [need.B for need in needs], [need.scale for need in needs]
+    scaled = all_scaled_grads(grads_up, factors.Bs, factors.scales, *needed)
+    return total, [(dA, *of_b, dbias) for dA, of_b, dbias in zip(downs, scaled, sums, strict=True)]
 
 
 def _added(total: Tensor | None, dx: Tensor | None) -> Tensor | None:

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# AdamW's fused step over lists of tensors, and copies between lists: no public name of theirs takes lists
+# AdamW's fused step over lists of tensors, copies between lists, products of them: no public name takes lists
 fused_adamw_ = torch._fused_adamw_
 foreach_copy_ = torch._foreach_copy_
+foreach_mul = torch._foreach_mul
 _current_level = torch._C._functorch.maybe_current_level
 
 

@@ -1,7 +1,7 @@
 """Gated MLPs of other libraries, down(act(gate(x)) ∘ up(x)): made to save gate's and up's outputs alone.
 
-A module is known by its forward's source, not by its name. It gets a forward of its own, in which gate, up and down are
-called as before, with all their hooks and adapters; only what stands between is `gated_activation`.
+A module is known by its forward's source, not by its name. Its class becomes one with a forward of ours, in which gate,
+up and down are called as before, with all their hooks and adapters; only what stands between is `gated_activation`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,30 +32,53 @@ class Names(NamedTuple):
 
 
 class Gated:
-    """What is known of such a module, under the name by which accelerated layers are found."""
+    """What such a module was, under the name by which accelerated layers are found."""
 
-    def __init__(self, names: Names) -> None:
-        self.names = names
+    def __init__(self, original: type[nn.Module], names: Names) -> None:
+        self.original, self.names = original, names
 
     def swap_back(self, mlp: Any) -> None:
         """Makes the module what it was."""
         del mlp._lorafam
-        # accelerate's hooks keep the forward that they found
-        for name in ("forward", "_old_forward"):
-            if getattr(mlp.__dict__.get(name), "__func__", None) is forward:
-                del mlp.__dict__[name]
-                if name != "forward":
-                    mlp.__dict__[name] = type(mlp).forward.__get__(mlp)
+        _change_class(mlp, self.original)
+
+
+class GatedMlp(nn.Module):
+    """Before a gated MLP's class: its forward."""
+
+    _lorafam: Gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, act, gate, up = (getattr(self, name) for name in self._lorafam.names)
+        g, u = gate(x), up(x)
+        kind = None if has_hooks(act) else _kind(act)
+        return down(act(g) * u if kind is None else gated_activation(g, u, kind))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # no module has the class by its name
+        found: Any = super().__reduce_ex__(protocol)
+        return _new, (self._lorafam.original,), *found[2:]
+
+
+@functools.cache
+def _class_of(original: Any) -> Any:
+    """The class of such modules that were of the class `original`."""
+    return type(original.__name__, (GatedMlp, original), {"__module__": original.__module__})
+
+
+def _new(original: Any) -> Any:
+    found = _class_of(original)
+    return found.__new__(found)
 
 
 def gated_mlps(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The gated MLPs in `module` by name, those that are made such too."""
+    """The gated MLPs in `module` by name, those that are made such too; none whose forward somebody has changed."""
     for name, child in module.named_modules():
-        if "_lorafam" in child.__dict__:
-            if isinstance(child._lorafam, Gated):
-                yield name, child
-        elif "forward" not in child.__dict__:
-            names = _names(type(child))  # type: ignore[arg-type]
+        if isinstance(child, GatedMlp):
+            yield name, child
+        elif not {"_lorafam", "forward"} & child.__dict__.keys():
+            kind: Any = type(child)
+            names = _names(kind)
             if names is not None and all(isinstance(getattr(child, part, None), nn.Module) for part in names):
                 yield name, child
 
@@ -66,29 +88,28 @@ def gate_mlps(module: nn.Module) -> list[str]:
     last = []
     found: list[tuple[str, Any]] = list(gated_mlps(module))
     for name, mlp in found:
-        # a pickled one comes back with its class's
-        if getattr(mlp.__dict__.get("forward"), "__func__", None) in (None, type(mlp).forward):
-            mlp._lorafam = Gated(_names(type(mlp)))  # type: ignore[arg-type]
-            mlp.forward = MethodType(forward, mlp)
+        if not isinstance(mlp, GatedMlp):
+            kind: Any = type(mlp)
+            mlp._lorafam = Gated(kind, _names(kind))  # type: ignore[arg-type]
+            _change_class(mlp, _class_of(kind))
         last.append(f"{name}.{mlp._lorafam.names.down}" if name else mlp._lorafam.names.down)
     return last
 
 
 def ungate_mlps(module: nn.Module) -> None:
     """Makes every such module in `module` what it was."""
-    for _, child in list(gated_mlps(module)):
-        if "_lorafam" in child.__dict__:
-            child._lorafam.swap_back(child)  # type: ignore[union-attr, operator]
+    for child in module.modules():
+        if isinstance(child, GatedMlp):
+            child._lorafam.swap_back(child)
 
 
-def forward(mlp: Any, x: Tensor) -> Tensor:
-    """The forward of a module that was made so; pickled by its name, which is the class's forward's."""
-    names = mlp._lorafam.names
-    act = getattr(mlp, names.act)
-    gate, up = getattr(mlp, names.gate)(x), getattr(mlp, names.up)(x)
-    kind = None if has_hooks(act) else _kind(act)
-    h = act(gate) * up if kind is None else gated_activation(gate, up, kind)
-    return getattr(mlp, names.down)(h)
+def _change_class(mlp: Any, to: type) -> None:
+    before = type(mlp)
+    mlp.__class__ = to
+    # accelerate's hooks call the forward that they found, bound to the class they found it on
+    kept = mlp.__dict__.get("_old_forward")
+    if getattr(kept, "__func__", None) is before.forward:
+        mlp._old_forward = to.forward.__get__(mlp)  # type: ignore[attr-defined]
 
 
 def _kind(act: Any) -> str | None:

@@ -79,10 +79,10 @@ def run_through_layers(model: nn.Module) -> None:
         freeze_layer(layer)
 
 
-def _check_state(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _check_state(model: nn.Module, state: Mapping[str, Any], prefix: str, *told: Any) -> None:
     """Before a state is loaded into any layer."""
     for path, layer in adapter_layers(model).items():
-        check_state(layer, state, f"{prefix}{path}.")
+        check_state(layer, state, f"{prefix}{path}.", told[-1])
 
 
 def new_modules(

@@ -22,9 +22,9 @@ from ..methods.initialisers import loftq
 from ..methods.registry import EMBEDDINGS, layer_class
 from ..weights import quantize_nf4
 from .base_tensors import train_biases
-from .parameter_targets import find_parameters, put_parameters
+from .parameter_targets import find_parameters, parameter_paths, put_parameters
 from .saved_module import SavedModule, find_saved, inside
-from .targets import find_targets, output_head, pattern_values
+from .targets import find_targets, output_head, pattern_values, tell_unmatched
 from .tensor_keys import unwrapped
 from .token_rows import TokenRows, find_token_rows, put_token_rows
 from .unchanged import at_several_places, for_one_place, shared_modules, tied_to, unchanged_on_failure
@@ -52,6 +52,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     check_targets(model, targets, config)
     rows = find_token_rows(model, config)
     parameters = find_parameters(model, config.target_parameters)
+    tell_unmatched(config, [*targets, *parameter_paths(parameters)])
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         for path, module in new_modules(model, targets, config, undo).items():

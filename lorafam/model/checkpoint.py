@@ -28,9 +28,9 @@ from .adapt import (
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, disabled, put_adapter
 from .base_tensors import BaseTensors, check_base, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
-from .fit import check_fit, check_present, meta_layers, meta_twins, put_tensors
+from .fit import check_fit, check_present, fitting_layers, meta_twins, put_tensors
 from .older_names import under_present_names
-from .parameter_targets import Parameters, find_parameters, meta_parameters, nested_paths, put_parameters
+from .parameter_targets import Parameters, find_parameters, nested_paths, put_parameters
 from .peft_format import TENSOR_FILE, adapter_tensors
 from .peft_reads import tell_of_experts
 from .peft_settings import CONFIG_FILE, config_of, peft_config
@@ -196,7 +196,7 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
                 f"{path!r} is a {type(module).__name__}"
             )
     parameters = find_parameters(model, file.config.target_parameters)
-    fitting = _fitting(model, targets, parameters, file)
+    fitting = fitting_layers(model, targets, parameters, file)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         made = new_adapter_layers(own_bases(model, targets), file.config, undo, name)
@@ -220,16 +220,6 @@ def _is_tied(model: nn.Module, path: str) -> bool:
     module = next((module for own, module in outer_modules(model).items() if clean_path(own) == path), None)
     base: Any = getattr(module, "base_layer", module)
     return base is not None and tied_to(model, base) is not None
-
-
-def _fitting(
-    model: nn.Module, targets: Mapping[str, nn.Module], parameters: Parameters, file: AdapterFile
-) -> dict[str, AdapterLayer]:
-    """The layers without memory that a file's tensors are for; ValueError where they don't fit."""
-    fitting = meta_layers({clean_path(path): module for path, module in targets.items()}, file.config)
-    fitting |= meta_parameters(model, parameters, replace(file.config, init="default"))
-    check_fit(fitting, file)
-    return fitting
 
 
 def _put_parameters(
@@ -284,7 +274,7 @@ def _load_beside(model: nn.Module, file: AdapterFile, beside: _Beside, name: str
     """Into an adapter of another name, which is made for it."""
     targets = _file_targets(model, file)
     parameters = find_parameters(model, file.config.target_parameters)
-    fitting = _fitting(model, targets, parameters, file)
+    fitting = fitting_layers(model, targets, parameters, file)
     put_adapter(model, name, file.config, targets, list(beside.states), beside.tokens)
     layers = adapter_layers(model)
     for path in targets:

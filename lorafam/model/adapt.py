@@ -146,23 +146,23 @@ def check_targets(model: nn.Module, targets: dict[str, nn.Module], config: Adapt
     """What can be known before anything is built."""
     first = starts_from_weight(config.init)
     for path, module in targets.items():
-        plain = config.method in EMBEDDINGS and not config.bias and not first
+        plain = config.method in EMBEDDINGS and not config.bias
         if isinstance(module, nn.Embedding) and not plain:
             raise ValueError(
                 f"target_modules: {path!r} is an embedding: expected method {' or '.join(map(repr, EMBEDDINGS))}, "
-                "no bias, init 'default'"
+                "no bias"
             )
         if config.init == "loftq" and type(module) is not nn.Linear and not is_conv1d(module):
             raise ValueError(
                 f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(module).__name__}"
             )
-        tied = tied_to(model, module) if first else None
+        tied = tied_to(model, module) if first and not isinstance(module, nn.Embedding) else None
         if tied is not None:
             raise ValueError(
                 f"init: {config.init!r} takes a part of the weight of {path!r}, which is tied to {tied!r} and would "
                 "change that too; untie it first, or leave it out of target_modules"
             )
-    read = dict(targets) if first else {}
+    read = {path: module for path, module in targets.items() if first and not isinstance(module, nn.Embedding)}
     if config.quantize is not None:
         read |= _dense_layers(model, config)
     for path, module in read.items():
@@ -274,6 +274,10 @@ def _loftq_layer(
 def new_adapter_layer(
     base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str, own: Mapping[str, Any]
 ) -> AdapterLayer:
-    """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give."""
+    """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give. An embedding
+    keeps its table whole, as in PEFT.
+    """
     settings = AdapterSettings.of(config, rank, alpha)
+    if isinstance(base, nn.Embedding) and starts_from_weight(config.init):
+        settings = settings._replace(init="default")
     return layer_class(config.method, base)(base, **settings._asdict(), adapter=name, **own)

@@ -16,6 +16,7 @@ from ..compat.accelerate import loaded
 from ..config import AdapterConfig, check_path, starts_from_weight
 from ..files import write_text, write_whole
 from ..methods import AdapterLayer
+from ..methods.conv1d import is_conv1d
 from .adapt import (
     FIRST,
     adapter_layers,
@@ -190,7 +191,7 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
     targets = _file_targets(model, file)
     again = starts_from_weight(file.config.init)
     for path, module in targets.items():
-        if again and not (isinstance(module, nn.Linear) and module.weight.is_floating_point()):
+        if again and not _can_lose_a_part(module, file.config.init):
             raise ValueError(
                 f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} is for a dense base that lost a part, "
                 f"{path!r} is a {type(module).__name__}"
@@ -213,6 +214,13 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
         put_base_tensors(model, beside.base)
         train_biases(model, file.config.base_bias)
     run_through_layers(model)
+
+
+def _can_lose_a_part(module: nn.Module, init: str) -> bool:
+    """Whether what PEFT takes from a module's weight can be taken here; of an embedding's nothing is."""
+    # PEFT takes OLoRA's part of Conv1D's weight the wrong way round
+    dense = isinstance(module, nn.Linear) and module.weight.is_floating_point()
+    return dense or isinstance(module, nn.Embedding) or (is_conv1d(module) and init == "pissa")
 
 
 def _is_tied(model: nn.Module, path: str) -> bool:

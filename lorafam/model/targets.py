@@ -97,7 +97,8 @@ def _selected(found: dict[str, nn.Module], config: AdapterConfig) -> dict[str, n
         # PEFT takes a path that is named whole, whatever its layer
         layers = {path: layer_index(path, config.layers_pattern) for path in kept}
         kept = {path: module for path, module in kept.items() if path in whole or layers[path] in indices}
-    if not kept:
+    # parameters may be left
+    if not kept and config.target_parameters is None:
         raise ValueError(
             "exclude_modules, layers_to_transform: no module is left to adapt, expected at least one of "
             f"{', '.join(list(found)[:4])}"

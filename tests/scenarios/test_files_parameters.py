@@ -60,6 +60,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     ),
     "transposed": (gpt_oss, {"target_modules": ["q_proj"], "target_parameters": BOTH}),
     "router": (mixtral, {"target_modules": ["q_proj"], "target_parameters": ["gate.weight"]}),
+    "all modules left out": (
+        mixtral,
+        {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"], "target_parameters": BOTH},
+    ),
     "a layer's weight": (mixtral, {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
 }
 each = pytest.mark.parametrize("name", CASES)

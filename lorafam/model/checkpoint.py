@@ -49,6 +49,7 @@ from .targets import checked_targets, find_targets
 from .tensor_keys import clean_path, unwrapped
 from .token_row_files import put_rows, saved_rows, take_rows
 from .token_rows import find_token_rows, put_token_rows, token_rows
+from .tying import train_as_one
 from .unchanged import tied_to, unchanged_on_failure
 
 
@@ -131,6 +132,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     beside = _parts_beside(bare, file, name if over else None)
     if not layers:
         _load_bare(bare, file, beside, name)
+        if file.ties:
+            train_as_one(bare, name)
         return model
     alone = len({one for layer in layers.values() for one in layer.adapters} - {name}) == 0
     if beside.base and not alone:
@@ -144,6 +147,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     else:
         _load_beside(bare, file, beside, name)
     _put_beside(bare, beside, name)
+    if file.ties:
+        train_as_one(bare, name)
     return model
 
 

@@ -18,8 +18,6 @@ _FROM_WEIGHT = re.compile(r"pissa|pissa_niter_[1-9]\d*|olora|loftq")
 # PEFT's `bias`
 BASE_BIASES = ("none", "all", "lora_only")
 DORA_DROPOUTS = ("adapter", "input")
-# more than any weight has; a slip of the keyboard mustn't become an allocation
-MOST_RANK = 2**16
 # what others call these settings, and methods that are a method and a base
 _CALLED = {
     "lora_alpha": "alpha",
@@ -85,8 +83,6 @@ def check_flag(name: str, value: object) -> None:
 def check_rank(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    if value > MOST_RANK:
-        raise ValueError(f"{name}: expected a rank of at most {MOST_RANK}, got {value}")
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

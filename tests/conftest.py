@@ -2,6 +2,7 @@
 output shows.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -88,3 +89,22 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("its tensors are on the CPU")
     monkeypatch.setenv("LORAFAM_BACKEND", request.param)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its tokenizer, as `lorafam finetune` reads it."""
+    from tests.finetune.tiny_run import write_model
+
+    folder = write_model(tmp_path_factory.mktemp("models") / "tiny")
+    # each run collects garbage twice; without the libraries' objects that takes no time
+    gc.freeze()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text to fine-tune it on."""
+    from tests.finetune.tiny_run import write_text
+
+    return write_text(tmp_path_factory.mktemp("texts") / "text.txt")

@@ -4,6 +4,7 @@ else is said; none of it needs a GPU.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -49,6 +50,15 @@ def has_no_value_now(tensor: torch.Tensor) -> bool:
 def has_no_values(tensor: torch.Tensor) -> bool:
     """Whether a tensor only tells its shape: on the meta device, or a fake one."""
     return tensor.is_meta or type(tensor).__module__ == "torch._subclasses.fake_tensor"
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has; where that isn't known, and on the meta device, the most that torch can count."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (1 << 63) - 1
 
 
 def constant_in_graphs(function: Function) -> Function:

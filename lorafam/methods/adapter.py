@@ -91,6 +91,13 @@ class Adapter(nn.Module):
         self._scaling = float(value)
         self.scale.fill_(self._scaling)
 
+    @property
+    def alpha_now(self) -> float:
+        """α as the scaling is, which may have been set since."""
+        if self.scaling == self.kind.scaling_of(self.rank, self.alpha, self.rslora):
+            return self.alpha
+        return self.scaling / float(self.kind.scaling_of(self.rank, 1, self.rslora))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         # `.to(bfloat16)` narrows buffers, `.to_empty()` loses their values, meta ones can't be copied
         for name in self._formed:

@@ -44,6 +44,8 @@ class AdapterLayer(Mergeable, Method, ABC):
         if not isinstance(base, nn.Module):
             raise TypeError(f"base: expected a module, got {type(base).__name__}")
         self.check_base(base)
+        # of a parameter that is several weights
+        self.experts = 1
         self.in_features, self.out_features = self.sizes(base)
         if is_bitsandbytes_4bit(base):
             # its evaluation forward would repack the weight in place, for its own kernel only

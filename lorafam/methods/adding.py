@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import config
+from ..compat.torch import memory_of
 from .adapter import AdapterSettings
+from .base_weight import base_device
 from .folding import take_from_base
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def add(
         raise ValueError(f"init: {settings.init!r} changes the base's weight, expected the layer's only adapter")
     if settings.init == "loftq":
         raise ValueError("init: 'loftq' quantises the base too: lorafam.adapt with quantize='nf4' does it")
+    _check_memory(layer, settings.r)
     now = type(layer)
     try:
         # its methods make the adapter
@@ -52,3 +55,15 @@ def add(
         # only the active one trains
         adapter.requires_grad_(not layer.adapters)
     layer.adapters[name] = adapter
+
+
+def _check_memory(layer: AdapterLayer, rank: int) -> None:
+    """A slip of the keyboard mustn't become an allocation. Raises ValueError for factors that the base's device has no
+    room for.
+    """
+    device = base_device(layer.base_layer)
+    needed = rank * layer.experts * (layer.in_features + layer.out_features) * torch.float32.itemsize
+    there = memory_of(device)
+    if needed > there:
+        told = f"{needed / 1e9:.0f} GB for A and B of rank {rank}"
+        raise ValueError(f"r: expected factors that fit into memory, {told}, {device} has {there / 1e9:.0f} GB")

@@ -82,15 +82,18 @@ def dtype_of(base: nn.Module) -> torch.dtype | None:
     return next((one.dtype for one in base.parameters() if one.is_floating_point()), None)
 
 
-def check_state(layer: Any, state: Mapping[str, Any], prefix: str) -> None:
-    """Raises ValueError for a state that would change a merged layer: no state says whether it was merged."""
-    if not layer.merged:
+def check_state(layer: Any, state: Mapping[str, Any], prefix: str, errors: list[str]) -> None:
+    """Raises ValueError for a state that would change a merged layer: no state says whether it was merged. Once in a
+    load, which `errors`, torch's one list for all its modules, tells from others.
+    """
+    if not layer.merged or layer.checked_for is errors:
         return
     parts = (f"{prefix}base_layer.", f"{prefix}adapters.{layer.active_adapter}.")
     for name, tensor in layer.state_dict(prefix=prefix).items():
         given = state.get(name, tensor) if name.startswith(parts) else tensor
         if given is not tensor and (given.shape != tensor.shape or not torch.equal(given.to(tensor), tensor)):
             raise ValueError(f"state_dict: has another {name!r} than the layer, which is merged: unmerge it first")
+    layer.checked_for = errors
 
 
 def as_other(parameter: nn.Parameter | None, other: Tensor | None) -> nn.Parameter | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -57,8 +58,13 @@ class LoraInPeft(Method):
 
     @classmethod
     def to_peft(cls, config: AdapterConfig, adapters: Mapping[str, Adapter], model: nn.Module) -> dict[str, Any]:
-        """Of twice the rank where a part of the base was taken (`model.peft_format.adapter_tensors`)."""
+        """Of twice the rank where a part of the base was taken (`model.peft_format.adapter_tensors`), which of an
+        embedding isn't.
+        """
         more = _RESTORED if starts_from_weight(config.init) else 1
+        whole = {f"^{re.escape(path)}": one for path, one in adapters.items() if more > 1 and one.start_A is None}
+        ranks = {key: one.rank for key, one in whole.items()}
+        alphas = {key: one.alpha_now for key, one in whole.items()}
         # α/r and α/√r as they were
         alpha = math.sqrt(more) if config.rslora else more
         return {
@@ -69,8 +75,9 @@ class LoraInPeft(Method):
             "use_rslora": config.rslora,
             "lora_bias": config.bias,
             "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
-            "rank_pattern": {name: rank * more for name, rank in config.rank_pattern.items()},
-            "alpha_pattern": {name: value * alpha for name, value in config.alpha_pattern.items()},
+            # the first key that fits counts
+            "rank_pattern": ranks | {name: rank * more for name, rank in config.rank_pattern.items()},
+            "alpha_pattern": alphas | {name: value * alpha for name, value in config.alpha_pattern.items()},
         }
 
 

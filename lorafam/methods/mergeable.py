@@ -25,6 +25,8 @@ class Mergeable(nn.Module, ABC):
     base_layer: nn.Module
     adapters: nn.ModuleDict
     _folded: Folded | None = None
+    # the load whose state was looked at (`check_state`)
+    checked_for: list[str] | None = None
 
     @abstractmethod
     def merged_weight(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -102,5 +104,7 @@ class Mergeable(nn.Module, ABC):
         return decoded(self._folded.weight)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        check_state(self, state_dict, prefix)
+        # the model has asked already where it is loaded as a whole
+        check_state(self, state_dict, prefix, args[-1])
+        self.checked_for = None
         super()._load_from_state_dict(state_dict, prefix, *args)

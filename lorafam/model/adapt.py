@@ -23,9 +23,9 @@ from ..methods.initialisers import loftq
 from ..methods.registry import EMBEDDINGS, layer_class
 from ..weights import quantize_nf4
 from .base_tensors import train_biases
-from .parameter_targets import find_parameters, put_parameters
+from .parameter_targets import find_parameters, parameter_paths, put_parameters
 from .saved_module import SavedModule, find_saved, inside
-from .targets import find_targets, output_head, pattern_values
+from .targets import find_targets, output_head, pattern_values, tell_unmatched
 from .tensor_keys import unwrapped
 from .token_rows import TokenRows, find_token_rows, put_token_rows
 from .unchanged import at_several_places, for_one_place, shared_modules, tied_to, unchanged_on_failure
@@ -53,6 +53,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     check_targets(model, targets, config)
     rows = find_token_rows(model, config)
     parameters = find_parameters(model, config.target_parameters)
+    tell_unmatched(config, [*targets, *parameter_paths(parameters)])
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         for path, module in new_modules(model, targets, config, undo).items():
@@ -81,10 +82,10 @@ def run_through_layers(model: nn.Module) -> None:
     gate_mlps(model)
 
 
-def _check_state(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _check_state(model: nn.Module, state: Mapping[str, Any], prefix: str, *told: Any) -> None:
     """Before a state is loaded into any layer."""
     for path, layer in adapter_layers(model).items():
-        check_state(layer, state, f"{prefix}{path}.")
+        check_state(layer, state, f"{prefix}{path}.", told[-1])
 
 
 def new_modules(
@@ -147,23 +148,23 @@ def check_targets(model: nn.Module, targets: dict[str, nn.Module], config: Adapt
     """What can be known before anything is built."""
     first = starts_from_weight(config.init)
     for path, module in targets.items():
-        plain = config.method in EMBEDDINGS and not config.bias and not first
+        plain = config.method in EMBEDDINGS and not config.bias
         if isinstance(module, nn.Embedding) and not plain:
             raise ValueError(
                 f"target_modules: {path!r} is an embedding: expected method {' or '.join(map(repr, EMBEDDINGS))}, "
-                "no bias, init 'default'"
+                "no bias"
             )
         if config.init == "loftq" and type(module) is not nn.Linear and not is_conv1d(module):
             raise ValueError(
                 f"init: 'loftq' needs the weight before it is quantised, {path!r} is a {type(module).__name__}"
             )
-        tied = tied_to(model, module) if first else None
+        tied = tied_to(model, module) if first and not isinstance(module, nn.Embedding) else None
         if tied is not None:
             raise ValueError(
                 f"init: {config.init!r} takes a part of the weight of {path!r}, which is tied to {tied!r} and would "
                 "change that too; untie it first, or leave it out of target_modules"
             )
-    read = dict(targets) if first else {}
+    read = {path: module for path, module in targets.items() if first and not isinstance(module, nn.Embedding)}
     if config.quantize is not None:
         read |= _dense_layers(model, config)
     for path, module in read.items():
@@ -275,6 +276,10 @@ def _loftq_layer(
 def new_adapter_layer(
     base: nn.Module, config: AdapterConfig, rank: int, alpha: float, name: str, own: Mapping[str, Any]
 ) -> AdapterLayer:
-    """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give."""
+    """The adapter layer that `config` means around `base`, with the rank and alpha that its patterns give. An embedding
+    keeps its table whole, as in PEFT.
+    """
     settings = AdapterSettings.of(config, rank, alpha)
+    if isinstance(base, nn.Embedding) and starts_from_weight(config.init):
+        settings = settings._replace(init="default")
     return layer_class(config.method, base)(base, **settings._asdict(), adapter=name, **own)

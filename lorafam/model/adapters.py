@@ -22,9 +22,9 @@ from .adapt import (
     replace_module,
     run_through_layers,
 )
-from .parameter_targets import find_parameters, put_parameters
+from .parameter_targets import find_parameters, parameter_paths, put_parameters
 from .saved_module import SavedModule, find_saved, saved_modules
-from .targets import find_targets, pattern_values
+from .targets import find_targets, pattern_values, tell_unmatched
 from .tensor_keys import unwrapped
 from .token_rows import TokenRows, find_token_rows, put_token_rows, token_rows
 from .unchanged import unchanged_on_failure
@@ -52,6 +52,8 @@ def add_adapter(model: nn.Module, name: str, config: AdapterConfig | None = None
         if layer.has_active and not isinstance(layer, LoraParameter)
     }
     wanted = active if again or config.target_modules is None else find_targets(model, config)
+    parameters = find_parameters(model, config.target_parameters)
+    tell_unmatched(config, [*wanted, *parameter_paths(parameters)])
     put_adapter(model, name, config, wanted, _saved_for(model, config, again), find_token_rows(model, config))
 
 
@@ -67,7 +69,7 @@ def put_adapter(
     layers = expected_layers(model)
     there = {path: layer for path, layer in layers.items() if path in wanted}
     new = {path: module for path, module in wanted.items() if path not in layers}
-    kinds = {path: _kind_beside(path, layer, config.method) for path, layer in there.items()}
+    kinds = {path: _kind_beside(path, layer, config) for path, layer in there.items()}
     check_targets(model, new, config)
     parameters = find_parameters(model, config.target_parameters)
     active = next(iter(layers.values())).active_adapter
@@ -102,13 +104,16 @@ def put_adapter(
     run_through_layers(model)
 
 
-def _kind_beside(path: str, layer: AdapterLayer, method: str) -> type[AdapterLayer]:
+def _kind_beside(path: str, layer: AdapterLayer, config: AdapterConfig) -> type[AdapterLayer]:
     """The class of a layer with an adapter of another method: LoRA and DoRA go together, as in PEFT. Raises ValueError
-    for others.
+    for others, and for what an adapter of the layer's weight as a parameter can't be.
     """
-    of_parameter = isinstance(layer, LoraParameter)
+    of_parameter, method = isinstance(layer, LoraParameter), config.method
     if METHODS[method].peft_type != layer.peft_type or (of_parameter and method != layer.method):
         raise ValueError(f"config: expected the method {layer.method!r} of {path!r}, got {method!r}")
+    if of_parameter and (config.dropout or config.bias):
+        told = f"{path!r} has an adapter of its parameter {layer.parameter!r}"
+        raise ValueError(f"target_modules: {told}, expected one with dropout 0 and no bias beside it")
     # of its weight, which is the same sum
     return LoraParameter if of_parameter else layer_class(method, layer.base_layer)
 

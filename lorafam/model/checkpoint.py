@@ -16,6 +16,7 @@ from ..compat.accelerate import loaded
 from ..config import AdapterConfig, check_path, starts_from_weight
 from ..files import write_text, write_whole
 from ..methods import AdapterLayer
+from ..methods.conv1d import is_conv1d
 from .adapt import (
     FIRST,
     adapter_layers,
@@ -28,9 +29,9 @@ from .adapt import (
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, disabled, put_adapter
 from .base_tensors import BaseTensors, check_base, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
-from .fit import check_fit, check_present, meta_layers, meta_twins, put_tensors
+from .fit import check_fit, check_present, fitting_layers, meta_twins, put_tensors
 from .older_names import under_present_names
-from .parameter_targets import Parameters, find_parameters, meta_parameters, nested_paths, put_parameters
+from .parameter_targets import Parameters, find_parameters, nested_paths, put_parameters
 from .peft_format import TENSOR_FILE, adapter_tensors
 from .peft_reads import tell_of_experts
 from .peft_settings import CONFIG_FILE, config_of, peft_config
@@ -48,6 +49,7 @@ from .targets import checked_targets, find_targets
 from .tensor_keys import clean_path, unwrapped
 from .token_row_files import put_rows, saved_rows, take_rows
 from .token_rows import find_token_rows, put_token_rows, token_rows
+from .tying import train_as_one
 from .unchanged import tied_to, unchanged_on_failure
 
 
@@ -130,6 +132,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     beside = _parts_beside(bare, file, name if over else None)
     if not layers:
         _load_bare(bare, file, beside, name)
+        if file.ties:
+            train_as_one(bare, name)
         return model
     alone = len({one for layer in layers.values() for one in layer.adapters} - {name}) == 0
     if beside.base and not alone:
@@ -143,6 +147,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
     else:
         _load_beside(bare, file, beside, name)
     _put_beside(bare, beside, name)
+    if file.ties:
+        train_as_one(bare, name)
     return model
 
 
@@ -190,13 +196,13 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
     targets = _file_targets(model, file)
     again = starts_from_weight(file.config.init)
     for path, module in targets.items():
-        if again and not (isinstance(module, nn.Linear) and module.weight.is_floating_point()):
+        if again and not _can_lose_a_part(module, file.config.init):
             raise ValueError(
                 f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} is for a dense base that lost a part, "
                 f"{path!r} is a {type(module).__name__}"
             )
     parameters = find_parameters(model, file.config.target_parameters)
-    fitting = _fitting(model, targets, parameters, file)
+    fitting = fitting_layers(model, targets, parameters, file)
     with unchanged_on_failure(model) as undo:
         model.requires_grad_(False)
         made = new_adapter_layers(own_bases(model, targets), file.config, undo, name)
@@ -215,21 +221,18 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
     run_through_layers(model)
 
 
+def _can_lose_a_part(module: nn.Module, init: str) -> bool:
+    """Whether what PEFT takes from a module's weight can be taken here; of an embedding's nothing is."""
+    # PEFT takes OLoRA's part of Conv1D's weight the wrong way round
+    dense = isinstance(module, nn.Linear) and module.weight.is_floating_point()
+    return dense or isinstance(module, nn.Embedding) or (is_conv1d(module) and init == "pissa")
+
+
 def _is_tied(model: nn.Module, path: str) -> bool:
     """Whether the weight of the module that is called so in a file is another's too."""
     module = next((module for own, module in outer_modules(model).items() if clean_path(own) == path), None)
     base: Any = getattr(module, "base_layer", module)
     return base is not None and tied_to(model, base) is not None
-
-
-def _fitting(
-    model: nn.Module, targets: Mapping[str, nn.Module], parameters: Parameters, file: AdapterFile
-) -> dict[str, AdapterLayer]:
-    """The layers without memory that a file's tensors are for; ValueError where they don't fit."""
-    fitting = meta_layers({clean_path(path): module for path, module in targets.items()}, file.config)
-    fitting |= meta_parameters(model, parameters, replace(file.config, init="default"))
-    check_fit(fitting, file)
-    return fitting
 
 
 def _put_parameters(
@@ -284,7 +287,7 @@ def _load_beside(model: nn.Module, file: AdapterFile, beside: _Beside, name: str
     """Into an adapter of another name, which is made for it."""
     targets = _file_targets(model, file)
     parameters = find_parameters(model, file.config.target_parameters)
-    fitting = _fitting(model, targets, parameters, file)
+    fitting = fitting_layers(model, targets, parameters, file)
     put_adapter(model, name, file.config, targets, list(beside.states), beside.tokens)
     layers = adapter_layers(model)
     for path in targets:

@@ -23,6 +23,7 @@ from .peft_format import PREFIX, TENSOR_FILE
 from .peft_settings import CONFIG_FILE
 from .saved_module import is_saved
 from .stored_model import StoredModel
+from .targets import tell_unmatched
 from .tensor_keys import bare_key
 from .token_row_files import file_rows
 from .weight_files import FLOATS
@@ -97,6 +98,7 @@ class FileAdapter:
             bases: dict[str, nn.Module] = {path: nn.Linear(K, N, bias=False) for path, (N, K) in sizes.items()}
         self._layers = {**meta_layers(bases, self.config), **parameters}
         self.places |= {path: Place(pattern_path(path, parameters[path]), None, False) for path in experts}
+        tell_unmatched(self.config, [pattern_path(path, layer) for path, layer in self._layers.items()])
         check_fit(self._layers, file)
         changed = [*self.own, *(place.weight for place in self.places.values())]
         self.untied = _untied(changed, model)

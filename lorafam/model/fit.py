@@ -15,10 +15,11 @@ from ..methods.adapter import Adapter
 from ..methods.base_weight import base_sizes
 from .adapt import new_adapter_layers
 from .adapter_file import AdapterFile
-from .parameter_targets import meta_parameters, pattern_path
+from .parameter_targets import Parameters, meta_parameters, parameter_paths, pattern_path
 from .peft_format import PREFIX, TENSOR_FILE
 from .peft_settings import CONFIG_FILE
-from .targets import pattern_values
+from .targets import pattern_values, tell_unmatched
+from .tensor_keys import clean_path
 
 
 def meta_layers(bases: Mapping[str, nn.Module], config: AdapterConfig) -> dict[str, AdapterLayer]:
@@ -28,8 +29,20 @@ def meta_layers(bases: Mapping[str, nn.Module], config: AdapterConfig) -> dict[s
         return new_adapter_layers(twins, replace(config, init="default"), [])
 
 
+def fitting_layers(
+    model: nn.Module, targets: Mapping[str, nn.Module], parameters: Parameters, file: AdapterFile
+) -> dict[str, AdapterLayer]:
+    """The layers without memory that a file's tensors are for; ValueError where they don't fit."""
+    tell_unmatched(file.config, [*map(clean_path, targets), *parameter_paths(parameters)])
+    fitting = meta_layers({clean_path(path): module for path, module in targets.items()}, file.config)
+    fitting |= meta_parameters(model, parameters, replace(file.config, init="default"))
+    check_fit(fitting, file)
+    return fitting
+
+
 def meta_twins(layers: Mapping[str, AdapterLayer], config: AdapterConfig) -> dict[str, AdapterLayer]:
     """`meta_layers` in the place of layers that are there, parameters' too."""
+    tell_unmatched(config, [pattern_path(path, layer) for path, layer in layers.items()])
     plain = {path: layer.base_layer for path, layer in layers.items() if not isinstance(layer, LoraParameter)}
     found = meta_layers(plain, config)
     for path, layer in layers.items():

@@ -38,6 +38,10 @@ def find_parameters(model: nn.Module, names: Sequence[str] | None) -> Parameters
             found.setdefault(path, []).append(parameter)
     missing = [name for name in names or () if name not in known]
     if missing:
+        for path, layer in model.named_modules():
+            own, _, parameter = missing[0].rpartition(".")
+            if isinstance(layer, AdapterLayer) and parameter == "weight" and f".{path}".endswith(f".{own}"):
+                raise ValueError(f"target_parameters: {missing[0]!r} is the weight of an adapted layer, {path!r}")
         raise ValueError(f"target_parameters: no parameter is called {missing[0]!r}")
     return found
 
@@ -47,8 +51,13 @@ def nested_paths(path: str, parameters: Sequence[str]) -> dict[str, str]:
     return {path + ".base_layer" * depth: name for depth, name in enumerate(reversed(parameters))}
 
 
-def pattern_path(path: str, layer: nn.Module) -> str:
+def parameter_paths(wanted: Parameters) -> list[str]:
     """What patterns of ranks and alphas are matched with."""
+    return [f"{clean_path(path)}.{parameter}" for path, parameters in wanted.items() for parameter in parameters]
+
+
+def pattern_path(path: str, layer: nn.Module) -> str:
+    """That of a layer."""
     if not isinstance(layer, LoraParameter):
         return path
     while path.endswith(".base_layer"):
@@ -83,7 +92,7 @@ def _made(
     model: nn.Module, wanted: Parameters, config: AdapterConfig, name: str, stubs: Mapping[str, nn.Module] | None = None
 ) -> dict[str, LoraParameter]:
     """Module's path → the outermost layer."""
-    paths = [f"{clean_path(path)}.{parameter}" for path, parameters in wanted.items() for parameter in parameters]
+    paths = parameter_paths(wanted)
     ranks = pattern_values(config.rank_pattern, paths, config.r, None)
     alphas = pattern_values(config.alpha_pattern, paths, config.alpha, None)
     made = {}

@@ -14,9 +14,7 @@ from torch import nn
 
 from ..config import AdapterConfig, starts_from_weight
 from ..methods import METHODS, AdapterLayer, LoraParameter
-from ..methods.adapter import Adapter
 from ..methods.conv1d import stands_for_conv1d
-from ..methods.method import Method
 from ..methods.registry import method_of_peft
 from .parameter_targets import pattern_path
 from .targets import pattern_values
@@ -126,7 +124,7 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
     adapters: dict[str, Any] = {path: layer.adapter_called(name) for path, layer in layers.items()}
     told = {path: pattern_path(path, layer) for path, layer in layers.items()}
     ranks = {told[path]: int(adapter.rank) for path, adapter in adapters.items()}
-    alphas = {told[path]: _alpha(adapter) for path, adapter in adapters.items()}
+    alphas = {told[path]: adapter.alpha_now for path, adapter in adapters.items()}
     one = next(iter(adapters.values()))
     started = any(adapter.start_A is not None for adapter in adapters.values())
     settings: dict[str, Any] = {
@@ -154,14 +152,6 @@ def config_of(layers: dict[str, AdapterLayer], name: str | None, first: AdapterC
         if unlike is not None:
             raise ValueError(f"adapter: {setting} differs between its layers ({unlike!r}), a file has one for all")
     return replace(first, **settings)
-
-
-def _alpha(adapter: Adapter) -> float:
-    """α as the scaling is now, which may have been set since."""
-    method: type[Method] = adapter.kind
-    if adapter.scaling == method.scaling_of(adapter.rank, adapter.alpha, adapter.rslora):
-        return adapter.alpha
-    return adapter.scaling / method.scaling_of(adapter.rank, 1, adapter.rslora)
 
 
 def _by_path(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -97,7 +97,8 @@ def _selected(found: dict[str, nn.Module], config: AdapterConfig) -> dict[str, n
         # PEFT takes a path that is named whole, whatever its layer
         layers = {path: layer_index(path, config.layers_pattern) for path in kept}
         kept = {path: module for path, module in kept.items() if path in whole or layers[path] in indices}
-    if not kept:
+    # parameters may be left
+    if not kept and config.target_parameters is None:
         raise ValueError(
             "exclude_modules, layers_to_transform: no module is left to adapt, expected at least one of "
             f"{', '.join(list(found)[:4])}"
@@ -163,15 +164,26 @@ def pattern_values(
     pattern: Mapping[str, float], paths: Sequence[str], default: float, name: str | None
 ) -> dict[str, float]:
     """Path → value of the first key that ends it, as a regular expression, as PEFT reads rank_pattern and
-    alpha_pattern. A key that no path has is told in a warning, beginning with `name`, if there is one.
+    alpha_pattern; errors begin with `name`.
     """
     values: dict[str, float] = {}
     for key, value in pattern.items():
-        meant = matched(rf"(.*\.)?({key})", paths, name or "pattern")
-        if not meant and name is not None:
-            near = difflib.get_close_matches(key, {path.rsplit(".", 1)[-1] for path in paths}, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            warnings.warn(f"{name}: no adapted module is called {key!r}{hint}", stacklevel=3)
-        for path in meant:
+        for path in _ended(key, paths, name):
             values.setdefault(path, value)
     return {path: values.get(path, default) for path in paths}
+
+
+def tell_unmatched(config: AdapterConfig, paths: Sequence[str]) -> None:
+    """Warns of each key of rank_pattern and alpha_pattern that none of these paths has: all that is adapted, parameters
+    too.
+    """
+    for name, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for key in pattern:
+            if not _ended(key, paths, name):
+                near = difflib.get_close_matches(key, {path.rsplit(".", 1)[-1] for path in paths}, n=1)
+                hint = f", did you mean {near[0]!r}?" if near else ""
+                warnings.warn(f"{name}: no adapted module is called {key!r}{hint}", stacklevel=3)
+
+
+def _ended(key: str, paths: Sequence[str], name: str | None) -> set[str]:
+    return matched(rf"(.*\.)?({key})", paths, name or "pattern")

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..methods import AdapterLayer
+from ..methods.lora_embedding import LoraEmbedding
 from .adapt import adapter_layers
 from .base_tensors import base_parameters, remember_base_tensors
 from .saved_module import SavedModule
@@ -27,6 +29,33 @@ def tie_weights(model: nn.Module, *args: Any, **kwargs: Any) -> None:
             raise ValueError(f"tie_weights: {path!r} is merged, unmerge it first")
     with _bases_in_place(model):
         type(model).tie_weights(model, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def train_as_one(model: Any, name: str) -> None:
+    """Has an adapter's parts of table and head share memory where they are the same values, as PEFT has it for a file
+    that ties them (ensure_weight_tying): both gradients change both.
+    """
+    table, head = (getattr(model, f"get_{one}_embeddings", lambda: None)() for one in ("input", "output"))
+    parts: list[Any] = [_part(end, name) for end in (table, head)]
+    if any(part is None for part in parts):
+        return
+    first, second = parts
+    both_copies = isinstance(table, SavedModule) and isinstance(head, SavedModule)
+    if both_copies and torch.equal(first.weight, second.weight):
+        second.weight = first.weight
+    elif isinstance(table, LoraEmbedding) and isinstance(head, AdapterLayer):
+        for ours, theirs in (("A", "B"), ("B", "A")):
+            old, new = getattr(second, ours), getattr(first, theirs).T
+            if old.shape == new.shape and torch.equal(old, new):
+                setattr(second, ours, nn.Parameter(new, old.requires_grad))
+
+
+def _part(end: Any, name: str) -> nn.Module | None:
+    """What an adapter has of a table or a head."""
+    if isinstance(end, SavedModule):
+        return end.copies[name] if end.has(name) else None
+    return end.adapters[name] if isinstance(end, AdapterLayer) and name in end.adapters else None
 
 
 def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:

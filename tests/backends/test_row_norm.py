@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafam import functional as F
 from lorafam import quantize_nf4, reference
+from lorafam.backends import numba_cpu
 from tests.conftest import device
 from tests.tolerances import assert_as_good_as_eager
 
@@ -63,3 +67,34 @@ def test_every_level_of_cancellation(level: float, lost: str, storage: str, back
         eager.append(peft_norm(dense, A / 2, B, 2.0))
         exact.append(peft_norm(dense.double(), A.double() / 2, B.double(), 2.0))
     assert_as_good_as_eager(ours, eager, exact, name=f"{level} of {lost}", least=2 * rows)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made inside."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("storage", ["dense", "nf4"])
+def test_more_ranks_than_columns(storage: str, backend: str) -> None:
+    """No [r, r] is formed."""
+    rows, ranks = 96, 5 * K
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(rows, K, generator=generator)
+    weight = quantize_nf4(dense.to(device())) if storage == "nf4" else dense.to(device())
+    dense = weight.dequantize(torch.float32).cpu() if storage == "nf4" else dense
+    A, B = torch.randn(ranks, K, generator=generator), torch.randn(rows, ranks, generator=generator)
+    norm = F.row_norm(weight, A.to(device()), B.to(device()), 0.1).cpu()
+    eager, exact = peft_norm(dense, A, B, 0.1), peft_norm(dense.double(), A.double(), B.double(), 0.1)
+    assert_as_good_as_eager([norm], [eager], [exact], name="more ranks than columns", least=rows)
+    if backend == "numba":
+        data, scales, layout = weight.storage() if storage == "nf4" else (dense, [], [])
+        with Largest() as seen:
+            numba_cpu.row_norm(data, scales, layout, A, B, None)
+        assert seen.elements < ranks**2

@@ -154,8 +154,8 @@ def test_a_model_that_scales_its_embedding(tmp_path: Path) -> None:
             "'model.embed_tokens' is an embedding: expected method 'lora' or 'dora'",
         ),
         (
-            lambda: lorafam.adapt(tiny_model(), AdapterConfig(init="pissa", target_modules=TARGETS)),
-            "'model.embed_tokens' is an embedding",
+            lambda: lorafam.adapt(tiny_model(), AdapterConfig(init="loftq", quantize="nf4", target_modules=TARGETS)),
+            "init: 'loftq' needs the weight before it is quantised, 'model.embed_tokens' is a",
         ),
     ],
 )

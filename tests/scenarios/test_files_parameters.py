@@ -60,11 +60,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     ),
     "transposed": (gpt_oss, {"target_modules": ["q_proj"], "target_parameters": BOTH}),
     "router": (mixtral, {"target_modules": ["q_proj"], "target_parameters": ["gate.weight"]}),
+    "all modules left out": (
+        mixtral,
+        {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"], "target_parameters": BOTH},
+    ),
     "a layer's weight": (mixtral, {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
 }
 each = pytest.mark.parametrize("name", CASES)
+# a key of a pattern that is a parameter's
+told = pytest.mark.filterwarnings("error:.*no adapted module is called")
 
 
+@told
 @each
 def test_both_ways_and_merged(name: str, tmp_path: Path) -> None:
     make, settings = CASES[name]
@@ -98,6 +105,7 @@ def test_both_ways_and_merged(name: str, tmp_path: Path) -> None:
         close(logits(type(ours).from_pretrained(tmp_path / folder)), want)
 
 
+@told
 @each
 def test_beside_another(name: str, tmp_path: Path) -> None:
     make, settings = CASES[name]
@@ -204,3 +212,32 @@ def test_a_module_beside_its_own_weight_as_a_parameter(tmp_path: Path) -> None:
     close(by_peft(tmp_path / "again", llama()), out["y"])
     with pytest.raises(ValueError, match=r"expected the method 'lora' of '.*gate_proj', got 'dora'"):
         lorafam.add_adapter(model, "z", AdapterConfig("dora", target_modules=["gate_proj"]))
+
+
+@pytest.mark.parametrize("first", ["the parameter", "the module", "both at once"])
+def test_a_module_with_dropout_beside_its_own_weight_is_refused_as_by_peft(first: str) -> None:
+    """The update of a parameter isn't a product of tokens, of which some could be dropped."""
+    own: dict[str, Any] = {"target_modules": [], "target_parameters": ["gate_proj.weight"]}
+    whole: dict[str, Any] = {"target_modules": ["gate_proj", "q_proj"]}
+    drop = 0.3
+    if first == "both at once":
+        with pytest.raises(ValueError, match="not a valid target"):
+            get_peft_model(llama(), LoraConfig(**own | whole, lora_dropout=drop))
+        with pytest.raises(ValueError, match="target_parameters: expected method 'lora' with dropout 0"):
+            AdapterConfig(**own | whole, dropout=drop)
+        return
+    settings = (own, whole) if first == "the parameter" else (whole, own)
+    dropouts = [drop if one is whole else 0.0 for one in settings]
+    theirs = get_peft_model(llama(), LoraConfig(**settings[0], lora_dropout=dropouts[0]))
+    with pytest.raises(ValueError, match=r"not a valid target|does not work with lora_dropout"):
+        theirs.add_adapter("b", LoraConfig(**settings[1], lora_dropout=dropouts[1]))
+    model = lorafam.adapt(llama(), AdapterConfig(**settings[0], dropout=dropouts[0]))
+    before = [[name for name, _ in model.named_modules()], [p.requires_grad for p in model.parameters()]]
+    told = {
+        "the parameter": r"'.*\.0\.mlp\.gate_proj' has an adapter of its parameter 'weight', .* dropout 0",
+        "the module": r"target_parameters: 'gate_proj\.weight' is the weight of an adapted layer",
+    }
+    with pytest.raises(ValueError, match=told[first]):
+        lorafam.add_adapter(model, "b", AdapterConfig(**settings[1], dropout=dropouts[1]))
+    assert [[name for name, _ in model.named_modules()], [p.requires_grad for p in model.parameters()]] == before
+    assert logits(model).isfinite().all()

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import lorafam
 from lorafam import AdapterConfig
-from tests.model.tiny import tiny_model, tokens
+from tests.model.tiny import disturb, tiny_model, tokens
+from tests.scenarios.files import gpt2
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -94,6 +96,47 @@ def test_a_base_that_lost_a_part_loses_it_again(init: str, more: dict[str, Any],
     close(logits(PeftModel.from_pretrained(tiny_model(), tmp_path / "ours")), logits(theirs))
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("more", [{}, {"rank_pattern": {"v_proj": 3, "embed_tokens": 5}}, {"use_rslora": True}])
+def test_an_embedding_beside_them_keeps_its_table(more: dict[str, Any], init: str, dora: bool, tmp_path: Path) -> None:
+    """As in PEFT: its adapter starts as ever."""
+    targets = ["embed_tokens", "v_proj"]
+    settings: dict[str, Any] = {"r": 4, "target_modules": targets, "use_dora": dora, **more}
+    theirs = get_peft_model(tiny_model(), LoraConfig(**settings, init_lora_weights=init))
+    disturb(theirs)
+    want = logits(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = lorafam.load_adapter(tiny_model(), tmp_path / "theirs")
+    close(logits(ours), want)
+    rename = {"use_rslora": "rslora"}
+    config = AdapterConfig("dora" if dora else "lora", r=4, target_modules=targets, init=init, dora_dropout="input")
+    own = lorafam.adapt(tiny_model(), replace(config, **{rename.get(key, key): value for key, value in more.items()}))
+    close(logits(own), logits(tiny_model()))
+    disturb(own)
+    for name, model in (("again", ours), ("own", own)):
+        want = logits(model)
+        lorafam.save_adapter(model, tmp_path / name)
+        close(logits(PeftModel.from_pretrained(tiny_model(), tmp_path / name)), want)
+        close(logits(lorafam.load_adapter(tiny_model(), tmp_path / name)), want)
+        lorafam.merge_and_unload(model)
+        close(logits(model), want)
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj"], ["c_attn", "c_proj", "c_fc"]])
+def test_a_conv1d_that_lost_a_part(targets: list[str], tmp_path: Path) -> None:
+    theirs = get_peft_model(gpt2(), LoraConfig(r=4, target_modules=targets, init_lora_weights="pissa"))
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path)
+    close(logits(lorafam.load_adapter(gpt2(), tmp_path)), logits(theirs))
+    # OLoRA takes the part the wrong way round: PEFT's model starts as another one
+    square = get_peft_model(gpt2(), LoraConfig(r=4, target_modules=["attn.c_proj"], init_lora_weights="olora"))
+    assert (logits(square) - logits(gpt2())).norm() > 0.01 * logits(gpt2()).norm()
+    square.save_pretrained(tmp_path / "olora")
+    with pytest.raises(ValueError, match=r"init_lora_weights = 'olora' is for .*, '.*attn\.c_proj' is a Conv1D"):
+        lorafam.load_adapter(gpt2(), tmp_path / "olora")
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_such_a_file_is_refused_where_the_base_is_another(init: str, tmp_path: Path) -> None:
     peft_file(tmp_path / "theirs", init_lora_weights=init)
@@ -127,11 +170,14 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "flag as text": ({"use_rslora": "false"}, "use_rslora: expected true or false, got 'false'"),
     "flag as number": ({"use_dora": 1}, "use_dora: expected true or false, got 1"),
     "bias as text": ({"lora_bias": "no"}, "lora_bias: expected true or false, got 'no'"),
-    "huge rank": ({"r": 10**9}, "r: expected a rank of at most 65536, got 1000000000"),
+    "huge rank": ({"r": 10**9}, r"lora_A.weight' has shape \[4, 32\], expected \[1000000000, 32\]"),
     "other rank": ({"r": 3}, r"lora_A.weight' has shape \[4, 32\], expected \[3, 32\]"),
     "rank as text": ({"r": "4"}, "r: expected a positive integer, got '4'"),
     "alpha as text": ({"lora_alpha": "8"}, "lora_alpha: expected a number"),
-    "pattern's rank": ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"),
+    "pattern's rank": (
+        {"rank_pattern": {"q_proj": 10**9}},
+        r"q_proj.lora_A.weight' has shape \[4, 32\], expected \[1000000000, 32\]",
+    ),
     "pattern no expression": ({"alpha_pattern": {"(": 4}}, "alpha_pattern, the key: '\\(' is no regular expression"),
     "targets no expression": ({"target_modules": "("}, "target_modules: '\\(' is no regular expression"),
     "targets of a wrong type": ({"target_modules": [1]}, "target_modules: expected names, got 1"),

@@ -146,6 +146,25 @@ def test_nothing_of_a_state_is_loaded_before_it_is_refused() -> None:
     assert torch.equal(logits(model), before)
 
 
+def test_a_state_is_looked_at_once_by_model_and_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lorafam.adapt(llama(), AdapterConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    layers = adapter_layers(model)
+    for layer in layers.values():
+        layer.merge()
+    state, looked = copy.deepcopy(model.state_dict()), list[str]()
+    for path, layer in layers.items():
+        whole = layer.state_dict
+        monkeypatch.setattr(layer, "state_dict", lambda path=path, whole=whole, **k: looked.append(path) or whole(**k))
+    model.load_state_dict(state)
+    assert looked == list(layers)
+    # each load of its own
+    model.load_state_dict(state)
+    assert looked == 2 * list(layers)
+    path, layer = next(iter(layers.items()))
+    with pytest.raises(ValueError, match="which is merged"):
+        model.get_submodule(path).load_state_dict({name: tensor + 1 for name, tensor in layer.state_dict().items()})
+
+
 @each_way
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_that_are_merged_are_merged_with_the_model(way: str, method: str) -> None:

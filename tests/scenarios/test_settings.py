@@ -28,7 +28,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"r": 8.0}, "r: expected a positive integer, got 8.0"),
     ({"r": True}, "r: expected a positive integer, got True"),
     ({"r": "8"}, "r: expected a positive integer, got '8'"),
-    ({"r": 10**9}, "r: expected a rank of at most 65536, got 1000000000"),
     ({"alpha": "16"}, "alpha: expected a number"),
     ({"alpha": float("nan")}, "alpha: expected a number"),
     ({"alpha": 1j}, "alpha: expected a number"),
@@ -135,7 +134,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path, Any], object], list[Any]]] = {
     ),
     "combine_adapters, rank": (
         lambda m, d, v: lorafam.combine_adapters(m, ["default", "b"], [1, 1], "x", "svd", v),
-        [0, -1, 2.0, "2", True, 10**9],
+        [0, -1, 2.0, "2", True],
     ),
     "merge_and_unload, safe": (lambda m, d, v: lorafam.merge_and_unload(m, v), ["no", 0, None]),
     "merge_and_unload, into": (lambda m, d, v: lorafam.merge_and_unload(m, into=v), [None, "BF16", torch.bfloat16]),

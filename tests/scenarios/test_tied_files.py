@@ -11,8 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 import lorafam
-from tests.model.tiny import disturb
-from tests.scenarios.files import close
+from lorafam import AdapterConfig
+from lorafam.model.trainable import load_trainable, save_trainable
+from tests.model.tiny import disturb, tokens
+from tests.scenarios.files import by_peft, close, llama
+from tests.scenarios.files import logits as llama_logits
 
 
 def t5() -> Any:
@@ -113,3 +116,50 @@ def test_a_configuration_has_no_word_for_parting_one_of_three(what: str, name: s
     with pytest.raises(ValueError, match="is tied to several tensors, which changing it would change"):
         lorafam.merge_files(tmp_path / "model", tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+TOGETHER: dict[str, dict[str, Any]] = {
+    "the head": {"target_modules": ["q_proj", "lm_head"]},
+    "the table": {"target_modules": ["q_proj", "embed_tokens"]},
+    "copies": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]},
+}
+
+
+def trained(model: Any, steps: int = 3) -> list[float]:
+    losses = []
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(steps):
+        loss = model(tokens()).logits.square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("which", TOGETHER)
+def test_what_a_file_ties_is_trained_as_one(which: str, beside: bool, tmp_path: Path) -> None:
+    theirs = get_peft_model(llama(tied=True), LoraConfig(r=4, ensure_weight_tying=True, **TOGETHER[which]))
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    theirs = PeftModel.from_pretrained(llama(tied=True), tmp_path / "theirs", is_trainable=True)
+    model = llama(tied=True)
+    if beside:
+        lorafam.adapt(model, AdapterConfig(r=2, target_modules=["v_proj"]))
+    lorafam.load_adapter(model, tmp_path / "theirs", "b")
+    lorafam.set_adapter(model, "b")
+    lorafam.save_adapter(model, tmp_path / "before")
+    save_trainable(model, tmp_path)
+    losses = trained(theirs)
+    torch.testing.assert_close(trained(model), losses, rtol=1e-4, atol=0)
+    for name, wanted in (("after", theirs), ("before", None)):
+        if wanted is None:
+            # a checkpoint of the same model
+            load_trainable(model, tmp_path)
+            wanted = PeftModel.from_pretrained(llama(tied=True), tmp_path / "theirs")
+        else:
+            lorafam.save_adapter(model, tmp_path / name)
+        close(by_peft(tmp_path / name, llama(tied=True)), llama_logits(wanted))
+    torch.testing.assert_close(trained(model), losses, rtol=1e-4, atol=0)

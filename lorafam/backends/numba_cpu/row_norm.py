@@ -25,6 +25,10 @@ def row_norm(
     """n [N]."""
     dtype = norm_dtype(data, layout)
     A, B_hat = A.to(dtype), B_hat.to(dtype)
+    if A.shape[0] > A.shape[1]:
+        # A Aᵀ [r, r] is more than W + B̂A then, and takes longer
+        every = torch.arange(B_hat.shape[0])
+        return _norms_of_sums(data, scales, layout, A, B_hat, every).clamp_(min=NORM_FLOOR)
     squared = squared_row_norm(data, scales, layout) if weight_squared is None else weight_squared.to(dtype)
     gram = A @ A.T
     # 2 A w_j + (A Aᵀ) b̂_j, a column a row of W
@@ -35,11 +39,20 @@ def row_norm(
     norms = total.sqrt_()
     if near.any():
         rows = near.nonzero().flatten()
-        height = max(1, PANEL_BYTES // (4 * max(1, A.shape[1])))
-        for some in rows.split(height):
-            sums = (B_hat[some] @ A).add_(_some_rows(data, scales, layout, some))
-            norms[some] = torch.linalg.vector_norm(sums, dim=1)
+        norms[rows] = _norms_of_sums(data, scales, layout, A, B_hat, rows)
     return norms.clamp_(min=NORM_FLOOR)
+
+
+def _norms_of_sums(
+    data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, rows: Tensor
+) -> Tensor:
+    """‖w_j + b̂_j A‖ of the sums themselves, of the rows of these indices, ascending; a panel of them at a time."""
+    height = max(1, PANEL_BYTES // (4 * max(1, A.shape[1])))
+    norms = []
+    for some in rows.split(height):
+        sums = (B_hat[some] @ A).add_(_some_rows(data, scales, layout, some))
+        norms.append(torch.linalg.vector_norm(sums, dim=1))
+    return torch.cat(norms)
 
 
 def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor) -> Tensor:

@@ -98,13 +98,18 @@ def check_base(model: nn.Module, whole: Mapping[str, Mapping[str, torch.Tensor]]
         for name, tensor in first.items()
         if name in known and not (tensor.is_meta or torch.equal(tensor.to(known[name][1]), known[name][1]))
     ]
-    given = {bare_key(f"{path}.{ending}") for path, tensors in whole.items() for ending in tensors}
-    missing = next((name for name in changed if name not in given), None)
+    missing = next((name for name in changed if not has_tensor(whole, (name,))), None)
     if missing is not None:
         raise ValueError(
             f"model: its {missing!r} was trained, merged into or loaded with an adapter, and {TENSOR_FILE}, which has "
             "none, is for the base as it was: load it into a bare model"
         )
+
+
+def has_tensor(whole: Mapping[str, Mapping[str, torch.Tensor]], names: Sequence[str]) -> bool:
+    """Whether a file has one of the base's tensors of these names."""
+    given = {bare_key(f"{path}.{ending}") for path, tensors in whole.items() for ending in tensors}
+    return any(name in given for name in names)
 
 
 def file_base_tensors(model: nn.Module, whole: Mapping[str, Mapping[str, torch.Tensor]]) -> BaseTensors:

@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..compat.accelerate import loaded
-from ..config import AdapterConfig, check_path, starts_from_weight
+from ..config import AdapterConfig, check_path
 from ..files import write_text, write_whole
 from ..methods import AdapterLayer
-from ..methods.conv1d import is_conv1d
 from .adapt import (
     FIRST,
     adapter_layers,
@@ -29,10 +28,10 @@ from .adapt import (
 from .adapter_file import AdapterFile, read_adapter
 from .adapters import check_name, check_new_name, disabled, put_adapter
 from .base_tensors import BaseTensors, check_base, file_base_tensors, put_base_tensors, saved_base_tensors, train_biases
-from .fit import check_fit, check_present, fitting_layers, meta_twins, put_tensors
+from .fit import check_fit, check_present, check_starts, fitting_layers, meta_twins, put_tensors
 from .older_names import under_present_names
 from .parameter_targets import Parameters, find_parameters, nested_paths, put_parameters
-from .peft_format import TENSOR_FILE, adapter_tensors
+from .peft_format import TENSOR_FILE, adapter_tensors, apart
 from .peft_reads import tell_of_experts
 from .peft_settings import CONFIG_FILE, config_of, peft_config
 from .saved_module import (
@@ -87,7 +86,7 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str], adapter: s
         tensors |= saved_base_tensors(model, config.base_bias, name)
     saved, whole = saved_tensors(model, adapter)
     tokens, rows = saved_rows(model, name)
-    tensors |= whole | rows
+    tensors = apart(tensors | whole | rows)
     tell_of_experts(model, layers)
     text = json.dumps(peft_config(model, config, layers, saved, tokens, adapter), indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,13 +193,7 @@ def _put_beside(model: nn.Module, beside: _Beside, name: str) -> None:
 
 def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) -> None:
     targets = _file_targets(model, file)
-    again = starts_from_weight(file.config.init)
-    for path, module in targets.items():
-        if again and not _can_lose_a_part(module, file.config.init):
-            raise ValueError(
-                f"{CONFIG_FILE}: init_lora_weights = {file.config.init!r} is for a dense base that lost a part, "
-                f"{path!r} is a {type(module).__name__}"
-            )
+    check_starts(model, targets, file)
     parameters = find_parameters(model, file.config.target_parameters)
     fitting = fitting_layers(model, targets, parameters, file)
     with unchanged_on_failure(model) as undo:
@@ -219,13 +212,6 @@ def _load_bare(model: nn.Module, file: AdapterFile, beside: _Beside, name: str) 
         put_base_tensors(model, beside.base)
         train_biases(model, file.config.base_bias)
     run_through_layers(model)
-
-
-def _can_lose_a_part(module: nn.Module, init: str) -> bool:
-    """Whether what PEFT takes from a module's weight can be taken here; of an embedding's nothing is."""
-    # PEFT takes OLoRA's part of Conv1D's weight the wrong way round
-    dense = isinstance(module, nn.Linear) and module.weight.is_floating_point()
-    return dense or isinstance(module, nn.Embedding) or (is_conv1d(module) and init == "pissa")
 
 
 def _is_tied(model: nn.Module, path: str) -> bool:

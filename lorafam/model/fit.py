@@ -13,13 +13,16 @@ from ..config import AdapterConfig, starts_from_weight
 from ..methods import AdapterLayer, LoraParameter
 from ..methods.adapter import Adapter
 from ..methods.base_weight import base_sizes
+from ..methods.conv1d import is_conv1d
 from .adapt import new_adapter_layers
 from .adapter_file import AdapterFile
+from .base_tensors import has_tensor
 from .parameter_targets import Parameters, meta_parameters, parameter_paths, pattern_path
 from .peft_format import PREFIX, TENSOR_FILE
 from .peft_settings import CONFIG_FILE
 from .targets import pattern_values, tell_unmatched
 from .tensor_keys import clean_path
+from .unchanged import tied_to
 
 
 def meta_layers(bases: Mapping[str, nn.Module], config: AdapterConfig) -> dict[str, AdapterLayer]:
@@ -122,6 +125,24 @@ def put_tensors(adapter: Adapter, like: AdapterLayer, path: str, file: AdapterFi
     adapter.rank, adapter.alpha, adapter.rslora, adapter.rank_num = new.rank, new.alpha, new.rslora, new.rank_num
     adapter.scaling = new.scaling
     like.put_shared(adapter, file.shared)
+
+
+def check_starts(model: nn.Module, targets: Mapping[str, nn.Module], file: AdapterFile) -> None:
+    """Raises ValueError where a base can't lose the part that its adapter was started from, as PEFT takes it. Of
+    embeddings none is taken.
+    """
+    init = file.config.init
+    for path, module in targets.items() if starts_from_weight(init) else ():
+        if isinstance(module, nn.Embedding):
+            continue
+        told = f"{CONFIG_FILE}: init_lora_weights = {init!r} is for a dense base that lost a part, {path!r}"
+        dense = isinstance(module, nn.Linear) and module.weight.is_floating_point()
+        # OLoRA's part of a Conv1D's weight PEFT takes the wrong way round
+        if not dense and not (is_conv1d(module) and init == "pissa"):
+            raise ValueError(f"{told} is a {type(module).__name__}")
+        tied = tied_to(model, module)
+        if tied and not has_tensor(file.whole, (f"{path}.weight", tied)):
+            raise ValueError(f"{told} is tied to {tied!r}, which lost it too and isn't in the file")
 
 
 def check_present(layers: Mapping[str, AdapterLayer], file: AdapterFile) -> None:

@@ -10,6 +10,7 @@ A tensor's name is "base_model.model." + the module's path + one of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,3 +46,14 @@ def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) ->
                 tensor = torch.cat([tensor, -adapter.start_B.to(tensor)], 1)
             tensors[f"{PREFIX}{path}.{ending}"] = tensor.detach().contiguous()
     return tensors
+
+
+def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with none that share memory, which safetensors refuses: what a file ties."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found

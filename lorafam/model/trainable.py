@@ -18,6 +18,7 @@ from torch import nn
 from ..files import write_whole
 from ..methods import AdapterLayer
 from .adapt import adapter_layers
+from .peft_format import apart
 from .saved_module import saved_modules
 from .tensor_keys import clean_path, unwrapped
 from .token_rows import token_rows
@@ -74,13 +75,8 @@ def values_of(model: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[
 
 def save_trainable(model: nn.Module, folder: Path) -> None:
     """Writes them, under a temporary name first."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in trainable_tensors(model).items():
-        tensor = tensor.detach().cpu().contiguous()
-        # safetensors writes none that share memory: copies that a file ties
-        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
+    live = trainable_tensors(model).items()
+    tensors = apart({name: tensor.detach().cpu().contiguous() for name, tensor in live})
     kept = {prefix: adapter.kept_ranks for prefix, _, adapter in _allocated(model)}
     metadata = {"format": "pt", _KEPT_RANKS: json.dumps(kept)}
     write_whole(folder / TRAINABLE, lambda temporary: save_file(tensors, temporary, metadata=metadata))

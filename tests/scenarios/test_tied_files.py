@@ -121,6 +121,7 @@ def test_a_configuration_has_no_word_for_parting_one_of_three(what: str, name: s
 TOGETHER: dict[str, dict[str, Any]] = {
     "the head": {"target_modules": ["q_proj", "lm_head"]},
     "the table": {"target_modules": ["q_proj", "embed_tokens"]},
+    "one rank": {"target_modules": ["q_proj", "embed_tokens"], "r": 1},
     "copies": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
     "rows": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]},
 }
@@ -141,7 +142,7 @@ def trained(model: Any, steps: int = 3) -> list[float]:
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("which", TOGETHER)
 def test_what_a_file_ties_is_trained_as_one(which: str, beside: bool, tmp_path: Path) -> None:
-    theirs = get_peft_model(llama(tied=True), LoraConfig(r=4, ensure_weight_tying=True, **TOGETHER[which]))
+    theirs = get_peft_model(llama(tied=True), LoraConfig(**{"r": 4, "ensure_weight_tying": True, **TOGETHER[which]}))
     disturb(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
     theirs = PeftModel.from_pretrained(llama(tied=True), tmp_path / "theirs", is_trainable=True)
@@ -163,3 +164,17 @@ def test_what_a_file_ties_is_trained_as_one(which: str, beside: bool, tmp_path: 
             lorafam.save_adapter(model, tmp_path / name)
         close(by_peft(tmp_path / name, llama(tied=True)), llama_logits(wanted))
     torch.testing.assert_close(trained(model), losses, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_table_that_lost_a_part_with_the_head_and_is_not_in_the_file(init: str, tmp_path: Path) -> None:
+    """PEFT's model starts as another one: its table is the head's weight."""
+    settings: dict[str, Any] = {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}
+    theirs = get_peft_model(llama(tied=True), LoraConfig(r=4, init_lora_weights=init, **settings))
+    base = llama_logits(llama(tied=True))
+    assert (llama_logits(theirs) - base).norm() > 0.1 * base.norm()
+    theirs.save_pretrained(tmp_path)
+    model = llama(tied=True)
+    with pytest.raises(ValueError, match=r"'lm_head' is tied to 'model\.embed_tokens\.weight', which lost it too"):
+        lorafam.load_adapter(model, tmp_path)
+    assert torch.equal(llama_logits(model), base)

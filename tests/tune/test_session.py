@@ -19,7 +19,7 @@ from lorafam.tune.session import Summary, tune
 
 from .fake_gpu import ARCHITECTURE, FATAL, NORM, PATH, PROJECT, RIGHT, FakeGpu
 
-lora_linear = importlib.import_module("lorafam.backends.triton_gpu.lora_linear")
+prepared = importlib.import_module("lorafam.backends.triton_gpu.prepared")
 POINTS = [PROJECT, PROJECT._replace(tokens=16), NORM]
 
 
@@ -58,9 +58,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_no_launch_made_meanwhile_is_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lora_linear._known, 0, None)
+    monkeypatch.setitem(prepared._known, 0, None)
     tune(POINTS[:1], FakeGpu().gpu(), path, Told(), seconds=100)
-    assert lora_linear._known == {}
+    assert prepared._known == {}
 
 
 def test_a_whole_session_then_nothing_left_to_do(path: Path) -> None:

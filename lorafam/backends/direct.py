@@ -13,7 +13,7 @@ from torch import nn
 
 from ..compat.torch import somebody_listens
 from ..ops.library import OPS
-from .selection import kernels_of_a_direction, prepared, prepares, run
+from .selection import kernels_of_a_direction, preparing, run
 
 _VALUES = (type(None), float, int, bool)
 _TENSORS = (torch.Tensor, nn.Parameter)
@@ -28,7 +28,8 @@ def call(name: str, *args: Any) -> Any:
 
 def as_one(name: str, function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, a few ops over tensors on the first one's device; prepared together where nobody listens."""
-    if torch.compiler.is_compiling() or not prepares(args[0]) or somebody_listens():
+    prepared = None if torch.compiler.is_compiling() else preparing("cuda" if args[0].is_cuda else "cpu")
+    if prepared is None or somebody_listens():
         return function(*args)
     return prepared(name, function, *args)
 

@@ -105,12 +105,6 @@ def _triton_failure(device_type: str) -> str | None:
     return missing_to_launch()
 
 
-def _interpreter_failure() -> str | None:
-    from ..compat.triton import missing_to_interpret
-
-    return missing_to_interpret()
-
-
 def choose(device_type: str, paths: Sequence[str] = ()) -> Choice:
     """The backend for tensors on `device_type`; for a call on these paths (`triton_gpu.call_paths`), if they are given.
 
@@ -132,9 +126,11 @@ def _choose(device_type: str, wanted: str) -> Choice:
         raise RuntimeError(f"{VARIABLE}={wanted}: it runs on {where}, the tensors are on {device_type}")
     default = "numba" if on_cpu else "triton"
     if wanted in ("simulate", "interpret"):
-        missing = _interpreter_failure() if wanted == "interpret" else None
-        if missing is not None:
-            raise RuntimeError(f"{VARIABLE}=interpret: {missing}")
+        if wanted == "interpret":
+            from ..compat.triton import missing_to_interpret
+
+            if (missing := missing_to_interpret()) is not None:
+                raise RuntimeError(f"{VARIABLE}=interpret: {missing}")
         return Choice(wanted, f"{VARIABLE}={wanted}", True)
     failure = _numba_failure() if on_cpu else _triton_failure(device_type)
     if failure is None:
@@ -165,14 +161,14 @@ def _cpu_check() -> ModuleType:
     return importlib.import_module("lorafam.backends.numba_cpu.self_check")
 
 
-def _unless_it_failed(choice: Choice, op: str, why: str | None) -> Choice:
-    """Eager where the CPU kernels' check of such a call failed."""
+def _unless(why: str | None, choice: Choice, op: str) -> Choice:
+    """Eager where the CPU kernels' check of such a call failed, and why."""
     return choice if why is None else Choice("eager", f"{op}: failed its check on this processor: {why}", False)
 
 
 def unless_it_fails(choice: Choice, op: str, dtype: torch.dtype, four_bit: bool) -> Choice:
     """The same of an op's calls in `dtype`, over a weight in 4 bits or a dense one, where `choice` is Numba."""
-    return _unless_it_failed(choice, op, _cpu_check().failure_of(op, dtype, four_bit))
+    return _unless(_cpu_check().failure_of(op, dtype, four_bit), choice, op)
 
 
 def _has_double(value: Any) -> bool:
@@ -205,20 +201,16 @@ def run(op: Op, device_type: str, *args: Any) -> Any:
     """Checks the arguments and runs the op on the chosen backend, with gradients and autocast off: an op records
     nothing and chooses its own dtypes.
     """
-    if _PREPARED and _runs_triton(device_type):
-        # a call like an earlier one was checked then
-        return _PREPARED[0](op.name, functools.partial(_checked, op, device_type), *args)
-    return _checked(op, device_type, *args)
+    prepared = preparing(device_type)
+    if prepared is None:
+        return _checked(op, device_type, *args)
+    # a call like an earlier one was checked then
+    return prepared(op.name, functools.partial(_checked, op, device_type), *args)
 
 
-def prepares(x: torch.Tensor) -> bool:
-    """Whether Triton runs the ops over `x`, which prepares calls."""
-    return bool(_PREPARED) and _runs_triton("cuda" if x.is_cuda else "cpu")
-
-
-def prepared(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, several ops, prepared as one. `name` says what it computes."""
-    return _PREPARED[0](name, function, *args)
+def preparing(device_type: str) -> Callable[..., Any] | None:
+    """What makes calls like earlier ones (`triton_gpu.prepared`), where Triton runs the ops."""
+    return _PREPARED[0] if _PREPARED and _runs_triton(device_type) else None
 
 
 def _checked(op: Op, device_type: str, *args: Any) -> Any:
@@ -248,7 +240,7 @@ def _kernels_of_a_direction(wanted: str) -> ModuleType | None:
 def _choose_for(op: str, device_type: str, args: Sequence[Any]) -> Choice:
     choice = _choose(device_type, os.environ.get(VARIABLE, ""))
     if choice.backend == "numba":
-        return _unless_it_failed(choice, op, _cpu_check().failure(op, args))
+        return _unless(_cpu_check().failure(op, args), choice, op)
     if choice.backend != "triton":
         return choice
     verdict = _verdict()
@@ -291,7 +283,7 @@ def _rows(op: str, device: str, failed: Mapping[str, str]) -> list[ReportRow]:
     """`failed`: the op's kinds of calls that fail their check on this processor → why."""
     choice = _choose(device, os.environ.get(VARIABLE, ""))
     if choice.backend == "numba":
-        wrong = [ReportRow(kind, device, *_unless_it_failed(choice, op, why)[:2]) for kind, why in failed.items()]
+        wrong = [ReportRow(kind, device, *_unless(why, choice, op)[:2]) for kind, why in failed.items()]
         return [ReportRow(op, device, *choice[:2]), *wrong]
     if choice.backend != "triton":
         return [ReportRow(op, device, *choice[:2])]

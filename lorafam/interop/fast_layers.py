@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..backends.selection import tell_of_detour
+from ..methods.change_class import change_class
 from . import fast_forward
 from .embedding import embedding_forward, embedding_way
 from .experts import experts_forward, experts_way
@@ -57,7 +58,7 @@ class State:
             layer.get_base_layer().support_avx512bf16_for_cpu = self.repacks
         if hasattr(layer, "scaling"):
             layer.scaling = dict(layer.scaling)
-        _change_class(layer, self.original)
+        change_class(layer, self.original)
 
 
 class FastLayer:
@@ -212,7 +213,7 @@ def swap(layer: Any) -> None:
         base.support_avx512bf16_for_cpu = False
     if hasattr(layer, "scaling"):
         layer.scaling = Scalings(layer.scaling)
-    _change_class(layer, FAST[original])
+    change_class(layer, FAST[original])
 
 
 def prepare(layer: Any) -> None:
@@ -221,12 +222,3 @@ def prepare(layer: Any) -> None:
     if isinstance(scaling, Scalings):
         for name in scaling:
             scaling.tensor(name, next(layer.parameters()).device)
-
-
-def _change_class(layer: Any, to: type) -> None:
-    before = type(layer)
-    layer.__class__ = to
-    # accelerate's hooks call the forward they found, bound to the class they found it on
-    kept = layer.__dict__.get("_old_forward")
-    if getattr(kept, "__func__", None) is before.forward:
-        layer._old_forward = to.forward.__get__(layer)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..autograd import gated_activation
 from .base_weight import has_hooks
+from .change_class import change_class
 
 Tensor = torch.Tensor
 
@@ -40,7 +41,7 @@ class Gated:
     def swap_back(self, mlp: Any) -> None:
         """Makes the module what it was."""
         del mlp._lorafam
-        _change_class(mlp, self.original)
+        change_class(mlp, self.original)
 
 
 class GatedMlp(nn.Module):
@@ -91,7 +92,7 @@ def gate_mlps(module: nn.Module) -> list[str]:
         if not isinstance(mlp, GatedMlp):
             kind: Any = type(mlp)
             mlp._lorafam = Gated(kind, _names(kind))  # type: ignore[arg-type]
-            _change_class(mlp, _class_of(kind))
+            change_class(mlp, _class_of(kind))
         last.append(f"{name}.{mlp._lorafam.names.down}" if name else mlp._lorafam.names.down)
     return last
 
@@ -101,15 +102,6 @@ def ungate_mlps(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, GatedMlp):
             child._lorafam.swap_back(child)
-
-
-def _change_class(mlp: Any, to: type) -> None:
-    before = type(mlp)
-    mlp.__class__ = to
-    # accelerate's hooks call the forward that they found, bound to the class they found it on
-    kept = mlp.__dict__.get("_old_forward")
-    if getattr(kept, "__func__", None) is before.forward:
-        mlp._old_forward = to.forward.__get__(mlp)  # type: ignore[attr-defined]
 
 
 def _kind(act: Any) -> str | None:

@@ -62,8 +62,8 @@ def prepared(name: str, function: Callable[..., Any], *args: Any) -> Any:
     if getattr(_thread, "listening", None) is not None:
         return function(*args)
     tensors: list[Tensor] = []
-    key: list[Any] = [name]
-    if _describe(args, tensors, key, _NOT_KNOWN) < _CPU:
+    parts: list[Any] = [name]
+    if _describe(args, tensors, parts, _NOT_KNOWN) < _CPU:
         return function(*args)
     where = _where(tensors[0])
     if where is None:
@@ -71,17 +71,17 @@ def prepared(name: str, function: Callable[..., Any], *args: Any) -> Any:
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         # one tensor in two places
         first: dict[int, int] = {}
-        key.append(tuple(first.setdefault(id(tensor), place) for place, tensor in enumerate(tensors)))
-    key.append(where)
-    known = _known.get(tuple(key), _NOTHING)
+        parts.append(tuple(first.setdefault(id(tensor), place) for place, tensor in enumerate(tensors)))
+    key = (*parts, where)
+    known = _known.get(key, _NOTHING)
     if known is None:
         return function(*args)
     kind = "cuda" if tensors[0].is_cuda else "cpu"
     if torch.is_grad_enabled() or torch.is_autocast_enabled(kind):
         # what was listened to ran below both
         with torch.no_grad(), torch.autocast(kind, enabled=False):
-            return _run(known, tuple(key), function, args, tensors)
-    return _run(known, tuple(key), function, args, tensors)
+            return _run(known, key, function, args, tensors)
+    return _run(known, key, function, args, tensors)
 
 
 def _run(known: Any, key: Any, function: Callable[..., Any], args: Sequence[Any], tensors: list[Tensor]) -> Any:

@@ -6,6 +6,7 @@ from .dora_linear import DoraLinearFunction
 from .frozen_linear import FrozenLinearFunction
 from .gated_activation import gated_activation
 from .grouped_lora_linear import Factors, GroupedLoraLinearFunction, grouped_forward
+from .linear_cross_entropy import LinearCrossEntropyFunction
 from .lora_by_row import LoraByRowFunction
 from .lora_linear import LoraLinearFunction
 from .low_rank import LowRankFunction
@@ -20,6 +21,7 @@ __all__ = [
     "Factors",
     "FrozenLinearFunction",
     "GroupedLoraLinearFunction",
+    "LinearCrossEntropyFunction",
     "LoraByRowFunction",
     "LoraLinearFunction",
     "LowRankFunction",

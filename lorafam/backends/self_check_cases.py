@@ -98,6 +98,9 @@ def cases() -> Iterator[Case]:
         name = str(dtype).removeprefix("torch.")
         yield Case("quantize_4bit", name, functools.partial(_quantize, dtype=dtype))
         yield Case("dequantize_4bit", name, functools.partial(_dequantize, dtype=dtype))
+        for tokens, biased in ((DECODE_TOKENS[1], True), (TILE_TOKENS[1], False)):
+            make = functools.partial(_cross_entropy, dtype=dtype, tokens=tokens, biased=biased)
+            yield Case("linear_cross_entropy", f"{name}, {tokens} tokens", make)
         for tokens in (*DECODE_TOKENS, *TILE_TOKENS):
             what = f"{name}, {tokens} tokens"
             yield Case("lora_project", what, functools.partial(_project, dtype=dtype, tokens=tokens))
@@ -146,6 +149,13 @@ def _project(draw: Draw, dtype: torch.dtype, tokens: int) -> Arguments:
 
 def _dropout(draw: Draw, dtype: torch.dtype, tokens: int) -> Arguments:
     return draw.random(tokens, K, dtype=dtype) + 1, draw.seed, 0.1
+
+
+def _cross_entropy(draw: Draw, dtype: torch.dtype, tokens: int, biased: bool) -> Arguments:
+    target = (torch.arange(tokens, device=draw.seed.device) * 11 + draw.seed) % N
+    # small, or one word has it all
+    x = draw.random(tokens, K, dtype=dtype) / 16
+    return x, draw.dense.to(dtype), draw.random(N) if biased else None, target, True
 
 
 def _of_weight(op: str, draw: Draw, kind: str, dtype: torch.dtype, tokens: int, rank: int) -> Arguments:

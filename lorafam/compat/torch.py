@@ -26,13 +26,27 @@ _current_level = torch._C._functorch.maybe_current_level
 
 def somebody_listens() -> bool:
     """Whether a mode (fake tensors, a counter of flops), a transform, a trace or the profiler wants to see every op."""
+    return is_watched() or torch.autograd._profiler_enabled()
+
+
+def is_watched() -> bool:
+    """The same but for the profiler."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd._profiler_enabled()
     )
+
+
+def without_overrides() -> AbstractContextManager[Any]:
+    """Inside, tensor subclasses' `__torch_function__` isn't asked."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def parsed_to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dtype | None, bool, Any]:
+    """Device, dtype, whether it needn't wait, and memory format that `Tensor.to` was asked for."""
+    return torch._C._nn._parse_to(*args, **kwargs)
 
 
 def without_modes() -> AbstractContextManager[Any]:

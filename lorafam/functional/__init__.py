@@ -11,6 +11,7 @@ TypeError naming the argument.
 from .. import backends as backends
 from .grouped import grouped_lora_linear
 from .linear import adalora_linear, adalora_scale, dora_linear, lora_linear, low_rank, nf4_linear
+from .loss import linear_cross_entropy
 from .norms import orthogonality_penalty, row_norm
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "adalora_scale",
     "dora_linear",
     "grouped_lora_linear",
+    "linear_cross_entropy",
     "lora_linear",
     "low_rank",
     "nf4_linear",

@@ -12,6 +12,7 @@ from torch import nn
 from ..methods import AdapterLayer
 from ..methods.frozen_linear import freeze_layer, frozen_layers
 from ..methods.gated_mlp import Gated, gate_mlps
+from ..methods.logits import is_head
 from .report import FROZEN, PEFT, AccelerateReport, Row
 from .sharded import is_unit
 
@@ -65,7 +66,8 @@ def accelerate(module: nn.Module) -> AccelerateReport:
 def _frozen(name: str, layer: nn.Linear) -> Row:
     """The row of a frozen layer without an adapter, which is accelerated."""
     freeze_layer(layer)
-    return Row(name, FROZEN, "the faster of lorafam's product and the platform's, timed at the first call")
+    reason = "the faster of lorafam's product and the platform's, timed at the first call"
+    return Row(name, FROZEN, f"{reason}; a loss without its logits" if is_head(layer.weight) else reason)
 
 
 def decelerate(module: nn.Module) -> None:

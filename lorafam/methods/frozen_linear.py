@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import functional as F
 from ..compat.torch import is_transformed
+from .logits import can_wait, logits_of
 
 Tensor = torch.Tensor
 # weights: below, a call costs as much as what a product could save
@@ -36,6 +37,8 @@ class FrozenLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.lorafam_reason(input) is not None:
             return super().forward(input)
+        if can_wait(input, self.weight, self.bias):
+            return logits_of(input, self.weight, self.bias)
         return F.nf4_linear(input, self.weight, self.bias)
 
     def lorafam_reason(self, x: Tensor | None = None) -> str | None:

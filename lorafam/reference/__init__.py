@@ -5,6 +5,7 @@ Every fast path is measured against these functions, called in fp64. One equatio
     low_rank_linear       Y = c ∘ (x Wᵀ + drop(x) Aᵀ B̂ᵀ) + bias, the formula of the whole family, and its gradient
     nf4_linear, lora, adalora, dora, vera what B̂ and c are for each method
     row_norm              ‖W + s·BA‖ per output feature, directly and by the identity that never forms W + s·BA
+    linear_cross_entropy  an output head's loss, and its gradient
     dropout               the mask: Philox4x32-10
     adalora_importance, rank_schedule, orthogonality       how AdaLoRA spends its rank budget
     peft_order            the four methods again in PEFT's order of operations and casts: the "eager" of the ratio rule
@@ -19,6 +20,7 @@ from .adalora import AdaLoraGrads, adalora_linear, adalora_linear_grad
 from .adalora_importance import Importance, importance_update, triplet_scores
 from .dora import DoraGrads, dora_linear, dora_linear_grad
 from .dropout import dropout_mask, philox4x32, philox_words
+from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad
 from .lora import LoraGrads, grouped_lora_linear, lora_linear, lora_linear_grad
 from .low_rank_linear import LowRankGrads, low_rank_linear, low_rank_linear_grad
 from .nf4_linear import LinearGrads, nf4_linear, nf4_linear_grad
@@ -47,6 +49,8 @@ __all__ = [
     "grouped_lora_linear",
     "importance_update",
     "keep_mask",
+    "linear_cross_entropy",
+    "linear_cross_entropy_grad",
     "lora_linear",
     "lora_linear_grad",
     "low_rank_linear",

@@ -30,7 +30,7 @@ def arguments(op: str, storage: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     """Calls of an op that cover its optional arguments."""
     x, P, B_hat, A, G = random(M, K), random(M, RANK), random(N, RANK), random(RANK, K), random(M, N)
     Q, c, bias, seed = random(M, RANK) + 1, random(N), random(N), torch.tensor(3, device=device())
-    factors = [random(RANK, K), random(RANK, 1), random(N, RANK)]
+    factors, target = [random(RANK, K), random(RANK, 1), random(N, RANK)], torch.arange(M, device=device()) % RANK
 
     def zeros() -> list[torch.Tensor]:
         return [torch.zeros_like(factor) for factor in factors]
@@ -42,6 +42,7 @@ def arguments(op: str, storage: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         "adalora_penalty_grad": [(factors, [0, 0, 1], random(3) + 5, random(3 * RANK * RANK), random(3))],
         "dequantize_4bit": [(*storage, dtype) for dtype in (torch.float32, torch.bfloat16)] if storage[2] else [],
         "dropout": [(x, seed, 0.3)],
+        "linear_cross_entropy": [(x, A, None, target, False), (x, A, random(RANK), target, True)],
         "lora_factors_grad": [
             (G, x, P, B_hat, None, None, None, None, None, 0.0, False),
             (G, x, P, B_hat, c, G + 1, bias, c + 5, seed, 0.3, True),

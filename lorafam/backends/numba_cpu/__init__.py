@@ -5,6 +5,7 @@ from ..eager import adalora_penalty, adalora_penalty_grad, adalora_scores
 from .adalora_importance import adalora_importance
 from .dequantize_4bit import dequantize_4bit
 from .dropout import dropout
+from .linear_cross_entropy import linear_cross_entropy
 from .lora_factors_grad import lora_factors_grad
 from .lora_linear import lora_linear
 from .lora_linear_grad import lora_linear_grad
@@ -20,6 +21,7 @@ __all__ = [
     "adalora_scores",
     "dequantize_4bit",
     "dropout",
+    "linear_cross_entropy",
     "lora_factors_grad",
     "lora_linear",
     "lora_linear_grad",

@@ -19,11 +19,11 @@ from .tiles import SPAN, TERMS, TOKENS, order_of, shape_of
 
 _WIDE_SPAN = 128
 # bytes between registers of columns: a power of two apart, all would go to one set of the nearest cache
-_PAD = 64
+PAD = 64
 
 
 @njit
-def _add_columns_of_tiles(
+def add_columns_of_tiles(
     sums: int,
     piece: int,
     tokens: int,
@@ -46,7 +46,7 @@ def _add_columns_of_tiles(
             column = t * height
             add_tile(
                 sums + (g * tiles + t) * tile_bytes,
-                piece + column // lanes * (TERMS * line + _PAD) + column % lanes * 4,
+                piece + column // lanes * (TERMS * line + PAD) + column % lanes * 4,
                 4,
                 line,
                 tokens + g * token_group_bytes,
@@ -68,7 +68,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
     per_term = 1 + pairs
     line = 4 * lanes
     # registers of columns lie one after the other, each with all its terms
-    register_bytes = TERMS * line + _PAD
+    register_bytes = TERMS * line + PAD
     group_bytes = 2 * register_bytes
     unit = TERMS * per_term
     groups_of_64 = 64 // group
@@ -128,7 +128,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                         prefetch(weight.codes + (at + unit * columns >> 1))
                         to = piece + row * line
                         decode_run(weight, at, at + here, to, register_bytes, group_bytes, groups_of_64, lanes, APART)
-                _add_columns_of_tiles(
+                add_columns_of_tiles(
                     sums,
                     piece,
                     grad + 4 * width * (n // per_term),
@@ -149,7 +149,7 @@ def _backward(lanes: int, height: int, registers: int, order: int, narrow: int, 
                         place = apart(i, lanes) if spread else i
                         at = place // lanes * register_bytes + row * line + place % lanes * 4
                         store_float(piece + at, load_float(a + 4 * ((r + row) * columns + first + i)))
-                _add_columns_of_tiles(
+                add_columns_of_tiles(
                     sums,
                     piece,
                     q + 4 * width * r,
@@ -219,6 +219,6 @@ def backward(
             q = pack(Q[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
         begun = None if start is None else start[first : first + TOKENS]
         last = (address(begun), into.data_ptr(), part.shape[0], span)
-        scratch = 4 * span * (TERMS + 1 + _PAD // cpu.lanes // 4 + -(-part.shape[0] // width) * width)
+        scratch = 4 * span * (TERMS + 1 + PAD // cpu.lanes // 4 + -(-part.shape[0] // width) * width)
         entry = _backward(cpu.lanes, height, registers, order, int(dx.dtype == torch.bfloat16))
         team.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // span), scratch)

@@ -19,11 +19,11 @@ from .team import address, my_scratch, next_part
 from .tiles import SPAN, TERMS, TOKENS, copy_row, order_of, shape_of
 
 # with AVX2 five rows a tile keep the multiplier busier than four; a part is whole tiles and whole registers
-_FIVE, _SPAN_OF_FIVES = 5, 40
+FIVE, SPAN_OF_FIVES = 5, 40
 
 
 @njit
-def _add_rows_of_tiles(
+def add_rows_of_tiles(
     sums: int,
     sums_bytes: int,
     piece: int,
@@ -105,7 +105,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                     else:
                         end = position + terms
                         decode_run(weight, position, end, to, odd_offset, group_bytes, groups_of_64, lanes, order)
-                _add_rows_of_tiles(
+                add_rows_of_tiles(
                     sums,
                     4 * span * width,
                     piece,
@@ -126,7 +126,7 @@ def _forward(lanes: int, height: int, registers: int, order: int, narrow: int, s
                     for j in range(terms):
                         value = load_float(b_hat + 4 * ((first + row) * rank + k + j))
                         store_float(piece + row * row_bytes + 4 * j, value)
-                _add_rows_of_tiles(
+                add_rows_of_tiles(
                     sums,
                     4 * span * width,
                     piece,
@@ -201,7 +201,7 @@ def forward(
             p = pack(P[first : first + TOKENS], width, IN_ORDER, cpu, name="P")
         span = SPAN
         if (cpu.lanes, registers) == (8, 2):
-            height, span = _FIVE, _SPAN_OF_FIVES
+            height, span = FIVE, SPAN_OF_FIVES
         last = (address(c), address(bias), into.data_ptr(), part.shape[0], span)
         scratch = 4 * span * (TERMS + -(-part.shape[0] // width) * width)
         entry = _forward(cpu.lanes, height, registers, order, int(y.dtype == torch.bfloat16))

@@ -3,6 +3,7 @@
 from .launch import INTERPRETING as INTERPRETING  # noqa: I001  sets what Triton reads when a kernel is decorated
 
 from .. import selection
+from ..eager import linear_cross_entropy
 from .adalora import adalora_importance, adalora_scores
 from .adalora_penalty import adalora_penalty, adalora_penalty_grad
 from .dropout import dropout
@@ -23,6 +24,7 @@ __all__ = [
     "dequantize_4bit",
     "dropout",
     "forget",
+    "linear_cross_entropy",
     "lora_factors_grad",
     "lora_linear",
     "lora_linear_grad",

@@ -22,7 +22,7 @@ from lorafam.files import write_json, write_text
 from ..demo.pace import Pace, Paces
 from ..demo.plan import BY_KEY, GENERATED, PAIRS, SEQUENCE_LENGTH
 from ..page import grid
-from .model_sizes import RANK, TOKENS, VOCABULARY, Timed, layers, vocabulary
+from .model_sizes import RANK, TOKENS, VOCABULARY, Timed, head, layers
 from .peaks import Peaks, peaks
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,13 @@ lorafam is faster. Peaks are this machine's own: multiply-adds in registers, and
 caches, which are faster than memory.
 """
 MILLI = 1e3
+# what is timed of a layer
+LAYERS = (" forward", " + backward")
+# and of an output head; "vocabulary" was measured before its loss had a kernel
+HEADS = {
+    "vocabulary": ("A frozen output head's products", LAYERS),
+    "head": ("A frozen output head", (" logits", " loss and dx")),
+}
 
 
 def page(kept: Sequence[dict[str, Any]]) -> str:
@@ -57,8 +64,11 @@ def section(results: dict[str, Any]) -> Iterator[str]:
         yield f"### One adapted layer, {title}, rank {RANK}: ms, and times as long with PEFT\n"
         yield _layers([row for row in timed if row.what == name], top, 0.516 if name == "qlora" else 4.0)
     size = " x ".join(map(str, VOCABULARY))
-    yield f"### A frozen output head, {size}: ms, and times as long with torch\n"
-    yield _layers([row for row in timed if row.what == "vocabulary"], top, 4.0)
+    for name, (title, said) in HEADS.items():
+        rows = [row for row in timed if row.what == name]
+        if rows:
+            yield f"### {title}, {size}: ms, and times as long with torch\n"
+            yield _layers(rows, top, 4.0, said)
 
 
 def _steps(demo: dict[str, Any]) -> Iterator[str]:
@@ -79,7 +89,7 @@ def _paced(pace: Pace) -> str:
     return f"{pace.ours:.3f} / {pace.theirs:.3f}: {pace.ratio:.2f}x ({pace.least:.2f} to {pace.most:.2f})"
 
 
-def _layers(rows: Sequence[Timed], top: Peaks, bytes_a_weight: float) -> str:
+def _layers(rows: Sequence[Timed], top: Peaks, bytes_a_weight: float, said: Sequence[str] = LAYERS) -> str:
     by_case = {(row.size, row.tokens, row.direction): row for row in rows}
     lines = []
     for size in dict.fromkeys(row.size for row in rows):
@@ -93,7 +103,7 @@ def _layers(rows: Sequence[Timed], top: Peaks, bytes_a_weight: float) -> str:
         cells.append(f"{2 * 128 * weights / reached.ours / top.flops:.0%}")
         cells.append(f"{weights * bytes_a_weight / by_case[size, 1, 'forward'].ours / top.bytes:.0%}")
         lines.append(cells)
-    ways = [f"{tokens}{way}" for tokens in TOKENS for way in (" forward", " + backward")]
+    ways = [f"{tokens}{way}" for tokens in TOKENS for way in said]
     return grid(("N x K \\ tokens", *ways, "of peak, 128", "of copy, 1"), lines) + "\n"
 
 
@@ -104,7 +114,7 @@ def _milliseconds(seconds: float) -> str:
 def measured(name: str, demo: Path | None, seconds: float) -> dict[str, Any]:
     """Everything of this processor, as kept."""
     found: list[Timed] = []
-    for produce in (layers("qlora", seconds), layers("lora", seconds), vocabulary(seconds)):
+    for produce in (layers("qlora", seconds), layers("lora", seconds), head(seconds)):
         for row in produce:
             print(f"{row.what:11}{'x'.join(map(str, row.size)):>12}{row.tokens:>5} {row.direction:8}", end="")
             print(f"{row.ours * MILLI:>9.2f}{row.theirs * MILLI:>9.2f}{row.theirs / row.ours:>7.2f}x", flush=True)

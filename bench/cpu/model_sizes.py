@@ -1,5 +1,5 @@
 """Layers of the sizes of models that are trained on a CPU, in fp32 at rank 8, beside PEFT (+ bitsandbytes); and a
-vocabulary's product, frozen and dense, beside torch's.
+frozen output head's logits and its loss, beside torch's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIRECTIONS = ("forward", "train")
 
 
 class Timed(NamedTuple):
-    """Median seconds of both, in turn; "train" is forward and backward (of a vocabulary: dx)."""
+    """Median seconds of both, in turn; "train" is forward and backward (of a head: the loss and dx)."""
 
     what: str
     size: tuple[int, int]
@@ -47,8 +47,8 @@ def layers(name: str, seconds: float) -> Iterator[Timed]:
                 yield Timed(name, size, tokens, direction, found["lorafam"], found["peft"])
 
 
-def vocabulary(seconds: float) -> Iterator[Timed]:
-    """A frozen output head's product, as `adapt` and `accelerate` leave it, and as it was."""
+def head(seconds: float) -> Iterator[Timed]:
+    """A frozen output head, as `adapt` and `accelerate` leave it, and as it was: its logits; its loss and dx."""
     rows, columns = VOCABULARY
     generator = torch.Generator().manual_seed(0)
     theirs = nn.Linear(columns, rows, bias=False, device="meta")
@@ -59,17 +59,21 @@ def vocabulary(seconds: float) -> Iterator[Timed]:
     freeze_layer(ours)
     for tokens in TOKENS:
         x = torch.randn(tokens, columns, generator=generator).requires_grad_()
-        grad_y = torch.randn(tokens, rows, generator=generator)
-        for direction in DIRECTIONS:
-            calls = {
-                name: functools.partial(_run, layer, x, grad_y if direction == "train" else None)
-                for name, layer in (("lorafam", ours), ("torch", theirs))
-            }
+        target = torch.randint(rows, (tokens,), generator=generator)
+        logits = {"lorafam": functools.partial(_logits, ours, x), "torch": functools.partial(_logits, theirs, x)}
+        losses = {
+            "lorafam": functools.partial(_loss, ours, x, target),
+            "torch": functools.partial(_loss, theirs, x, target),
+        }
+        for direction, calls in zip(DIRECTIONS, (logits, losses), strict=True):
             found = medians(calls, seconds)
-            yield Timed("vocabulary", VOCABULARY, tokens, direction, found["lorafam"], found["torch"])
+            yield Timed("head", VOCABULARY, tokens, direction, found["lorafam"], found["torch"])
 
 
-def _run(layer: nn.Linear, x: torch.Tensor, grad_y: torch.Tensor | None) -> None:
-    y = layer(x)
-    if grad_y is not None:
-        torch.autograd.grad(y, x, grad_y)
+def _logits(head: nn.Linear, x: torch.Tensor) -> None:
+    # looked at, or they would wait
+    head(x).detach().data_ptr()
+
+
+def _loss(head: nn.Linear, x: torch.Tensor, target: torch.Tensor) -> None:
+    torch.autograd.grad(torch.nn.functional.cross_entropy(head(x), target), x)

@@ -113,12 +113,15 @@ def test_without_gradients_the_same_bits(tokens: int, storage: str, backend: str
 
 @pytest.mark.skipif(INTERPRETING, reason="of the CPU backend")
 @pytest.mark.parametrize("scaling", ["number", "trained", "by rank"])
+@pytest.mark.parametrize("storage", ["nf4 double", "dense"])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_one_piece_has_the_bits_of_single_calls(tokens: int, scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_piece_has_the_bits_of_single_calls(
+    tokens: int, storage: str, scaling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where two weights share a factor, a bias and their levels, and where kernels are started again."""
     monkeypatch.setenv("LORAFAM_BACKEND", "numba")
     for seed in range(2):
-        given, _ = make(torch.float32, tokens, "nf4 double", seed=seed)
+        given, _ = make(torch.float32, tokens, storage, seed=seed)
         given["As"][2] = given["As"][0]
         given["Bs"][2] = given["Bs"][2][:, : RANKS[0]].contiguous()
         given["biases"] = [torch.ones(NS[0]), torch.ones(NS[1]), None]

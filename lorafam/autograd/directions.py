@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends.direct import as_one, call, together
-from ..ops.by_storage import check_storage
+from ..ops.by_storage import check_storage, weight_shape
 from ..ops.checks import check_tokens, check_vector
 from ..ops.library import in_dtype
 from .scaled_factor import Scale, scaled, scaled_grads
@@ -35,11 +35,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Y [M, N] in x's dtype and P [M, r]."""
     whole = together(x, A, B, scale, c, bias, seed, data, scales)
-    if whole is not None and whole.suits(x, layout, A, B, scale, c, bias):
+    if whole is not None and whole.suits_forward(x, data, layout, A, B, scale, c, bias):
         check_storage(data, scales, layout)
-        check_tokens("x", x, layout[1], data.device)
-        check_vector("magnitude", c, layout[0], data.device)
-        check_vector("bias", bias, layout[0], data.device)
+        out_features, in_features = weight_shape(data, layout)
+        check_tokens("x", x, in_features, data.device)
+        check_vector("magnitude", c, out_features, data.device)
+        check_vector("bias", bias, out_features, data.device)
         return whole.forward(x, A, B, scale, c, bias, data, scales, layout, seed, dropout_p)
     return as_one("forward", _by_ops, x, A, B, scale, c, bias, seed, dropout_p, data, layout, scales)
 
@@ -98,12 +99,12 @@ def backward(
 ) -> Gradients:
     """The gradients for grad_y [M, N]; dm = Σ G ∘ (Y − bias) / m where y and m are given, dbias = Σ G."""
     whole = together(grad_y, x, P, A, B, scale, c, y, bias, seed, data, scales)
-    if whole is None or grad_y.dtype != x.dtype or not whole.suits(x, layout, A, B, scale, c, bias, P):
+    if whole is None or grad_y.dtype != x.dtype or not whole.suits(x, data, layout, A, B, scale, c, bias, P):
         needs = needs_x, needs_b, needs_scale, needs_bias
         own = grad_y, x, P, A, B, scale, c, y, bias, magnitude, seed, dropout_p, data, layout, scales
         return as_one("backward", _backward_by_ops, *own, *needs)
     check_storage(data, scales, layout)
-    check_tokens("grad_y", grad_y, layout[0], data.device)
+    check_tokens("grad_y", grad_y, weight_shape(data, layout)[0], data.device)
     Q, dx, dA, dB, sums, sums_y = whole.backward(
         grad_y,
         x,

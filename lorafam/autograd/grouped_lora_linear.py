@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends.direct import as_one, call, together
-from ..ops.by_storage import Storage, check_storage, group_storages, joined
+from ..ops.by_storage import Storage, check_storage, group_storages, joined, weight_shape
 from ..ops.checks import check_tokens
 from ..ops.library import concatenated, in_dtype
 from . import plain
@@ -33,9 +33,9 @@ class Factors(NamedTuple):
 
 def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
     """The Y_i and the P_i, nothing recorded."""
-    whole = _in_one_piece(x, factors, storages)
+    whole = _in_one_piece("forward", x, factors, storages)
     if whole is not None:
-        check_tokens("x", x, storages[0].layout[1], x.device)
+        check_tokens("x", x, weight_shape(storages[0].data, storages[0].layout)[1], x.device)
         return whole.forward_group(x, _parts(whole, factors, storages))
     return as_one("group forward", _forward_by_ops, x, factors, storages)
 
@@ -48,12 +48,14 @@ def _forward_by_ops(x: Tensor, factors: Factors, storages: Sequence[Storage]) ->
     return ys, parts
 
 
-def _in_one_piece(x: Tensor, factors: Factors, storages: Sequence[Storage], *others: Tensor) -> Any:
+def _in_one_piece(direction: str, x: Tensor, factors: Factors, storages: Sequence[Storage], *others: Tensor) -> Any:
     """`numba_cpu.together` where it may compute the whole group, else None."""
     every = [*factors.As, *factors.Bs, *factors.biases, *(s for s in factors.scales if isinstance(s, Tensor))]
     own = [tensor for data, scales, _ in storages for tensor in (data, *scales)]
     whole = together(x, *every, *own, *others)
-    if whole is None or not whole.suits(x, storages[0].layout, factors.As[0], *every):
+    if whole is None or not all(whole.suits(x, data, layout, factors.As[0], *every) for data, _, layout in storages):
+        return None
+    if not all(whole.is_own(direction, x, data, layout) for data, _, layout in storages):
         return None
     if not all(A.shape[0] for A in factors.As):
         return None
@@ -85,10 +87,10 @@ def _gradients(
     needs: Sequence[Needs],
 ) -> tuple[Tensor | None, list[tuple[Any, ...]]]:
     """dx, and (dA, dB, dscale, dbias) of every weight."""
-    whole = _in_one_piece(x, factors, storages, *grads, *Ps)
+    whole = _in_one_piece("backward", x, factors, storages, *grads, *Ps)
     if whole is not None and all(grad.dtype == x.dtype for grad in grads):
         for grad, one in zip(grads, storages, strict=True):
-            check_tokens("grad_y", grad, one.layout[0], x.device)
+            check_tokens("grad_y", grad, weight_shape(one.data, one.layout)[0], x.device)
         asked = [need.bias for need in needs], [not need.scale for need in needs]
         found = whole.backward_group(
             grads, x, Ps, _parts(whole, factors, storages), needs_x=needs_x, needs_sums=asked[0], scales_db=asked[1]

@@ -16,11 +16,57 @@ from . import dense_choice, dense_few_tokens, dense_few_tokens_backward, tiles_b
 from .four_bit import dense
 from .four_bit_product import Plan, single
 from .huge_pages import new_matrix
-from .processor import processor
+from .processor import Processor, processor
 from .product import add_product, product
 
 Tensor = torch.Tensor
 _TALL = 16
+
+
+def is_own(direction: str, weight: Tensor, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether a product ("forward") or dx ("backward") of tokens of a weight's dtype is known to be our kernels'."""
+    back = direction == "backward"
+    if dense_few_tokens.suits(weight, dtype, tokens, backward=back):
+        return True
+    if (back and _is_tall(weight)) or not _suits_tiles(weight, dtype, tokens):
+        return False
+    return dense_choice.known(direction, weight, dtype, tokens) == dense_choice.OWN
+
+
+def forward_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    P: Tensor | None,
+    B_hat: Tensor | None,
+    c: Tensor | None,
+    bias: Tensor | None,
+    cpu: Processor,
+) -> None:
+    """Our kernels' c ∘ (x Wᵀ + P B̂ᵀ) + bias into y; x, W and y in one dtype, fp32 or bf16, the rest fp32, all
+    contiguous.
+    """
+    if dense_few_tokens.suits(weight, x.dtype, x.shape[0]):
+        dense_few_tokens.forward(x, weight, P, B_hat, c, bias, y, cpu)
+    else:
+        tiles_forward.forward(x, dense(weight), P, B_hat, c, bias, y, cpu)
+
+
+def backward_into(
+    dx: Tensor,
+    grad_y: Tensor,
+    weight: Tensor,
+    c: Tensor | None,
+    Q: Tensor | None,
+    A: Tensor | None,
+    start: Tensor | None,
+    cpu: Processor,
+) -> None:
+    """Our kernels' (G ∘ c) W + Q A + start into dx, of the same kinds."""
+    if dense_few_tokens.suits(weight, grad_y.dtype, grad_y.shape[0], backward=True):
+        dense_few_tokens_backward.backward(grad_y, weight, c, Q, A, start, dx, cpu)
+    else:
+        tiles_backward.backward(grad_y, dense(weight), c, Q, A, start, dx, cpu)
 
 
 def forward(
@@ -38,6 +84,11 @@ def forward(
         return platform()
     own = functools.partial(_own_forward, x, weight, P, B_hat, c, bias)
     return dense_choice.faster("forward", weight, x.dtype, x.shape[0], own, platform)
+
+
+def _is_tall(weight: Tensor) -> bool:
+    """Whether dx is left to the platform: all of G is packed, of a vocabulary's as much memory as G again."""
+    return weight.shape[0] > _TALL * weight.shape[1]
 
 
 def _suits_tiles(weight: Tensor, dtype: torch.dtype, tokens: int) -> bool:
@@ -87,9 +138,7 @@ def backward(
         )
         return dx
     platform = functools.partial(_backward, grad_y, weight, c, Q, A, start)
-    # all of G is packed: of a vocabulary's, as much memory as G again
-    tall = weight.shape[0] > _TALL * weight.shape[1]
-    if tall or not _suits_tiles(weight, grad_y.dtype, grad_y.shape[0]):
+    if _is_tall(weight) or not _suits_tiles(weight, grad_y.dtype, grad_y.shape[0]):
         return platform()
     own = functools.partial(_own_backward, grad_y, weight, c, Q, A, start)
     return dense_choice.faster("backward", weight, grad_y.dtype, grad_y.shape[0], own, platform)

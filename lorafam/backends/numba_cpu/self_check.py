@@ -50,7 +50,7 @@ _lock = ForkLock()
 _known: dict[Kind, str | None] = {}
 # the same by what a call shows at once; LORAFAM_CPU is read when a process meets a kind first
 _at_once: dict[tuple[object, ...], str | None] = {}
-_together: dict[torch.dtype, bool] = {}
+_together: dict[tuple[torch.dtype, bool], bool] = {}
 
 
 def failure(op: str, args: Sequence[Any]) -> str | None:
@@ -71,13 +71,13 @@ def failure_of(op: str, dtype: torch.dtype | None, four_bit: bool) -> str | None
     return _known[kind] if kind in _known else _found(kind)
 
 
-def together_trusted(dtype: torch.dtype) -> bool:
-    """Whether the ops of a layer over 4 bits are, which together run the same kernels."""
-    found = _together.get(dtype)
+def together_trusted(dtype: torch.dtype, four_bit: bool) -> bool:
+    """Whether the ops of a layer over 4 bits, or a dense weight, are, which together run the same kernels."""
+    found = _together.get((dtype, four_bit))
     if found is None:
         # the factors' products read no weight
-        kinds = ((op, dtype, op in ("lora_linear", "lora_linear_grad")) for op in _TOGETHER)
-        found = _together[dtype] = all(failure_of(*kind) is None for kind in kinds)
+        kinds = ((op, dtype, four_bit and op in ("lora_linear", "lora_linear_grad")) for op in _TOGETHER)
+        found = _together[dtype, four_bit] = all(failure_of(*kind) is None for kind in kinds)
     return found
 
 

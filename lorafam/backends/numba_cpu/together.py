@@ -1,5 +1,5 @@
-"""A whole direction of an adapted 4-bit layer in one parallel region: what the ops do one after the other, with the
-same bits.
+"""A whole direction of an adapted layer in one parallel region: what the ops do one after the other, with the same
+bits. A dense weight goes this way where our kernels multiply it (`dense_product`).
 
     forward     P = drop(x) Aᵀ, B̂ = B ∘ scale, Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias
     backward    Q, dA, dB, Σ G, Σ G ∘ (Y − bias), dx
@@ -16,7 +16,7 @@ import torch
 
 from ...ops.by_storage import is_dense
 from ...ops.library import in_dtype
-from . import four_bit_product, self_check, team
+from . import dense_product, four_bit_product, self_check, team
 from .dropout import dropped
 from .factor_lines import Scale, scaled
 from .factors import Sums, over_x, sums_over_g
@@ -28,11 +28,24 @@ from .project import project
 Tensor = torch.Tensor
 
 
-def suits(x: Tensor, layout: Sequence[int], A: Tensor, *others: Scale | None) -> bool:
-    """Whether a call may go this way: some tokens in fp32 or bf16 over a 4-bit weight, all else fp32 and contiguous."""
-    if is_dense(layout) or x.dtype not in (torch.float32, torch.bfloat16) or not x.numel() or not A.shape[0]:
+def suits(x: Tensor, data: Tensor, layout: Sequence[int], A: Tensor, *others: Scale | None) -> bool:
+    """Whether a backward may go this way: some tokens in fp32 or bf16, all else fp32 and contiguous."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or not x.numel() or not A.shape[0]:
         return False
-    return all(map(_is_read, (A, *others))) and self_check.together_trusted(x.dtype)
+    dense = is_dense(layout)
+    if dense and (data.dtype != x.dtype or not data.is_contiguous() or data.ndim != 2):
+        return False
+    return all(map(_is_read, (A, *others))) and self_check.together_trusted(x.dtype, not dense)
+
+
+def suits_forward(x: Tensor, data: Tensor, layout: Sequence[int], A: Tensor, *others: Scale | None) -> bool:
+    """Whether a forward may."""
+    return is_own("forward", x, data, layout) and suits(x, data, layout, A, *others)
+
+
+def is_own(direction: str, tokens: Tensor, data: Tensor, layout: Sequence[int]) -> bool:
+    """Whether our own kernels multiply x by W ("forward") or G by it ("backward")."""
+    return not is_dense(layout) or dense_product.is_own(direction, data, tokens.dtype, tokens.shape[0])
 
 
 def _is_read(value: Scale | None) -> bool:
@@ -96,12 +109,15 @@ def forward_group(x: Tensor, parts: Sequence[Part]) -> tuple[list[Tensor], list[
 
 def _outputs(x: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     tokens = x.shape[0]
-    return new_matrix(x, tokens, part.layout[0]), part.A.new_empty(tokens, part.A.shape[0])
+    return new_matrix(x, tokens, part.B.shape[0]), part.A.new_empty(tokens, part.A.shape[0])
 
 
 def _forward(x: Tensor, projected: Tensor, part: Part, c: Tensor | None, y: Tensor, P: Tensor, cpu: Processor) -> None:
     project(projected, part.A, P, cpu)
     B_hat = scaled(part.B, _factor(part.scale), cpu.lanes)
+    if is_dense(part.layout):
+        dense_product.forward_into(y, x, part.data, P, B_hat, c, part.bias, cpu)
+        return
     weight = describe(part.data, list(part.scales), list(part.layout))
     four_bit_product.forward_into(y, x, weight, P, B_hat, c, part.bias, cpu)
 
@@ -139,14 +155,16 @@ def backward(
     needs_sums: bool,
     scales_db: bool,
 ) -> Gradients:
-    """The gradients for grad_y [M, N] in x's dtype; with dropout Q instead of dx, which needs the mask."""
-    dropout = seed is not None
+    """The gradients for grad_y [M, N] in x's dtype; Q instead of dx with dropout, which needs the mask, and where the
+    platform multiplies.
+    """
+    by_op = seed is not None or not is_own("backward", grad_y, data, layout)
     if seed is not None:
         x = dropped(in_dtype(x, torch.float32), seed, dropout_p)
     cpu, x, grad_y = processor(), x.contiguous(), grad_y.contiguous()
     part, y = Part(A, B, scale, bias, data, scales, layout), None if y is None else y.contiguous()
-    into = _gradients(grad_y, x, part, y, needs_x, needs_sums, dropout)
-    asked = needs_x, needs_sums, scales_db, c is None, y is None, dropout
+    into = _gradients(grad_y, x, part, y, needs_x, needs_sums, by_op)
+    asked = needs_x, needs_sums, scales_db, c is None, y is None, by_op
     key = ("backward", cpu, grad_y.dtype, x.shape[0], *_kind(part), *asked)
     tensors = (grad_y, x, P, c, y, *into, *_tensors(part))
     team.again(key, tensors, lambda: _backward(grad_y, x, P, part, c, y, into, scales_db, cpu))
@@ -166,7 +184,7 @@ def backward_group(
     """The gradients of every part, each with a dx of its own."""
     cpu, x, grads = processor(), x.contiguous(), [grad.contiguous() for grad in grads]
     into = [
-        _gradients(grad, x, part, None, needs_x, sums, dropout=False)
+        _gradients(grad, x, part, None, needs_x, sums, by_op=False)
         for grad, part, sums in zip(grads, parts, needs_sums, strict=True)
     ]
     kinds = [_kind(part) for part in parts]
@@ -184,14 +202,14 @@ def backward_group(
 
 
 def _gradients(
-    grad_y: Tensor, x: Tensor, part: Part, y: Tensor | None, needs_x: bool, needs_sums: bool, dropout: bool
+    grad_y: Tensor, x: Tensor, part: Part, y: Tensor | None, needs_x: bool, needs_sums: bool, by_op: bool
 ) -> Gradients:
     """Where they go."""
     A, B = part.A, part.B
     (tokens, columns), (features, rank) = x.shape, B.shape
     return Gradients(
-        A.new_empty(tokens, rank) if needs_x and dropout else None,
-        grad_y.new_empty(tokens, columns) if needs_x and not dropout else None,
+        A.new_empty(tokens, rank) if needs_x and by_op else None,
+        grad_y.new_empty(tokens, columns) if needs_x and not by_op else None,
         A.new_empty(rank, columns),
         B.new_empty(features, rank),
         A.new_zeros(features) if needs_sums else None,
@@ -214,7 +232,9 @@ def _backward(
     Q = team.kept_matrix("Q", tokens, rank) if into.Q is None else into.Q
     sums = Sums(Q, into.dB, into.sums, into.sums_y)
     lined = sums_over_g(grad_y, P, part.B, _factor(part.scale), c, y, part.bias, sums, scales_db, cpu)
-    if into.dx is not None:
+    if into.dx is not None and is_dense(part.layout):
+        dense_product.backward_into(into.dx, grad_y, part.data, c, Q, part.A, None, cpu)
+    elif into.dx is not None:
         weight = describe(part.data, list(part.scales), list(part.layout))
         four_bit_product.backward_into(into.dx, grad_y, weight, c, Q, part.A, None, cpu)
     # beside dx, where there is one: it needs what that needs
@@ -224,7 +244,8 @@ def _backward(
 def _kind(part: Part) -> tuple[object, ...]:
     """All that a part's kernels depend on but where its tensors lie."""
     factor = _factor(part.scale)
-    return (part.A.shape[0], *part.layout, None if isinstance(factor, Tensor) else factor, part.bias is None)
+    weight = part.layout or (part.data.shape, part.data.dtype)
+    return (part.A.shape[0], *weight, None if isinstance(factor, Tensor) else factor, part.bias is None)
 
 
 def _tensors(part: Part) -> tuple[Tensor | None, ...]:

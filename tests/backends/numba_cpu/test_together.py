@@ -12,9 +12,10 @@ import torch
 
 from lorafam.autograd.scaled_factor import scaled
 from lorafam.backends import numba_cpu
-from lorafam.backends.numba_cpu import team, together
+from lorafam.backends.numba_cpu import dense_choice, dense_few_tokens, team, together
 from lorafam.backends.numba_cpu.processor import Processor
-from lorafam.ops.by_storage import Storage
+from lorafam.functional import lora_linear
+from lorafam.ops.by_storage import Storage, dense_storage
 from lorafam.weights import quantize_nf4
 
 SCALES = [2.0, 1.0, torch.tensor(1.5, dtype=torch.float64), "by rank"]
@@ -105,6 +106,51 @@ def test_dropout(M: int, dora: bool, dtype: torch.dtype) -> None:
         tensors = _tensors(M, 130, 192, 8, dtype, number)
         ours, theirs = (one(weight, tensors, 2.0, dora, SEED) for one in (_together, _by_ops))
         assert _same(ours, theirs)
+
+
+@pytest.mark.parametrize("choice", ["own", "platform"])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dropout", [False, True])
+# few tokens; tiles; dx's limit is another than the forward's
+@pytest.mark.parametrize("M", [1, 5, 12, 32, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dense_weight(
+    M: int, dropout: bool, dora: bool, dtype: torch.dtype, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAFAM_DENSE", choice)
+    monkeypatch.setattr(dense_choice, "_LEAST", 0)
+    weight = dense_storage(torch.randn(130, 192, generator=torch.Generator().manual_seed(1)).to(dtype))
+    for number in range(2):
+        t = _tensors(M, 130, 192, 8, dtype, number)
+        c, bias = (t["c"], t["bias"]) if dora else (None, None)
+        forward = together.suits_forward(t["x"], weight.data, [], t["A"], t["B"], 2.0, c, bias)
+        few = dense_few_tokens.FORWARD_TOKENS[dtype]
+        assert forward == (few >= M or choice == "own")
+        seed = SEED if dropout else None
+        if forward:
+            ours, theirs = (one(weight, t, 2.0, dora, seed) for one in (_together, _by_ops))
+            back = few >= M or choice == "own"
+            # Q, to which the platform's product is added by the op, in the place of dx
+            if not back:
+                theirs[2] = ours[2]
+            assert _same(ours, theirs)
+
+
+@pytest.mark.parametrize("M", [1, 12, 200])
+def test_layers_over_a_dense_weight(M: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the one way and the other: LORAFAM_BACKEND's choice isn't one of results."""
+    monkeypatch.setenv("LORAFAM_DENSE", "own")
+    monkeypatch.setattr(dense_choice, "_LEAST", 0)
+    found = []
+    for whole in (True, False):
+        if not whole:
+            monkeypatch.setattr(together, "suits", lambda *_: False)
+        t = _tensors(M, 96, 64, 8, torch.float32, 0)
+        leaves = [t[name].clone().requires_grad_() for name in ("x", "A", "B")]
+        weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
+        y = lora_linear(leaves[0], weight, leaves[1], leaves[2], 2.0, t["bias"])
+        found.append([y.detach(), *torch.autograd.grad(y, leaves, t["g"])])
+    assert _same(*found)
 
 
 def test_many_tokens(way: Processor) -> None:

@@ -45,7 +45,7 @@ def without_overrides() -> AbstractContextManager[Any]:
 
 
 def parsed_to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dtype | None, bool, Any]:
-    """Device, dtype, whether it needn't wait, and memory format that `Tensor.to` was asked for."""
+    """Device, dtype, whether it needn't wait, and memory format that `Tensor.to` was asked for; it knows no `copy`."""
     return torch._C._nn._parse_to(*args, **kwargs)
 
 

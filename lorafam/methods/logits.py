@@ -231,10 +231,11 @@ def _index(logits: Logits, index: Any) -> Logits | None:
 
 
 def _to(logits: Logits, *args: Any, **kwargs: Any) -> Logits | None:
-    device, dtype, _, copies = parsed_to(*args, **kwargs)
-    if copies or kwargs.get("copy") or (device is not None and device.type != "cpu"):
+    # with a memory format, or a copy
+    if len(args) > 2 or not kwargs.keys() <= {"device", "dtype", "non_blocking"}:
         return None
-    return _cast(logits, dtype or logits.dtype)
+    device, dtype = parsed_to(*args, **kwargs)[:2]
+    return None if device is not None and device.type != "cpu" else _cast(logits, dtype or logits.dtype)
 
 
 def _cast(logits: Logits, dtype: torch.dtype = torch.float32) -> Logits | None:

@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..methods import AdapterLayer
-from ..methods.frozen_linear import freeze_layer, frozen_layers
+from ..methods.frozen_linear import freeze_layer, frozen_layers, is_head
 from ..methods.gated_mlp import Gated, gate_mlps
-from ..methods.logits import is_head
 from .report import FROZEN, PEFT, AccelerateReport, Row
 from .sharded import is_unit
 

@@ -4,18 +4,24 @@ changing its class, so that its parameters, tied ones too, and their names stay 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from .. import functional as F
-from ..compat.torch import is_transformed
-from .logits import can_wait, logits_of
+from ..backends.selection import kernels_of_a_direction
+from ..compat.torch import is_transformed, is_watched
+from .logits import VARIABLE, logits_of
 
 Tensor = torch.Tensor
 # weights: below, a call costs as much as what a product could save
 LEAST = 1 << 20
+# bytes of logits: below, they cost little
+LEAST_LOGITS = 4 << 20
+# times as many words as features: what isn't an output head has fewer
+TALL = 6
 
 
 class _Original:
@@ -88,3 +94,31 @@ def thaw_layers(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, FrozenLinear):
             child._lorafam.swap_back(child)
+
+
+def is_head(weight: Tensor) -> bool:
+    """Whether a weight is an output head's, by its shape."""
+    return weight.shape[0] >= TALL * weight.shape[1]
+
+
+def can_wait(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a head's values may be computed later, and are worth it."""
+    rows, columns = weight.shape
+    size = x.numel() // columns * rows * x.element_size()
+    if size < LEAST_LOGITS or not is_head(weight) or x.ndim < 2:
+        return False
+    if type(x) is not Tensor or x.dtype not in (torch.float32, torch.bfloat16) or weight.dtype != x.dtype:
+        return False
+    if not weight.is_contiguous() or (bias is not None and bias.requires_grad):
+        return False
+    if torch.is_inference_mode_enabled() or x.is_inference() or weight.is_inference():
+        return False
+    if torch.is_autocast_enabled("cpu") or is_watched():
+        return False
+    # weights that several processes share may be gone when the values are asked for
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False
+    wanted = os.environ.get(VARIABLE, "lazy")
+    if wanted not in ("lazy", "eager"):
+        raise ValueError(f"{VARIABLE}: expected lazy or eager, got {wanted!r}")
+    return wanted == "lazy" and kernels_of_a_direction() is not None

@@ -9,7 +9,6 @@ once, by the head's own product, and is recorded by autograd as ever.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,44 +16,11 @@ from typing import Any
 import torch
 
 from .. import functional as F
-from ..backends.selection import kernels_of_a_direction
 from ..compat.torch import is_watched, parsed_to, without_overrides
 
 Tensor = torch.Tensor
 # "eager": every head computes its logits at once
 VARIABLE = "LORAFAM_LOGITS"
-# bytes of logits: below, they cost little
-LEAST = 4 << 20
-# times as many words as features: what isn't an output head has fewer
-TALL = 6
-
-
-def is_head(weight: Tensor) -> bool:
-    """Whether a weight is an output head's, by its shape."""
-    return weight.shape[0] >= TALL * weight.shape[1]
-
-
-def can_wait(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a head's values may be computed later, and are worth it."""
-    rows, columns = weight.shape
-    size = x.numel() // columns * rows * x.element_size()
-    if size < LEAST or not is_head(weight) or x.ndim < 2:
-        return False
-    if type(x) is not Tensor or x.dtype not in (torch.float32, torch.bfloat16) or weight.dtype != x.dtype:
-        return False
-    if not weight.is_contiguous() or (bias is not None and bias.requires_grad):
-        return False
-    if torch.is_inference_mode_enabled() or x.is_inference() or weight.is_inference():
-        return False
-    if torch.is_autocast_enabled("cpu") or is_watched():
-        return False
-    # weights that several processes share may be gone when the values are asked for
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return False
-    wanted = os.environ.get(VARIABLE, "lazy")
-    if wanted not in ("lazy", "eager"):
-        raise ValueError(f"{VARIABLE}: expected lazy or eager, got {wanted!r}")
-    return wanted == "lazy" and kernels_of_a_direction() is not None
 
 
 def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Logits:
@@ -82,14 +48,18 @@ class _Head:
         """Whether the values were computed: whoever did so may have changed them."""
         return self._values is not None
 
+    def check_inputs(self) -> None:
+        """Raises RuntimeError where they aren't what they were when the head was called."""
+        if self._now() != self._versions:
+            raise RuntimeError(
+                "logits: the head's input or weight was changed in place before they were looked at; "
+                f"{VARIABLE}=eager has them computed at once"
+            )
+
     def values(self) -> Tensor:
         """The values, computed at the first call, as they would have been when the head was called."""
         if self._values is None:
-            if self._now() != self._versions:
-                raise RuntimeError(
-                    "logits: the head's input or weight was changed in place before they were looked at; "
-                    f"{VARIABLE}=eager has them computed at once"
-                )
+            self.check_inputs()
             with torch.inference_mode(False), torch.set_grad_enabled(self.is_recorded), _no_autocast():
                 self._values = F.nf4_linear(self.x, self.weight, self.bias)
             # a copy in another dtype is of now, not of what may be written later
@@ -153,11 +123,11 @@ class Logits(Tensor):
             with without_overrides():
                 return func(*args, **kwargs)
         way = _WAYS.get(func)
-        if way is not None and isinstance(args[0], Logits) and not args[0]._held.head.is_known:
+        if way is not None and args and isinstance(args[0], Logits) and not args[0]._held.head.is_known:
             found = way(*args, **kwargs)
             if found is not None:
                 return found
-        if func in _HOOKS and args[0]._held.head.has_loss:
+        if func in _HOOKS and args and args[0]._held.head.has_loss:
             raise RuntimeError(
                 f"logits.{func.__name__}: their loss was taken without them, it gives them no gradient; "
                 f"ask before, or set {VARIABLE}=eager"
@@ -275,6 +245,7 @@ def _loss(
     if not plain or target.shape != logits.shape[:1] or torch.is_autocast_enabled("cpu") or is_watched():
         return None
     head = logits._held.head
+    head.check_inputs()
     head.has_loss = True
     loss = F.linear_cross_entropy(
         logits._x, head.weight, target, head.bias, ignore_index=ignore_index, reduction=reduction

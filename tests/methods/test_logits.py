@@ -18,6 +18,7 @@ import torch.nn.functional as TF
 from torch import nn
 
 import lorafam
+from lorafam.methods import frozen_linear
 from lorafam.methods import logits as module
 from lorafam.methods.frozen_linear import freeze_layer
 from lorafam.methods.logits import Logits
@@ -28,7 +29,7 @@ V, K = 1000, 48
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST", 0)
+    monkeypatch.setattr(frozen_linear, "LEAST_LOGITS", 0)
 
 
 def _heads(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -265,6 +266,25 @@ def test_values_by_any_way_out(use: Callable[[Tensor], Any]) -> None:
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_asked_by_keyword() -> None:
+    _, fast = _heads()
+    x, labels = _inputs()
+    assert torch.equal(torch.reshape(input=fast(x), shape=(60, V)), fast(x).view(60, V))
+    loss = TF.cross_entropy(input=fast(x).view(-1, V), target=labels.view(-1))
+    assert torch.equal(loss, TF.cross_entropy(fast(x).view(-1, V), labels.view(-1)))
+
+
+def test_a_compiled_loss_takes_them() -> None:
+    for head in _heads():
+        x, labels = _inputs()
+        x.requires_grad_()
+        loss = torch.compile(_causal, backend="eager")(head(x), labels)
+        loss.backward()
+        plain = _causal(head(x), labels)
+        torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(x.grad, torch.autograd.grad(plain, x)[0], rtol=1e-5, atol=1e-8)
+
+
 def test_saved_and_loaded() -> None:
     _, fast = _heads()
     x, _ = _inputs()
@@ -355,6 +375,8 @@ def test_an_input_changed_since_is_refused() -> None:
         change(x)
         with pytest.raises(RuntimeError, match="changed in place before they were looked at"):
             y.sum()
+        with pytest.raises(RuntimeError, match="changed in place before they were looked at"):
+            _causal(y, _inputs()[1])
 
 
 def test_wrong_targets_are_torchs_errors() -> None:
@@ -420,7 +442,7 @@ def test_a_wrong_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_ones_dont_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST", 60 * V * 4 + 1)
+    monkeypatch.setattr(frozen_linear, "LEAST_LOGITS", 60 * V * 4 + 1)
     assert type(_heads()[1](_inputs()[0])) is Tensor
 
 

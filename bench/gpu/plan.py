@@ -18,7 +18,7 @@ OPTIONAL = (
 CHECKED_OPS = (
     "lora_linear", "lora_linear_grad", "lora_project", "lora_factors_grad", "lora_linear_group", "dequantize_4bit",
     "quantize_4bit", "quantize_absmax", "row_norm", "squared_row_norm", "dropout", "adalora_importance",
-    "adalora_scores", "adalora_penalty", "adalora_penalty_grad",
+    "adalora_scores", "adalora_penalty", "adalora_penalty_grad", "linear_cross_entropy",
 )  # fmt: skip
 # without those that decide a path, which have no configuration of their own
 CONFIGURED = (

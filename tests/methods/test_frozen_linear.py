@@ -124,6 +124,7 @@ def test_accelerate_has_a_row_for_it_and_decelerate_undoes_it() -> None:
         report = lorafam.accelerate(model)
         assert [row.path for row in report.rows] == ["fused", "frozen"]
         assert report.rows[1].name.endswith("lm_head")
+        assert report.rows[1].reason.endswith("a loss without its logits")
         assert type(head) is FrozenLinear
     assert "1 fused, 1 frozen" in str(report)
     torch.testing.assert_close(model(TOKENS), before, rtol=1e-5, atol=1e-4)

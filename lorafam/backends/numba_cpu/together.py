@@ -164,7 +164,7 @@ def backward(
     cpu, x, grad_y = processor(), x.contiguous(), grad_y.contiguous()
     part, y = Part(A, B, scale, bias, data, scales, layout), None if y is None else y.contiguous()
     into = _gradients(grad_y, x, part, y, needs_x, needs_sums, by_op)
-    asked = needs_x, needs_sums, scales_db, c is None, y is None, by_op
+    asked = needs_x, needs_sums, scales_db, c is None, y is None, by_op, seed is None
     key = ("backward", cpu, grad_y.dtype, x.shape[0], *_kind(part), *asked)
     tensors = (grad_y, x, P, c, y, *into, *_tensors(part))
     team.again(key, tensors, lambda: _backward(grad_y, x, P, part, c, y, into, scales_db, cpu))

@@ -60,6 +60,19 @@ def _together(
 ) -> list[torch.Tensor]:
     c, bias = (t["c"], t["bias"]) if dora else (None, None)
     y, P = together.forward(t["x"], t["A"], t["B"], scale, c, bias, *weight, seed, DROPPED)
+    return [y, P, *_backward_together(weight, t, scale, dora, seed, y, P)]
+
+
+def _backward_together(
+    weight: Storage,
+    t: dict[str, Any],
+    scale: Any,
+    dora: bool,
+    seed: torch.Tensor | None,
+    y: torch.Tensor,
+    P: torch.Tensor,
+) -> list[torch.Tensor]:
+    c, bias = (t["c"], t["bias"]) if dora else (None, None)
     found = together.backward(
         t["g"],
         t["x"],
@@ -77,7 +90,7 @@ def _together(
         needs_sums=dora,
         scales_db=True,
     )
-    return [y, P, *(value for value in found if value is not None)]
+    return [value for value in found if value is not None]
 
 
 def _same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
@@ -110,30 +123,34 @@ def test_dropout(M: int, dora: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("choice", ["own", "platform"])
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("dropout", [False, True])
 # few tokens; tiles; dx's limit is another than the forward's
 @pytest.mark.parametrize("M", [1, 5, 12, 32, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_dense_weight(
-    M: int, dropout: bool, dora: bool, dtype: torch.dtype, choice: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dense_weight(M: int, dora: bool, dtype: torch.dtype, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAFAM_DENSE", choice)
     monkeypatch.setattr(dense_choice, "_LEAST", 0)
     weight = dense_storage(torch.randn(130, 192, generator=torch.Generator().manual_seed(1)).to(dtype))
-    for number in range(2):
+    # one after the other: kernels that are started again must be of the same kind of call
+    for number, seed in enumerate((None, None, SEED, SEED, None)):
         t = _tensors(M, 130, 192, 8, dtype, number)
         c, bias = (t["c"], t["bias"]) if dora else (None, None)
         forward = together.suits_forward(t["x"], weight.data, [], t["A"], t["B"], 2.0, c, bias)
-        few = dense_few_tokens.FORWARD_TOKENS[dtype]
-        assert forward == (few >= M or choice == "own")
-        seed = SEED if dropout else None
+        few = dense_few_tokens.suits(weight.data, dtype, M)
+        few_back = dense_few_tokens.suits(weight.data, dtype, M, backward=True)
+        assert forward == (few or choice == "own")
+        assert together.suits(t["x"], weight.data, [], t["A"], t["B"], 2.0, c, bias)
+        theirs = _by_ops(weight, t, 2.0, dora, seed)
         if forward:
-            ours, theirs = (one(weight, t, 2.0, dora, seed) for one in (_together, _by_ops))
-            back = few >= M or choice == "own"
-            # Q, to which the platform's product is added by the op, in the place of dx
-            if not back:
-                theirs[2] = ours[2]
-            assert _same(ours, theirs)
+            assert _same(
+                list(together.forward(t["x"], t["A"], t["B"], 2.0, c, bias, *weight, seed, DROPPED)), theirs[:2]
+            )
+        ours = _backward_together(weight, t, 2.0, dora, seed, theirs[0], theirs[1])
+        if seed is None and choice == "platform" and not few_back:
+            # Q in the place of dx, which the op forms of it
+            exact = (t["g"].float() * (1 if c is None else c)) @ (2.0 * t["B"])
+            torch.testing.assert_close(ours[0], exact, rtol=1e-4, atol=1e-3)
+            ours, theirs = ours[1:], theirs[:2] + theirs[3:]
+        assert _same(ours, theirs[2:])
 
 
 @pytest.mark.parametrize("M", [1, 12, 200])

@@ -26,7 +26,7 @@ def rows(what: str, sizes: tuple[tuple[int, int], ...]) -> list[Timed]:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_page, "layers", lambda name, seconds: rows(name, SIZES))
-    monkeypatch.setattr(model_page, "vocabulary", lambda seconds: rows("vocabulary", (VOCABULARY,)))
+    monkeypatch.setattr(model_page, "head", lambda seconds: rows("head", (VOCABULARY,)))
     monkeypatch.setattr(model_page, "peaks", lambda: Peaks(2 * 128 * 256 * 640 / 1e-3 * 4, 1e10))
 
 
@@ -42,6 +42,7 @@ def test_every_processor_keeps_its_section(tmp_path: Path) -> None:
     assert "| 256 x 640 | 1.00 (2.0x) | 2.00 (3.0x) |" in first
     assert "25%" in next(line for line in first.splitlines() if line.startswith("| 256 x 640"))
     assert "a token" not in first
+    assert "128 loss and dx" in first
     assert "| QLoRA | 0.500 / 1.000: 2.00x (1.90 to 2.10) |" in second
     # all tokens that are generated took what a step did
     assert f"{0.5 / GENERATED:.3f} / {1 / GENERATED:.3f}: 2.00x" in second

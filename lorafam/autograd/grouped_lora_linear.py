@@ -53,7 +53,8 @@ def _in_one_piece(direction: str, x: Tensor, factors: Factors, storages: Sequenc
     every = [*factors.As, *factors.Bs, *factors.biases, *(s for s in factors.scales if isinstance(s, Tensor))]
     own = [tensor for data, scales, _ in storages for tensor in (data, *scales)]
     whole = together(x, *every, *own, *others)
-    if whole is None or not all(whole.suits(x, data, layout, factors.As[0], *every) for data, _, layout in storages):
+    data, _, layout = storages[0]
+    if whole is None or not whole.suits(x, data, layout, factors.As[0], *every):
         return None
     if not all(whole.is_own(direction, x, data, layout) for data, _, layout in storages):
         return None

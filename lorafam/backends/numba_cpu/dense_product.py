@@ -43,8 +43,8 @@ def forward_into(
     bias: Tensor | None,
     cpu: Processor,
 ) -> None:
-    """Our kernels' c ∘ (x Wᵀ + P B̂ᵀ) + bias into y; x, W and y in one dtype, fp32 or bf16, the rest fp32, all
-    contiguous.
+    """Our kernels' c ∘ (x Wᵀ + P B̂ᵀ) + bias into y; x and y in one dtype, fp32 or bf16, W in that or bf16,
+    the rest fp32, all contiguous.
     """
     if dense_few_tokens.suits(weight, x.dtype, x.shape[0]):
         dense_few_tokens.forward(x, weight, P, B_hat, c, bias, y, cpu)
@@ -73,16 +73,12 @@ def forward(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """c ∘ (x Wᵀ + P B̂ᵀ) + bias, [M, N] in x's dtype."""
+    own = functools.partial(_own_forward, x, weight, P, B_hat, c, bias)
     if dense_few_tokens.suits(weight, x.dtype, x.shape[0]):
-        y = new_matrix(x, x.shape[0], weight.shape[0])
-        dense_few_tokens.forward(
-            x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), y, processor()
-        )
-        return y
+        return own()
     platform = functools.partial(_forward, x, weight, P, B_hat, c, bias)
     if not _suits_tiles(weight, x.dtype, x.shape[0]):
         return platform()
-    own = functools.partial(_own_forward, x, weight, P, B_hat, c, bias)
     return dense_choice.faster("forward", weight, x.dtype, x.shape[0], own, platform)
 
 
@@ -105,9 +101,7 @@ def _own_forward(
     x: Tensor, weight: Tensor, P: Tensor | None, B_hat: Tensor | None, c: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     y = new_matrix(x, x.shape[0], weight.shape[0])
-    tiles_forward.forward(
-        x.contiguous(), dense(weight), single(P), single(B_hat), single(c), single(bias), y, processor()
-    )
+    forward_into(y, x.contiguous(), weight, single(P), single(B_hat), single(c), single(bias), processor())
     return y
 
 
@@ -131,16 +125,12 @@ def backward(
     grad_y: Tensor, weight: Tensor, c: Tensor | None, Q: Tensor | None, A: Tensor | None, start: Tensor | None
 ) -> Tensor:
     """(G ∘ c) W + Q A + start, [M, K] in G's dtype."""
+    own = functools.partial(_own_backward, grad_y, weight, c, Q, A, start)
     if dense_few_tokens.suits(weight, grad_y.dtype, grad_y.shape[0], backward=True):
-        dx = grad_y.new_empty(grad_y.shape[0], weight.shape[1])
-        dense_few_tokens_backward.backward(
-            grad_y.contiguous(), weight, single(c), single(Q), single(A), single(start), dx, processor()
-        )
-        return dx
+        return own()
     platform = functools.partial(_backward, grad_y, weight, c, Q, A, start)
     if _is_tall(weight) or not _suits_tiles(weight, grad_y.dtype, grad_y.shape[0]):
         return platform()
-    own = functools.partial(_own_backward, grad_y, weight, c, Q, A, start)
     return dense_choice.faster("backward", weight, grad_y.dtype, grad_y.shape[0], own, platform)
 
 
@@ -148,8 +138,7 @@ def _own_backward(
     grad_y: Tensor, weight: Tensor, c: Tensor | None, Q: Tensor | None, A: Tensor | None, start: Tensor | None
 ) -> Tensor:
     dx = grad_y.new_empty(grad_y.shape[0], weight.shape[1])
-    grad_y = grad_y.contiguous()
-    tiles_backward.backward(grad_y, dense(weight), single(c), single(Q), single(A), single(start), dx, processor())
+    backward_into(dx, grad_y.contiguous(), weight, single(c), single(Q), single(A), single(start), processor())
     return dx
 
 

@@ -45,7 +45,9 @@ def suits_forward(x: Tensor, data: Tensor, layout: Sequence[int], A: Tensor, *ot
 
 def is_own(direction: str, tokens: Tensor, data: Tensor, layout: Sequence[int]) -> bool:
     """Whether our own kernels multiply x by W ("forward") or G by it ("backward")."""
-    return not is_dense(layout) or dense_product.is_own(direction, data, tokens.dtype, tokens.shape[0])
+    if not is_dense(layout):
+        return True
+    return data.dtype == tokens.dtype and dense_product.is_own(direction, data, tokens.dtype, tokens.shape[0])
 
 
 def _is_read(value: Scale | None) -> bool:

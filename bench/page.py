@@ -88,14 +88,14 @@ def benchmark(items: Results) -> str:
     """A table a method and direction, with the shipped launch table and with the tuned one."""
     rows = list(measured(items, "bench/", "contender"))
     peaks = items.get("bench/peaks", {"cases": {}})["cases"]
-    found = ["## Benchmark", "", HOW.format(**rows[0])] if rows else []
+    lines = ["## Benchmark", "", HOW.format(**rows[0])] if rows else []
     if rows and peaks:
         reached = []
         if "bytes_a_second" in peaks.get("copy", {}):
             reached.append(f"a large copy {peaks['copy']['bytes_a_second'] / 1e12:.2f} TB/s")
         if "flops" in peaks.get("product bfloat16", {}):
             reached.append(f"a large product {peaks['product bfloat16']['flops'] / 1e12:.0f} TFLOP/s")
-        found += ["", f"Reached in this run: {', '.join(reached)}."]
+        lines += ["", f"Reached in this run: {', '.join(reached)}."]
     for table in ("untuned", "tuned"):
         for method, title in HEADINGS.items():
             for direction, way in DIRECTIONS.items():
@@ -103,8 +103,8 @@ def benchmark(items: Results) -> str:
                     row for row in rows if (row["table"], row["method"], row["direction"]) == (table, method, direction)
                 ]
                 if part:
-                    found += ["", f"### {title}, {way}, {table}", "", times(part, peaks)]
-    return "\n".join(found)
+                    lines += ["", f"### {title}, {way}, {table}", "", times(part, peaks)]
+    return "\n".join(lines)
 
 
 def measured(items: Results, part: str, key: str) -> Iterator[Results]:

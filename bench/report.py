@@ -36,11 +36,11 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     case (None where lorafam wasn't measured).
     """
     times = medians(results)
-    found = []
+    lines = []
     for entry in results["benchmarks"]:
         info, seconds = entry["extra_info"], entry["stats"]["median"]
         ours = times[info["name"], info["size"], info["tokens"]].get(f"{info['direction']} lorafam")
-        found.append(
+        lines.append(
             {
                 "method": info["name"],
                 **{name: info[name] for name in ("size", "tokens", "direction", "dtype", "rank", "contender")},
@@ -48,7 +48,7 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "ratio": None if ours is None else seconds / ours,
             }
         )
-    return found
+    return lines
 
 
 def others(results: Mapping[str, Any]) -> list[str]:

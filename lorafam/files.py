@@ -1,15 +1,53 @@
-"""Files that are there whole or as they were, after a crash of the machine too."""
+"""Files that are there whole or as they were, after a crash of the machine too; folders that one process works in."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+if sys.platform != "win32":
+    import fcntl
+
 # ends a temporary name, beside the file, after its name and the process: what a killed process leaves
 LEFTOVER = ".tmp"
+
+# in a folder that somebody works in
+LOCK = ".lorafam-lock"
+
+
+class FolderInUseError(Exception):
+    """Another process, or another call in this one, works in the folder."""
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps others out of it that ask the same way; a process that dies leaves it free. Not on
+    Windows, which has no such locks.
+
+    Raises FolderInUseError, OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    path = folder / LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUseError(str(folder)) from None
+        # who had it may have removed the file that was opened
+        if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            raise FolderInUseError(str(folder))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -23,19 +23,19 @@ def tried(row: Architecture, ways: Sequence[Way] = WAYS, columns: Sequence[str] 
     """{"layers": way → what is adapted, "columns": column → way → {"outcome", "why"}, "seconds"}."""
     began = time.monotonic()
     layers: dict[str, str] = {}
-    found: dict[str, dict[str, Outcome]] = {name: {} for name in columns if name != "generate" or row.generates}
+    outcomes: dict[str, dict[str, Outcome]] = {name: {} for name in columns if name != "generate" or row.generates}
     with tempfile.TemporaryDirectory() as folder:
         for way in ways:
             made = Made(row, way, Path(folder))
             try:
                 layers[way.name] = layers_of(made)
             except Exception as error:
-                for column in found:
-                    found[column][way.name] = failure(row, way, column, error)
+                for column in outcomes:
+                    outcomes[column][way.name] = failure(row, way, column, error)
                 continue
-            for column in found:
-                found[column][way.name] = outcome(made, column)
-    return {"layers": layers, "columns": found, "seconds": time.monotonic() - began}
+            for column in outcomes:
+                outcomes[column][way.name] = outcome(made, column)
+    return {"layers": layers, "columns": outcomes, "seconds": time.monotonic() - began}
 
 
 def outcome(made: Made, column: str) -> Outcome:

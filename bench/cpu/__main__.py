@@ -136,17 +136,17 @@ def main(given: list[str] | None = None) -> int:
     print("median ms (memory: MiB), rank 16, adapters fp32, W in double-quantised NF4 unless dense; ratio, ratio asked")
     print(f"{'':20}{'size':>12}  {'dtype':9}{'M':>5}{'lorafam':>10}  {'other':13}{'':>9}{'ratio':>9}{'asked':>8}")
     sys.stdout.flush()
-    found = []
+    cases = []
     for produce in (lambda: rows(sizes, dtypes, options.seconds), lambda: memory_rows(sizes)):
         for row in produce():
-            found.append(row)
+            cases.append(row)
             print(line(row), flush=True)
-    asked = [row for row in found if row.bar is not None]
+    asked = [row for row in cases if row.bar is not None]
     missed = [row for row in asked if row.ratio < row.bar]  # type: ignore[operator]
     print(f"{len(asked) - len(missed)} of {len(asked)} reached")
     if options.json:
         write_json(
-            options.json, {"machine": machine("cpu"), "rows": [{**row._asdict(), "ratio": row.ratio} for row in found]}
+            options.json, {"machine": machine("cpu"), "rows": [{**row._asdict(), "ratio": row.ratio} for row in cases]}
         )
     return 0
 

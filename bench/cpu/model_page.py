@@ -113,12 +113,12 @@ def _milliseconds(seconds: float) -> str:
 
 def measured(name: str, demo: Path | None, seconds: float) -> dict[str, Any]:
     """Everything of this processor, as kept."""
-    found: list[Timed] = []
+    timings: list[Timed] = []
     for produce in (layers("qlora", seconds), layers("lora", seconds), head(seconds)):
         for row in produce:
             print(f"{row.what:11}{'x'.join(map(str, row.size)):>12}{row.tokens:>5} {row.direction:8}", end="")
             print(f"{row.ours * MILLI:>9.2f}{row.theirs * MILLI:>9.2f}{row.theirs / row.ours:>7.2f}x", flush=True)
-            found.append(row)
+            timings.append(row)
     paces = json.loads((demo / "measured.json").read_text("utf-8"))["pace"] if demo else {}
     return {
         "name": name,
@@ -128,7 +128,7 @@ def measured(name: str, demo: Path | None, seconds: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "peaks": peaks()._asdict(),
         "demo": paces,
-        "rows": [tuple(row) for row in found],
+        "rows": [tuple(row) for row in timings],
     }
 
 

@@ -143,13 +143,13 @@ def missing() -> list[str]:
 
 def test_files(root: Path) -> tuple[str, ...]:
     """Test files that have something of the GPU's: by the fixtures and marks that such tests have."""
-    found = []
+    files = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         if FOR_GPU.search(path.read_text(encoding="utf-8")):
             inside = path.relative_to(root)
             if inside.parts[1] not in ("bench", "compiled", "numba_cpu"):
-                found.append(str(inside))
-    return tuple(found)
+                files.append(str(inside))
+    return tuple(files)
 
 
 def slug(name: str) -> str:

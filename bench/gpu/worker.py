@@ -53,22 +53,22 @@ def done(case: Case, record: Record) -> bool:
     record.begin(case.name, min(case.limit, device().longest or case.limit))
     start = time.perf_counter()
     try:
-        found = case.run()
+        details = case.run()
         # a launch's own failure shows here
         device().synchronize()
         outcome = PASSED
     except LeftOutError as error:
-        outcome, found = LEFT_OUT, {"why": str(error)}
+        outcome, details = LEFT_OUT, {"why": str(error)}
     except Exception as error:
-        outcome, found = FAILED, {"why": told(error)}
-    found = {**found, "seconds": round(time.perf_counter() - start, 3)}
+        outcome, details = FAILED, {"why": told(error)}
+    details = {**details, "seconds": round(time.perf_counter() - start, 3)}
     alive = True
     if outcome == FAILED:
         try:
             device().synchronize()
         except Exception as error:
-            alive, found["lost"] = False, told(error)
-    record.end(case.name, outcome, **found)
+            alive, details["lost"] = False, told(error)
+    record.end(case.name, outcome, **details)
     return alive
 
 

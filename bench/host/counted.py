@@ -49,7 +49,7 @@ class _Operations(TorchDispatchMode):
 
 def count(chain: Chain, driver: Driver) -> tuple[Launches, Launches]:
     """Of the first link's forward, and of its backward."""
-    found = []
+    counts = []
     y = None
     for step in ("forward", "backward"):
         before = driver.launches
@@ -58,7 +58,7 @@ def count(chain: Chain, driver: Driver) -> tuple[Launches, Launches]:
                 y = chain.links[0](chain.x)
             elif y is not None:
                 y.backward(chain.grad_y)
-        found.append(Launches(driver.launches - before, operations.count))
+        counts.append(Launches(driver.launches - before, operations.count))
     for leaf in chain.leaves:
         leaf.grad = None
-    return found[0], found[1]
+    return counts[0], counts[1]

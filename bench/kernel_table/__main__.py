@@ -19,7 +19,7 @@ from typing import Any
 from lorafam.kernels.launch_table import PACKED, launch_config
 
 from lorafam.backends.triton_gpu.launch import simulator
-from lorafam.inspect.shipped import dump_kernels, failures
+from lorafam.inspect.every_kernel import dump_kernels, failures
 from lorafam.inspect.traffic import Counted
 
 from . import code, formulas, measured, moved, times, wavefronts
@@ -59,15 +59,15 @@ def _rows(kernels: Path | None) -> Rows:
 def generated(rows: Rows) -> dict[str, list[str]]:
     """The page's sections."""
     launches = {target: moved.launches(target) for target in moved.TARGETS}
-    dequantize = {target: _wavefronts_of_dequantize(found) for target, found in launches.items()}
-    found = models(rows, dequantize)
+    dequantize = {target: _wavefronts_of_dequantize(modelled) for target, modelled in launches.items()}
+    modelled = models(rows, dequantize)
     return {
         "formulas": formulas.table(),
         "resources": code.resources(rows),
         "instructions": code.instructions(rows),
         "bytes": moved.table(launches),
-        "times": _times(found),
-        "measured": measured.table(Path(__file__).parents[1] / "results", found),
+        "times": _times(modelled),
+        "measured": measured.table(Path(__file__).parents[1] / "results", modelled),
     }
 
 
@@ -87,10 +87,10 @@ def models(rows: Rows, dequantize: Mapping[str, float]) -> Models:
     """The rows of the page's table of times, each with its cards."""
     variants = code.by_variant(rows)
     shared = {(target, tokens): wavefronts.of_product(target, tokens) for target in moved.TARGETS for tokens in TOKENS}
-    found: Models = {}
+    by_call: Models = {}
     for N, K in SHAPES:
         for tokens in TOKENS:
-            cards = found[Call("lora_linear", N, K, tokens)] = {}
+            cards = by_call[Call("lora_linear", N, K, tokens)] = {}
             for card in CARDS:
                 config = launch_config("lora_linear", card.architecture, "bfloat16", tokens, PACKED, N=N, K=K)
                 variant = Variant("lora_linear", PACKED, config["BLOCK_M"])
@@ -99,13 +99,13 @@ def models(rows: Rows, dequantize: Mapping[str, float]) -> Models:
                 turns = shared.get((target, tokens)) if target else None
                 cards[card] = _modelled(card, work, variants[variant], turns)
     for N, K in SHAPES:
-        cards = found[Call("nf4_dequantize", N, K, 0)] = {}
+        cards = by_call[Call("nf4_dequantize", N, K, 0)] = {}
         for card in CARDS:
             own = variants[Variant("nf4_dequantize", "", 0)]
             work = times.of_dequantize(own[card.architecture][0]["config"], N, K)
             # no tensor cores in it: the same code everywhere
             cards[card] = _modelled(card, work, own, dequantize[simulated_target(card) or "sm_90"])
-    return found
+    return by_call
 
 
 def _modelled(card: Card, work: times.Work, rows: Mapping[str, Rows], wavefronts_: float | None) -> times.Modelled:

@@ -16,15 +16,15 @@ Row = Mapping[str, Any]
 
 def by_variant(rows: Sequence[Row]) -> dict[Variant, dict[str, list[Row]]]:
     """The rows of each variant by target, in bf16 where a kernel comes in several dtypes."""
-    found: dict[Variant, dict[str, dict[str, list[Row]]]] = {}
+    grouped: dict[Variant, dict[str, dict[str, list[Row]]]] = {}
     for row in rows:
         if row["target"] in TARGETS and row["dtype"] in _DTYPES:
             variant = variant_of(row["kernel"], row["config"])
-            found.setdefault(variant, {}).setdefault(row["dtype"], {}).setdefault(row["target"], []).append(row)
-    kernels = {variant.kernel for variant, dtypes in found.items() if _DTYPES[0] in dtypes}
+            grouped.setdefault(variant, {}).setdefault(row["dtype"], {}).setdefault(row["target"], []).append(row)
+    kernels = {variant.kernel for variant, dtypes in grouped.items() if _DTYPES[0] in dtypes}
     chosen = {
         variant: dtypes[_DTYPES[0] if variant.kernel in kernels else _DTYPES[1]]
-        for variant, dtypes in found.items()
+        for variant, dtypes in grouped.items()
         if _DTYPES[0] in dtypes or variant.kernel not in kernels
     }
     return {variant: chosen[variant] for variant in in_order(chosen)}

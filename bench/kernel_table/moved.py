@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lorafam.inspect.shipped import calls, configuration
+from lorafam.inspect.every_kernel import calls, configuration
 from lorafam.inspect.traffic import SECTOR_BYTES, Counted, count
 
 from .variants import Variant, in_order, variant_of
@@ -21,13 +21,13 @@ def launches(target: str) -> dict[Variant, list[Counted]]:
     """Those of every op in bf16, or in the only dtype there is. Raises RuntimeError without ptxsim."""
     every = list(calls(N, K))
     bf16 = {call.op for call in every if call.dtype == torch.bfloat16}
-    found: dict[Variant, list[Counted]] = {}
+    by_variant: dict[Variant, list[Counted]] = {}
     for call in every:
         if call.dtype == torch.bfloat16 or call.op not in bf16:
             for counted in count(target, call.run):
                 config = configuration(counted.launch.kernel)
-                found.setdefault(variant_of(counted.launch.name, config), []).append(counted)
-    return found
+                by_variant.setdefault(variant_of(counted.launch.name, config), []).append(counted)
+    return by_variant
 
 
 def least_bytes(counted: Counted) -> int:

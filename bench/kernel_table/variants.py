@@ -28,7 +28,7 @@ _BY_TOKENS = ("lora_linear", "lora_linear_group", "lora_linear_grad", "dense_lin
 
 
 def variant_of(kernel: str, config: Mapping[str, Any]) -> Variant:
-    """Of a kernel's function ("..._kernel") and its configuration (`shipped.configuration`)."""
+    """Of a kernel's function ("..._kernel") and its configuration (`every_kernel.configuration`)."""
     name = kernel.removesuffix("_kernel")
     packed = config.get("PACKED", False) or config.get("ONE_BLOCK", False)
     read = how_read({**config, "PACKED": packed}) if "BLOCK_SIZE" in config and "BLOCK_N" in config else ""

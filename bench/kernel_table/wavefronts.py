@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from lorafam.backends.triton_gpu.lora_linear import lora_linear
-from lorafam.inspect.shipped import RANK, four_bit
+from lorafam.inspect.every_kernel import RANK, four_bit
 from lorafam.inspect.traffic import Counted, count
 
 N = 256

@@ -71,21 +71,21 @@ def outcomes(folder: Path, files: list[str], accelerate: bool, only: list[str] |
     return {name: Outcome(*fields) for name, fields in json.loads(output.read_text(encoding="utf-8")).items()}
 
 
-def report(found: Comparison, left_out: Mapping[str, str]) -> str:
+def report(verdict: Comparison, left_out: Mapping[str, str]) -> str:
     """A short table, and by name what differs; `left_out`: files and why."""
     rows = (
-        ("tests run accelerated", found.run),
-        ("passed", found.passed),
-        ("passed plain alone", len(found.broken) + len(found.known)),
-        ("layers accelerated", found.layers),
-        ("forwards on lorafam's paths", found.forwards),
+        ("tests run accelerated", verdict.run),
+        ("passed", verdict.passed),
+        ("passed plain alone", len(verdict.broken) + len(verdict.known)),
+        ("layers accelerated", verdict.layers),
+        ("forwards on lorafam's paths", verdict.forwards),
     )
     lines = ["", *(f"{name:<28}{count:>8}" for name, count in rows)]
     for why in dict.fromkeys(left_out.values()):
         lines.append(f"left out, {why}: {', '.join(name for name, own in left_out.items() if own == why)}")
-    lines += [f"known to differ: {name}: {why}" for name, why in found.known.items()]
-    lines += [f"NOT IMPORTED {name}: {why}" for name, why in found.absent.items()]
-    lines += [f"FAILED accelerated alone: {name}: {why}" for name, why in found.broken.items()]
+    lines += [f"known to differ: {name}: {why}" for name, why in verdict.known.items()]
+    lines += [f"NOT IMPORTED {name}: {why}" for name, why in verdict.absent.items()]
+    lines += [f"FAILED accelerated alone: {name}: {why}" for name, why in verdict.broken.items()]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def accelerate_everything(counts: Counts) -> None:
     from peft.tuners.tuners_utils import BaseTuner
 
     from lorafam.interop import fast_layers
-    from lorafam.interop.shared_inputs import Group
+    from lorafam.interop.shared_inputs import SharedInput
 
     inject, swap = BaseTuner.inject_adapter, fast_layers.swap
 
@@ -44,7 +44,7 @@ def accelerate_everything(counts: Counts) -> None:
         layer.lorafam_forward = _counted(layer.lorafam_forward, counts)  # type: ignore[method-assign]
     # layers whose outputs are computed together: the first, and the others when they are called
     for name in ("compute", "kept_for"):
-        setattr(Group, name, _counted(getattr(Group, name), counts))
+        setattr(SharedInput, name, _counted(getattr(SharedInput, name), counts))
 
 
 def _counted(forward: Any, counts: Counts) -> Any:

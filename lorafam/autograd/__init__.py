@@ -5,7 +5,7 @@ from .dora_input_dropout import DoraInputDropoutFunction
 from .dora_linear import DoraLinearFunction
 from .frozen_linear import FrozenLinearFunction
 from .gated_activation import gated_activation
-from .grouped_lora_linear import Factors, GroupedLoraLinearFunction, grouped_forward
+from .grouped_lora_linear import GroupedLoraLinearFunction, group, grouped_forward
 from .linear_cross_entropy import LinearCrossEntropyFunction
 from .lora_by_row import LoraByRowFunction
 from .lora_linear import LoraLinearFunction
@@ -18,7 +18,6 @@ from .scaled_factor import scaled
 __all__ = [
     "DoraInputDropoutFunction",
     "DoraLinearFunction",
-    "Factors",
     "FrozenLinearFunction",
     "GroupedLoraLinearFunction",
     "LinearCrossEntropyFunction",
@@ -30,6 +29,7 @@ __all__ = [
     "adapted_forward",
     "applied",
     "gated_activation",
+    "group",
     "grouped_forward",
     "scaled",
 ]

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from ..backends.direct import call
+from ..backends.undispatched import call
 from ..compat.torch import has_no_value_now, saved_tensors_of
+from ..ops.adapted import Adapted, Needs, Scale
+from ..ops.by_storage import Storage
 from ..ops.library import in_dtype
 from . import plain
 from .directions import backward, forward
 from .remade_input import kept_of
-from .scaled_factor import Scale, as_saved, scaled
+from .scaled_factor import as_saved, scaled
 
 Tensor = torch.Tensor
 
@@ -47,10 +49,12 @@ class DoraLinearFunction(torch.autograd.Function):
         dropout_p: float,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
         """The forward in plain operations."""
-        T = plain.frozen_product(x, data, layout, scales) + plain.low_rank(x, A, B, scale, seed, dropout_p)
+        T = plain.frozen_product(x, Storage(data, [*block_scales], [*layout])) + plain.low_rank(
+            x, A, B, scale, seed, dropout_p
+        )
         y = magnitude / norm * T
         return in_dtype(y if bias is None else y + bias, x.dtype)
 
@@ -68,31 +72,31 @@ class DoraLinearFunction(torch.autograd.Function):
         dropout_p: float,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
-        c = magnitude / norm
+        c, weight = magnitude / norm, Storage(data, [*block_scales], [*layout])
         ctx.saves_product = torch.compiler.is_compiling()
         if ctx.saves_product:
-            kept, P = forward(x, A, B, scale, None, None, seed, dropout_p, data, layout, scales)
+            kept, P = forward(x, Adapted(A, B, scale, None, None, weight), seed, dropout_p)
             # not y.to(): torch 2.11 loses the gradient of a compiled Function whose last operation returns its input
             y = in_dtype(c * kept if bias is None else c * kept + bias, x.dtype)
         else:
-            y, P = forward(x, A, B, scale, c, bias, seed, dropout_p, data, layout, scales)
+            y, P = forward(x, Adapted(A, B, scale, c, bias, weight), seed, dropout_p)
             kept = y
         ctx.dropout_p, ctx.layout, ctx.version = dropout_p, layout, 0 if ctx.saves_product else y._version
         ctx.scale, saved_scale = as_saved(scale)
         ctx.input, saved = kept_of(x)
-        ctx.save_for_backward(*saved, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *scales)
+        ctx.save_for_backward(*saved, P, A, B, saved_scale, magnitude, norm, bias, seed, kept, data, *block_scales)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors if ctx.saves_product else saved_tensors_of(ctx, _KEPT)
-        one, other, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *scales = saved
+        one, other, P, A, B, scale, magnitude, norm, bias, seed, kept, data, *block_scales = saved
         x = ctx.input.of(one, other)
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
-            inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
+            inputs = (x, A, B, scale, magnitude, norm, bias, seed, ctx.dropout_p, data, ctx.layout, *block_scales)
             return plain.gradients(DoraLinearFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_scale, needs_m, needs_n, needs_bias = ctx.needs_input_grad[:7]
         sums = needs_m or needs_n
@@ -101,31 +105,13 @@ class DoraLinearFunction(torch.autograd.Function):
         y, m, offset = (kept, norm, None) if ctx.saves_product else (kept, magnitude, bias)
         if not sums or is_written:
             y = m = offset = None
-        dx, dA, dB, dscale, dm, dbias = backward(
-            grad_y,
-            x,
-            P,
-            A,
-            B,
-            scale,
-            c,
-            y,
-            offset,
-            m,
-            seed,
-            ctx.dropout_p,
-            data,
-            ctx.layout,
-            scales,
-            needs_x=needs_x,
-            needs_b=needs_b,
-            needs_scale=needs_scale,
-            needs_bias=needs_bias,
-        )
+        adapted = Adapted(A, B, scale, c, offset, Storage(data, block_scales, [*ctx.layout]))
+        needs = Needs(needs_x, needs_a, needs_b, needs_scale, needs_bias)
+        dx, dA, dB, dscale, dm, dbias = backward(grad_y, x, P, adapted, seed, ctx.dropout_p, needs, y, m)
         if sums and not ctx.saves_product:
             weak = None if is_written else _weak_rows(c, magnitude, bias, kept)
             if weak is None or has_no_value_now(weak) or weak.any():
-                product = call("lora_linear", x, data, scales, ctx.layout, P, scaled(B, scale), None, None)
+                product = call("lora_linear", x, *adapted.weight, P, scaled(B, scale), None, None)
                 exact = _column_sums(grad_y, product) / norm
                 dm = exact if weak is None else torch.where(weak, exact, dm)
         return (
@@ -140,7 +126,7 @@ class DoraLinearFunction(torch.autograd.Function):
             None,
             None,
             None,
-            *(None for _ in scales),
+            *(None for _ in block_scales),
         )
 
 

@@ -7,130 +7,99 @@ from one pass over x. Saved beyond parameters and codes: x and the P_i.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ..backends.direct import as_one, call, together
-from ..ops.by_storage import Storage, check_storage, group_storages, joined, weight_shape
+from ..backends.undispatched import as_one, call, together
+from ..ops.adapted import Adapted, Needs, Scale
+from ..ops.by_storage import Storage, check_storage, group_storages, joined
 from ..ops.checks import check_tokens
 from ..ops.library import concatenated, in_dtype
 from . import plain
 from .lora_linear import LoraLinearFunction
-from .scaled_factor import Scale, all_scaled, all_scaled_grads, as_saved, scaled_grads
+from .scaled_factor import all_scaled, all_scaled_grads, as_saved, scaled_grads
 
 Tensor = torch.Tensor
 
 
-class Factors(NamedTuple):
-    """The adapters of a group, one entry for each weight."""
+def group(
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+    scales: Sequence[Scale],
+    biases: Sequence[Tensor | None],
+    weights: Sequence[Storage],
+) -> list[Adapted]:
+    """The weights of a group with their adapters."""
+    each = zip(As, Bs, scales, biases, weights, strict=True)
+    return [Adapted(A, B, scale, None, bias, weight) for A, B, scale, bias, weight in each]
 
-    As: Sequence[Tensor]
-    Bs: Sequence[Tensor]
-    scales: Sequence[Scale]
-    biases: Sequence[Tensor | None]
 
-
-def grouped_forward(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
+def grouped_forward(x: Tensor, parts: Sequence[Adapted]) -> tuple[list[Tensor], list[Tensor]]:
     """The Y_i and the P_i, nothing recorded."""
-    whole = _in_one_piece("forward", x, factors, storages)
+    whole = _in_one_piece("forward", x, parts)
     if whole is not None:
-        check_tokens("x", x, weight_shape(storages[0].data, storages[0].layout)[1], x.device)
-        return whole.forward_group(x, _parts(whole, factors, storages))
-    return as_one("group forward", _forward_by_ops, x, factors, storages)
+        check_tokens("x", x, parts[0].weight.shape[1], x.device)
+        return whole.forward_group(x, parts)
+    return as_one("group forward", _forward_by_ops, x, parts)
 
 
-def _forward_by_ops(x: Tensor, factors: Factors, storages: Sequence[Storage]) -> tuple[list[Tensor], list[Tensor]]:
-    As, Bs, scales, biases = factors
-    P = call("lora_project", x, concatenated(As), None, 0.0)
-    parts = list(P.split([A.shape[0] for A in As], 1))
-    ys = call("lora_linear_group", x, *joined(storages), parts, all_scaled(Bs, scales), list(biases))
-    return ys, parts
+def _forward_by_ops(x: Tensor, parts: Sequence[Adapted]) -> tuple[list[Tensor], list[Tensor]]:
+    P = call("lora_project", x, concatenated([part.A for part in parts]), None, 0.0)
+    Ps = list(P.split([part.A.shape[0] for part in parts], 1))
+    biases = [part.bias for part in parts]
+    return call("lora_linear_group", x, *joined([part.weight for part in parts]), Ps, all_scaled(parts), biases), Ps
 
 
-def _in_one_piece(direction: str, x: Tensor, factors: Factors, storages: Sequence[Storage], *others: Tensor) -> Any:
+def _in_one_piece(direction: str, x: Tensor, parts: Sequence[Adapted], *others: Tensor) -> Any:
     """`numba_cpu.together` where it may compute the whole group, else None."""
-    every = [*factors.As, *factors.Bs, *factors.biases, *(s for s in factors.scales if isinstance(s, Tensor))]
-    own = [tensor for data, scales, _ in storages for tensor in (data, *scales)]
-    whole = together(x, *every, *own, *others)
-    data, _, layout = storages[0]
-    if whole is None or not whole.suits(x, data, layout, factors.As[0], *every):
+    whole = together(x, parts, others)
+    if whole is None or not all(whole.suits(x, part) and whole.is_own(direction, x, part.weight) for part in parts):
         return None
-    if not all(whole.is_own(direction, x, data, layout) for data, _, layout in storages):
-        return None
-    if not all(A.shape[0] for A in factors.As):
-        return None
-    for one in storages:
-        check_storage(*one)
+    for part in parts:
+        check_storage(*part.weight)
     return whole
-
-
-def _parts(whole: Any, factors: Factors, storages: Sequence[Storage]) -> list[Any]:
-    return [whole.Part(*own, *one) for *own, one in zip(*factors, storages, strict=True)]
-
-
-class Needs(NamedTuple):
-    """Whether a weight's own inputs have a gradient."""
-
-    A: bool
-    B: bool
-    scale: bool
-    bias: bool
 
 
 def _gradients(
     grads: Sequence[Tensor],
     x: Tensor,
     Ps: Sequence[Tensor],
-    factors: Factors,
-    storages: Sequence[Storage],
-    needs_x: bool,
+    parts: Sequence[Adapted],
     needs: Sequence[Needs],
 ) -> tuple[Tensor | None, list[tuple[Any, ...]]]:
     """dx, and (dA, dB, dscale, dbias) of every weight."""
-    whole = _in_one_piece("backward", x, factors, storages, *grads, *Ps)
-    if whole is not None and all(grad.dtype == x.dtype for grad in grads):
-        for grad, one in zip(grads, storages, strict=True):
-            check_tokens("grad_y", grad, weight_shape(one.data, one.layout)[0], x.device)
-        asked = [need.bias for need in needs], [not need.scale for need in needs]
-        found = whole.backward_group(
-            grads, x, Ps, _parts(whole, factors, storages), needs_x=needs_x, needs_sums=asked[0], scales_db=asked[1]
-        )
-        every = []
-        for B, scale, need, own in zip(factors.Bs, factors.scales, needs, found, strict=True):
-            dB, dscale = scaled_grads(own.dB, B, scale, need.B, True) if need.scale else (own.dB, None)
-            every.append((own.dA, dB, dscale, own.sums))
-        dx = None
-        for own in found:
-            dx = _added(dx, own.dx)
-        return dx, every
-    return as_one("group backward", _backward_by_ops, x, grads, Ps, factors, storages, needs_x, needs)
+    whole = _in_one_piece("backward", x, parts, *grads, *Ps)
+    if whole is None or any(grad.dtype != x.dtype for grad in grads):
+        return as_one("group backward", _backward_by_ops, x, grads, Ps, parts, needs)
+    for grad, part in zip(grads, parts, strict=True):
+        check_tokens("grad_y", grad, part.weight.shape[0], x.device)
+    dx, gradients = None, []
+    for part, need, own in zip(parts, needs, whole.backward_group(grads, x, Ps, parts, needs), strict=True):
+        dB, dscale = scaled_grads(own.dB, part.B, part.scale, need.B, True) if need.scale else (own.dB, None)
+        gradients.append((own.dA, dB, dscale, own.sums))
+        dx = _added(dx, own.dx)
+    return dx, gradients
 
 
 def _backward_by_ops(
     x: Tensor,
     grads: Sequence[Tensor],
     Ps: Sequence[Tensor],
-    factors: Factors,
-    storages: Sequence[Storage],
-    needs_x: bool,
+    parts: Sequence[Adapted],
     needs: Sequence[Needs],
 ) -> tuple[Tensor | None, list[tuple[Any, ...]]]:
-    ups = all_scaled(factors.Bs, factors.scales)
-    total, downs, grads_up, sums = None, [], [], []
-    for grad_y, P, A, B_hat, storage, need in zip(grads, Ps, factors.As, ups, storages, needs, strict=True):
+    total, downs, ups, sums = None, [], [], []
+    for grad_y, P, part, B_hat, need in zip(grads, Ps, parts, all_scaled(parts), needs, strict=True):
         Q, dA, dB_hat, _, dbias = call(
             "lora_factors_grad", grad_y, x, P, B_hat, None, None, None, None, None, 0.0, need.bias
         )
-        if needs_x:
-            data, scales, layout = storage
-            dx = call("lora_linear_grad", grad_y, data, scales, layout, None, Q, A, None, 0.0)
-            total = _added(total, dx)
-        downs.append(in_dtype(dA, A.dtype))
-        grads_up.append(dB_hat)
+        if need.x:
+            total = _added(total, call("lora_linear_grad", grad_y, *part.weight, None, Q, part.A, None, 0.0))
+        downs.append(in_dtype(dA, part.A.dtype))
+        ups.append(dB_hat)
         sums.append(dbias)
-    needed = [need.B for need in needs], [need.scale for need in needs]
-    scaled = all_scaled_grads(grads_up, factors.Bs, factors.scales, *needed)
+    scaled = all_scaled_grads(ups, parts, [need.B for need in needs], [need.scale for need in needs])
     return total, [(dA, *of_b, dbias) for dA, of_b, dbias in zip(downs, scaled, sums, strict=True)]
 
 
@@ -155,13 +124,13 @@ class GroupedLoraLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: tuple[int, ...], count: int, *rest: Any) -> tuple[Tensor, ...]:
         As, Bs, scales, biases, data = (rest[i * count : (i + 1) * count] for i in range(5))
-        weight_scales = rest[5 * count :]
-        storages = group_storages(data, weight_scales, layout)
-        ys, parts = grouped_forward(x, Factors(As, Bs, scales, biases), storages)
+        block_scales = rest[5 * count :]
+        storages = group_storages(data, block_scales, layout)
+        ys, Ps = grouped_forward(x, group(As, Bs, scales, biases, storages))
         ctx.layout, ctx.count = layout, count
         numbers, saved_scales = zip(*map(as_saved, scales), strict=True)
         ctx.numbers = numbers
-        ctx.save_for_backward(x, *parts, *As, *Bs, *saved_scales, *biases, *data, *weight_scales)
+        ctx.save_for_backward(x, *Ps, *As, *Bs, *saved_scales, *biases, *data, *block_scales)
         # an output that nobody uses costs nothing
         ctx.set_materialize_grads(False)
         return tuple(ys)
@@ -170,27 +139,27 @@ class GroupedLoraLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = ctx.count
         x, *saved = ctx.saved_tensors
-        parts, As, Bs, scales, biases, data = (saved[i * count : (i + 1) * count] for i in range(6))
+        Ps, As, Bs, scales, biases, data = (saved[i * count : (i + 1) * count] for i in range(6))
         scales = [number if scale is None else scale for number, scale in zip(ctx.numbers, scales, strict=True)]
         if plain.is_differentiated_again(*grads):
             inputs = (x, ctx.layout, count, *As, *Bs, *scales, *biases, *saved[5 * count :])
             return plain.gradients(GroupedLoraLinearFunction.formula, inputs, grads, ctx.needs_input_grad)
         storages = group_storages(data, saved[6 * count :], ctx.layout)
-        needs = [ctx.needs_input_grad[3 + i * count : 3 + (i + 1) * count] for i in range(4)]
+        parts = group(As, Bs, scales, biases, storages)
+        needs_x, asked = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
+        needs = [Needs(needs_x, *asked[i : 4 * count : count]) for i in range(count)]
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        dx, found = _gradients(
+        dx, gradients = _gradients(
             [grad for grad in grads if grad is not None],
             x,
+            [Ps[i] for i in used],
             [parts[i] for i in used],
-            Factors(*([each[i] for i in used] for each in (As, Bs, scales, biases))),
-            [storages[i] for i in used],
-            ctx.needs_input_grad[0],
-            [Needs(*(need[i] for need in needs)) for i in used],
+            [needs[i] for i in used],
         )
         dAs: list[Tensor | None] = [None] * count
         dBs, dscales, dbiases = dAs.copy(), dAs.copy(), dAs.copy()
-        for i, (dA, dB, dscale, dbias) in zip(used, found, strict=True):
-            dAs[i], dBs[i], dscales[i] = dA if needs[0][i] else None, dB, dscale
-            dbiases[i] = dbias.to(biases[i].dtype) if needs[3][i] else None
+        for i, (dA, dB, dscale, dbias) in zip(used, gradients, strict=True):
+            dAs[i], dBs[i], dscales[i] = dA if needs[i].A else None, dB, dscale
+            dbiases[i] = dbias.to(biases[i].dtype) if needs[i].bias else None
         frozen = [None] * (len(saved) - 5 * count)
         return dx, None, None, *dAs, *dBs, *dscales, *dbiases, *frozen

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..backends.direct import call
+from ..backends.undispatched import call
 from ..ops.library import accumulate_dtype, in_dtype
 from . import plain
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..backends.direct import call
+from ..backends.undispatched import call
+from ..ops.by_storage import Storage
 from ..ops.library import accumulate_dtype, in_dtype
 from . import plain
 
@@ -34,10 +35,10 @@ class LoraByRowFunction(torch.autograd.Function):
         bias: Tensor | None,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
         """The forward in plain operations."""
-        y = plain.frozen_product(x, data, layout, scales)
+        y = plain.frozen_product(x, Storage(data, [*block_scales], [*layout]))
         y = y + (in_dtype(x, y.dtype) @ in_dtype(A, y.dtype).T * mask) @ in_dtype(B, y.dtype).T
         return in_dtype(y if bias is None else y + bias, x.dtype)
 
@@ -51,18 +52,18 @@ class LoraByRowFunction(torch.autograd.Function):
         bias: Tensor | None,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
         P = call("lora_project", x, A, None, 0.0)
         ctx.layout = layout
-        ctx.save_for_backward(x, P, A, B, mask, bias, data, *scales)
-        return call("lora_linear", x, data, scales, layout, P * mask, in_dtype(B, P.dtype), None, bias)
+        ctx.save_for_backward(x, P, A, B, mask, bias, data, *block_scales)
+        return call("lora_linear", x, data, block_scales, layout, P * mask, in_dtype(B, P.dtype), None, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, P, A, B, mask, bias, data, *scales = ctx.saved_tensors
+        x, P, A, B, mask, bias, data, *block_scales = ctx.saved_tensors
         if plain.is_differentiated_again(grad_y):
-            inputs = (x, A, B, mask, bias, data, ctx.layout, *scales)
+            inputs = (x, A, B, mask, bias, data, ctx.layout, *block_scales)
             return plain.gradients(LoraByRowFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
         needs_x, needs_a, needs_b, needs_mask, needs_bias = ctx.needs_input_grad[:5]
         dtype = accumulate_dtype(grad_y.dtype)
@@ -71,12 +72,14 @@ class LoraByRowFunction(torch.autograd.Function):
         products = call("lora_project", grad_y, in_dtype(B, dtype).T.contiguous(), None, 0.0)
         Q = products * mask
         return (
-            call("lora_linear_grad", grad_y, data, scales, ctx.layout, None, Q, A, None, 0.0) if needs_x else None,
+            call("lora_linear_grad", grad_y, data, block_scales, ctx.layout, None, Q, A, None, 0.0)
+            if needs_x
+            else None,
             in_dtype(Q.T @ in_dtype(x, dtype), A.dtype) if needs_a else None,
             in_dtype(wide.T @ (P * mask), B.dtype) if needs_b else None,
             P * products if needs_mask else None,
             wide.sum(0).to(bias.dtype) if needs_bias else None,
             None,
             None,
-            *(None for _ in scales),
+            *(None for _ in block_scales),
         )

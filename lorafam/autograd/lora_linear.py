@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from ..ops.adapted import Adapted, Needs, Scale
+from ..ops.by_storage import Storage
 from ..ops.library import in_dtype
 from . import plain
 from .directions import backward, forward
 from .remade_input import kept_of
-from .scaled_factor import Scale, as_saved
+from .scaled_factor import as_saved
 
 Tensor = torch.Tensor
 
@@ -34,10 +36,12 @@ class LoraLinearFunction(torch.autograd.Function):
         dropout_p: float,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
         """The forward in plain operations."""
-        y = plain.frozen_product(x, data, layout, scales) + plain.low_rank(x, A, B, scale, seed, dropout_p)
+        y = plain.frozen_product(x, Storage(data, [*block_scales], [*layout])) + plain.low_rank(
+            x, A, B, scale, seed, dropout_p
+        )
         return in_dtype(y if bias is None else y + bias, x.dtype)
 
     @staticmethod
@@ -52,54 +56,37 @@ class LoraLinearFunction(torch.autograd.Function):
         dropout_p: float,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
-        y, P = forward(x, A, B, scale, None, bias, seed, dropout_p, data, layout, scales)
+        adapted = Adapted(A, B, scale, None, bias, Storage(data, [*block_scales], [*layout]))
+        y, P = forward(x, adapted, seed, dropout_p)
         ctx.dropout_p, ctx.layout = dropout_p, layout
         ctx.scale, saved_scale = as_saved(scale)
         ctx.input, kept = kept_of(x)
-        ctx.save_for_backward(*kept, P, A, B, saved_scale, bias, seed, data, *scales)
+        ctx.save_for_backward(*kept, P, A, B, saved_scale, bias, seed, data, *block_scales)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        one, other, P, A, B, scale, bias, seed, data, *scales = ctx.saved_tensors
+        one, other, P, A, B, scale, bias, seed, data, *block_scales = ctx.saved_tensors
         x = ctx.input.of(one, other)
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_y):
-            inputs = (x, A, B, scale, bias, seed, ctx.dropout_p, data, ctx.layout, *scales)
+            inputs = (x, A, B, scale, bias, seed, ctx.dropout_p, data, ctx.layout, *block_scales)
             return plain.gradients(LoraLinearFunction.formula, inputs, (grad_y,), ctx.needs_input_grad)
-        needs_x, needs_a, needs_b, needs_scale, needs_bias = ctx.needs_input_grad[:5]
-        dx, dA, dB, dscale, _, dbias = backward(
-            grad_y,
-            x,
-            P,
-            A,
-            B,
-            scale,
-            None,
-            None,
-            None,
-            None,
-            seed,
-            ctx.dropout_p,
-            data,
-            ctx.layout,
-            scales,
-            needs_x=needs_x,
-            needs_b=needs_b,
-            needs_scale=needs_scale,
-            needs_bias=needs_bias,
-        )
+        needs = Needs(*ctx.needs_input_grad[:5])
+        # the bias is no operand of a backward
+        adapted = Adapted(A, B, scale, None, None, Storage(data, block_scales, [*ctx.layout]))
+        dx, dA, dB, dscale, _, dbias = backward(grad_y, x, P, adapted, seed, ctx.dropout_p, needs)
         return (
             dx,
-            dA if needs_a else None,
+            dA if needs.A else None,
             dB,
             dscale,
-            dbias.to(bias.dtype) if needs_bias else None,
+            dbias.to(bias.dtype) if needs.bias else None,
             None,
             None,
             None,
             None,
-            *(None for _ in scales),
+            *(None for _ in block_scales),
         )

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ..backends.direct import call
+from ..backends.undispatched import call
+from ..ops.adapted import Scale
 from ..ops.library import in_dtype
 from . import plain
 from .remade_input import kept_of
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+from .scaled_factor import as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
 

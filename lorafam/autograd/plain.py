@@ -14,10 +14,11 @@ import torch
 
 from ..backends.selection import tell_of_detour
 from ..compat.torch import is_batched_for_backward, is_transformed
-from ..ops.by_storage import is_dense
+from ..ops.adapted import Scale
+from ..ops.by_storage import Storage
 from ..ops.library import accumulate_dtype, in_dtype
 from ..reference.dropout import dropout_mask
-from .scaled_factor import Scale, scaled
+from .scaled_factor import scaled
 
 Tensor = torch.Tensor
 Formula = Callable[..., Any]
@@ -80,16 +81,14 @@ def _autocast_off(inputs: Sequence[Any]) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def dense_weight(data: Tensor, layout: Sequence[int], scales: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def dense_weight(weight: Storage, dtype: torch.dtype) -> Tensor:
     """W [N, K] in a dtype."""
-    if is_dense(layout):
-        return in_dtype(data, dtype)
-    return torch.ops.lorafam.dequantize_4bit(data, scales, layout, dtype)
+    return in_dtype(weight.data, dtype) if weight.is_dense else torch.ops.lorafam.dequantize_4bit(*weight, dtype)
 
 
-def frozen_product(x: Tensor, data: Tensor, layout: Sequence[int], scales: Sequence[Tensor]) -> Tensor:
+def frozen_product(x: Tensor, weight: Storage) -> Tensor:
     """x Wᵀ [M, N], multiplied in x's dtype as eager does, in the dtype of sums."""
-    return in_dtype(x @ dense_weight(data, layout, scales, x.dtype).T, accumulate_dtype(x.dtype))
+    return in_dtype(x @ dense_weight(weight, x.dtype).T, accumulate_dtype(x.dtype))
 
 
 def dropped(x: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor:

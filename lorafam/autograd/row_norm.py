@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from ..backends.direct import call
+from ..backends.undispatched import call
 from ..compat.torch import has_no_value_now
+from ..ops.adapted import Scale
+from ..ops.by_storage import Storage
 from ..ops.library import in_dtype
 from ..ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
 from . import plain
-from .scaled_factor import Scale, as_saved, scaled, scaled_grads
+from .scaled_factor import as_saved, scaled, scaled_grads
 
 Tensor = torch.Tensor
 
@@ -33,11 +35,13 @@ class RowNormFunction(torch.autograd.Function):
         weight_squared: Tensor | None,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
         """The forward in plain operations."""
         dtype = norm_dtype(data, list(layout))
-        V = plain.dense_weight(data, layout, scales, dtype) + in_dtype(scaled(B, scale), dtype) @ in_dtype(A, dtype)
+        V = plain.dense_weight(Storage(data, [*block_scales], [*layout]), dtype) + in_dtype(
+            scaled(B, scale), dtype
+        ) @ in_dtype(A, dtype)
         total = V.square().sum(1)
         # the root's derivatives at 0 would be NaN
         is_zero = total == 0
@@ -52,26 +56,26 @@ class RowNormFunction(torch.autograd.Function):
         weight_squared: Tensor | None,
         data: Tensor,
         layout: tuple[int, ...],
-        *scales: Tensor,
+        *block_scales: Tensor,
     ) -> Tensor:
-        norm = call("row_norm", data, scales, layout, A, scaled(B, scale), weight_squared)
+        norm = call("row_norm", data, block_scales, layout, A, scaled(B, scale), weight_squared)
         ctx.layout = layout
         ctx.scale, saved_scale = as_saved(scale)
-        ctx.save_for_backward(A, B, saved_scale, norm, data, *scales)
+        ctx.save_for_backward(A, B, saved_scale, norm, data, *block_scales)
         return norm
 
     @staticmethod
     def backward(ctx: Any, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
-        A, B, scale, norm, data, *scales = ctx.saved_tensors
+        A, B, scale, norm, data, *block_scales = ctx.saved_tensors
         scale = ctx.scale if scale is None else scale
         if plain.is_differentiated_again(grad_norm):
-            inputs = (A, B, scale, None, data, ctx.layout, *scales)
+            inputs = (A, B, scale, None, data, ctx.layout, *block_scales)
             return plain.gradients(RowNormFunction.formula, inputs, (grad_norm,), ctx.needs_input_grad)
         needs_a, needs_b, needs_scale = ctx.needs_input_grad[:3]
         wide, B_hat = in_dtype(A, norm.dtype), scaled(B, scale)
         t = torch.where(norm > NORM_FLOOR, grad_norm / norm, 0.0)
         gram = wide @ wide.T
-        rows = call("lora_linear", wide, data, scales, ctx.layout, None, None, None, None).T
+        rows = call("lora_linear", wide, data, block_scales, ctx.layout, None, None, None, None).T
         update = B_hat @ gram
         # ‖w_j‖² + Σ b̂² ‖a‖², and V Aᵀ
         parts = norm.square() - ((2 * rows + update) * B_hat).sum(1) + B_hat.square() @ gram.diagonal()
@@ -82,15 +86,17 @@ class RowNormFunction(torch.autograd.Function):
         near = torch.arange(len(lost), device=lost.device) if whole else lost.nonzero().flatten()
         V = None
         if whole or len(near):
-            V = plain.dense_weight(data, ctx.layout, scales, norm.dtype)[near] + B_hat[near] @ wide
+            V = plain.dense_weight(Storage(data, block_scales, [*ctx.layout]), norm.dtype)[near] + B_hat[near] @ wide
             slopes[near] = V @ wide.T
         dA = dB = dscale = None
         if needs_a:
             scaled_rows = t.unsqueeze(1) * B_hat
             far = scaled_rows if V is None else scaled_rows.index_fill(0, near, 0.0)
-            dA = call("lora_linear_grad", far.T.contiguous(), data, scales, ctx.layout, None, None, None, None, 0.0)
+            dA = call(
+                "lora_linear_grad", far.T.contiguous(), data, block_scales, ctx.layout, None, None, None, None, 0.0
+            )
             dA = dA + (B_hat.T @ far) @ wide
             dA = in_dtype(dA if V is None else dA + scaled_rows[near].T @ V, A.dtype)
         if needs_b or needs_scale:
             dB, dscale = scaled_grads(t.unsqueeze(1) * slopes, B, scale, needs_b, needs_scale)
-        return dA, dB, dscale, None, None, None, *(None for _ in scales)
+        return dA, dB, dscale, None, None, None, *(None for _ in block_scales)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from ..compat.torch import foreach_mul
+from ..ops.adapted import Adapted, Scale
 from ..ops.library import accumulate_dtype, in_dtype
 
 Tensor = torch.Tensor
-Scale = float | Tensor
 
 
 def scaled(B: Tensor, scale: Scale) -> Tensor:
@@ -22,11 +22,18 @@ def scaled(B: Tensor, scale: Scale) -> Tensor:
     return in_dtype(B, accumulate_dtype(B.dtype)) * scale
 
 
-def all_scaled(Bs: Sequence[Tensor], scales: Sequence[Scale]) -> list[Tensor]:
+def all_scaled(parts: Sequence[Adapted]) -> list[Tensor]:
     """B̂ of each: in one launch on a GPU, where scales are numbers."""
-    if any(isinstance(scale, Tensor) for scale in scales):
-        return [scaled(B, scale) for B, scale in zip(Bs, scales, strict=True)]
-    return list(foreach_mul([in_dtype(B, accumulate_dtype(B.dtype)) for B in Bs], [*scales]))  # type: ignore[list-item]
+    numbers = _numbers(parts)
+    if numbers is None:
+        return [scaled(part.B, part.scale) for part in parts]
+    return list(foreach_mul([in_dtype(part.B, accumulate_dtype(part.B.dtype)) for part in parts], numbers))
+
+
+def _numbers(parts: Sequence[Adapted]) -> list[float] | None:
+    """The scales, if all are numbers."""
+    numbers = [part.scale for part in parts if not isinstance(part.scale, Tensor)]
+    return numbers if len(numbers) == len(parts) else None
 
 
 def as_saved(scale: Scale) -> tuple[float | None, Tensor | None]:
@@ -35,17 +42,16 @@ def as_saved(scale: Scale) -> tuple[float | None, Tensor | None]:
 
 
 def all_scaled_grads(
-    dB_hats: Sequence[Tensor],
-    Bs: Sequence[Tensor],
-    scales: Sequence[Scale],
-    needs_b: Sequence[bool],
-    needs_scale: Sequence[bool],
+    dB_hats: Sequence[Tensor], parts: Sequence[Adapted], needs_b: Sequence[bool], needs_scale: Sequence[bool]
 ) -> list[tuple[Tensor | None, Tensor | None]]:
     """`scaled_grads` of each: in one launch on a GPU, where scales are numbers and all B have gradients."""
-    if any(isinstance(scale, Tensor) for scale in scales) or not all(needs_b):
-        return [*map(scaled_grads, dB_hats, Bs, scales, needs_b, needs_scale)]
-    found = foreach_mul([*dB_hats], [*scales])  # type: ignore[list-item]
-    return [(in_dtype(dB, B.dtype), None) for dB, B in zip(found, Bs, strict=True)]
+    numbers = _numbers(parts)
+    if numbers is None or not all(needs_b):
+        each = zip(dB_hats, parts, needs_b, needs_scale, strict=True)
+        return [scaled_grads(dB_hat, part.B, part.scale, b, scale) for dB_hat, part, b, scale in each]
+    return [
+        (in_dtype(dB, part.B.dtype), None) for dB, part in zip(foreach_mul([*dB_hats], numbers), parts, strict=True)
+    ]
 
 
 def scaled_grads(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..ops.by_storage import Storage, is_dense
+from ..ops.by_storage import Storage, dense_storage
 from ..reference.ratio_rule import assert_as_good_as_eager
 from .eager import dequantize_4bit
 from .self_check_cases import Arguments, Case, Draw
@@ -57,12 +57,12 @@ def expected(op: str, eager: Callable[..., Any], arguments: Arguments) -> Expect
         return Expected(results, results)
     if op in ("row_norm", "squared_row_norm"):
         # no operand of theirs tells eager to decode in fp64
-        arguments = (*_decoded(*arguments[:3]), *arguments[3:])
+        arguments = (*_decoded(Storage(*arguments[:3])), *arguments[3:])
     return Expected(results, results_of(op, eager, arguments, wide=True))
 
 
-def _decoded(data: Tensor, scales: list[Tensor], layout: list[int]) -> Storage:
-    return Storage(data if is_dense(layout) else dequantize_4bit(data, scales, layout, torch.float64), [], [])
+def _decoded(weight: Storage) -> Storage:
+    return weight if weight.is_dense else dense_storage(dequantize_4bit(*weight, torch.float64))
 
 
 def results_of(op: str, run: Callable[..., Any], arguments: Arguments, *, wide: bool = False) -> list[Tensor]:

@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
     unchecked: str | None = None
 
 
-class Kept(NamedTuple):
+class KeptVerdicts(NamedTuple):
     """What a file says: failures, and whether the check came to its end."""
 
     failures: dict[str, str]
@@ -106,10 +106,10 @@ def _formed(index: int) -> Verdict:
         if kept is None or not kept.complete:
             known = {} if kept is None else kept.failures
             try:
-                kept = Kept(_checked(index, model, known), complete=True)
+                kept = KeptVerdicts(_checked(index, model, known), complete=True)
             except InterruptedCheckError as interrupted:
                 if interrupted.lost:
-                    keep_result(path, Kept(known | interrupted.found, complete=False))
+                    keep_result(path, KeptVerdicts(known | interrupted.found, complete=False))
                 unchecked = Verdict({}, str(interrupted))
                 _troubles[index] = time.monotonic() + AGAIN_SECONDS, unchecked
                 return unchecked
@@ -138,7 +138,7 @@ def _checked(index: int, model: str, known: dict[str, str]) -> dict[str, str]:
         triton_gpu.forget()
 
 
-def keep_result(path: Path, kept: Kept) -> None:
+def keep_result(path: Path, kept: KeptVerdicts) -> None:
     """Writes what was found; warns where that can't be done."""
     try:
         keep(path, kept._asdict())
@@ -146,7 +146,7 @@ def keep_result(path: Path, kept: Kept) -> None:
         warnings.warn(f"the result can't be kept, so the next process checks again: {error}", stacklevel=2)
 
 
-def kept_result(path: Path) -> Kept | None:
+def kept_result(path: Path) -> KeptVerdicts | None:
     """What a file says; None where there is none, or, with a warning, nothing that can be understood."""
     if not path.is_file():
         return None
@@ -158,14 +158,14 @@ def kept_result(path: Path) -> Kept | None:
         return None
 
 
-def _understood(found: Any) -> Kept:
+def _understood(kept: Any) -> KeptVerdicts:
     """Raises ValueError for what isn't a result."""
-    if not isinstance(found, dict) or found.keys() != set(Kept._fields) or not isinstance(found["complete"], bool):
+    if not isinstance(kept, dict) or kept.keys() != set(KeptVerdicts._fields) or not isinstance(kept["complete"], bool):
         raise ValueError("expected an object with failures and complete")
-    failures = found["failures"]
+    failures = kept["failures"]
     if not isinstance(failures, dict) or not all(isinstance(why, str) for why in failures.values()):
         raise ValueError("failures: expected an object of reasons by path")
-    return Kept(**found)
+    return KeptVerdicts(**kept)
 
 
 def result_file(model: str) -> Path:
@@ -189,7 +189,7 @@ def run_checks(
     """
     from .triton_gpu.call_paths import paths_of
 
-    found = dict(known or {})
+    failures = dict(known or {})
     draws: list[Draw] = []
 
     def draw(number: int) -> Draw:
@@ -201,14 +201,16 @@ def run_checks(
         paths: tuple[str, ...] = (case.op,)
         try:
             paths = paths_of(case.op, case.make(draw(0)))
-            if not any(path in found for path in paths):
+            if not any(path in failures for path in paths):
                 check(case, getattr(kernels, case.op), getattr(eager, case.op), draw, least)
         except Exception as error:  # whatever a compiler or a launch raises switches the path off
             why = f"{case.what}: {told(error)}"
             lost = any(text in str(error) for text in _LOST_TEXTS)
             if not lost and (isinstance(error, _PASSING) or any(text in str(error) for text in _PASSING_TEXTS)):
-                raise InterruptedCheckError(f"{case.op}, {why}", found, lost=False) from error
-            found[paths[0]] = why
+                raise InterruptedCheckError(f"{case.op}, {why}", failures, lost=False) from error
+            failures[paths[0]] = why
             if lost:
-                raise InterruptedCheckError(f"{paths[0]}, {why}; start the process again", found, lost=True) from error
-    return found
+                raise InterruptedCheckError(
+                    f"{paths[0]}, {why}; start the process again", failures, lost=True
+                ) from error
+    return failures

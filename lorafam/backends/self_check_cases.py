@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..ops.by_storage import NESTED_BLOCK_SIZE, Storage, joined
+from ..ops.by_storage import NESTED_BLOCK_SIZE, Storage
+from ..ops.samples import OPTIONAL, Sample
 
 Tensor = torch.Tensor
 Arguments = tuple[Any, ...]
@@ -54,15 +55,14 @@ class Draw:
         generator = torch.Generator("cpu").manual_seed(1000 + self._number)
         return _normal((N, K), generator).to(self._device)
 
-    @functools.cached_property
     def levels(self) -> Tensor:
         return torch.linspace(-1, 1, 256, dtype=torch.float32, device=self._device)
 
     @functools.cached_property
     def _whole_blocks(self) -> Storage:
         codes, absmax = self.eager.quantize_4bit(self.dense, 64, "nf4")
-        absmax_codes, nested_absmax, offset = self.eager.quantize_absmax(absmax, self.levels)
-        return Storage(codes, [absmax_codes, nested_absmax, self.levels, offset], [N, K, 64, 0, NESTED_BLOCK_SIZE])
+        absmax_codes, nested_absmax, offset = self.eager.quantize_absmax(absmax, self.levels())
+        return Storage(codes, [absmax_codes, nested_absmax, self.levels(), offset], [N, K, 64, 0, NESTED_BLOCK_SIZE])
 
     @functools.cached_property
     def _tail(self) -> Storage:
@@ -74,13 +74,13 @@ class Draw:
             return Storage(self.dense.to(dtype), [], [])
         return self._whole_blocks if kind == "NF4" else self._tail
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """c and a bias."""
-        return self.random(N).abs() + 0.5, self.random(N)
-
-    def factors(self) -> list[Tensor]:
+    def factors(self) -> tuple[list[Tensor], list[int]]:
         """`PAIRS` times A and B̂."""
-        return [factor for _ in range(PAIRS) for factor in (self.random(RANK, K), self.random(N, RANK))]
+        each = [factor for _ in range(PAIRS) for factor in (self.random(RANK, K), self.random(N, RANK))]
+        return each, [0, 1] * PAIRS
+
+    def penalties(self, factors: list[Tensor], rank_dims: list[int]) -> tuple[Tensor, ...]:
+        return self.eager.adalora_penalty(factors, rank_dims)
 
 
 class Case(NamedTuple):
@@ -93,118 +93,50 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """In this order: what others are made of comes before them."""
-    yield Case("quantize_absmax", "block scales", lambda draw: (draw.dense.abs().amax(1).repeat(4), draw.levels))
+    yield _case("quantize_absmax", "block scales")
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
-        yield Case("quantize_4bit", name, functools.partial(_quantize, dtype=dtype))
-        yield Case("dequantize_4bit", name, functools.partial(_dequantize, dtype=dtype))
-        for tokens, biased in ((DECODE_TOKENS[1], True), (TILE_TOKENS[1], False)):
-            make = functools.partial(_cross_entropy, dtype=dtype, tokens=tokens, biased=biased)
-            yield Case("linear_cross_entropy", f"{name}, {tokens} tokens", make)
+        yield _case("quantize_4bit", name, dtype=dtype)
+        yield _case("dequantize_4bit", name, "NF4", dtype=dtype)
+        for tokens, given in ((DECODE_TOKENS[1], OPTIONAL), (TILE_TOKENS[1], ("dx",))):
+            yield _case("linear_cross_entropy", f"{name}, {tokens} tokens", dtype=dtype, tokens=tokens, given=given)
         for tokens in (*DECODE_TOKENS, *TILE_TOKENS):
             what = f"{name}, {tokens} tokens"
-            yield Case("lora_project", what, functools.partial(_project, dtype=dtype, tokens=tokens))
-            yield Case("dropout", what, functools.partial(_dropout, dtype=dtype, tokens=tokens))
+            for op in ("lora_project", "dropout"):
+                yield _case(op, what, dtype=dtype, tokens=tokens)
             for rank in (8, RANK):
-                make = functools.partial(_factors_grad, dtype=dtype, tokens=tokens, rank=rank)
-                yield Case("lora_factors_grad", f"{what}, rank {rank}", make)
+                yield _case("lora_factors_grad", f"{what}, rank {rank}", dtype=dtype, tokens=tokens, rank=rank)
             for kind in ("dense", "NF4", "NF4, no whole blocks"):
-                of_weight = functools.partial(_of_weight, kind=kind, dtype=dtype, tokens=tokens, rank=RANK)
                 for op in ("lora_linear", "lora_linear_grad"):
-                    yield Case(op, f"{kind}, {what}", functools.partial(of_weight, op))
+                    yield _case(op, f"{kind}, {what}", kind, dtype=dtype, tokens=tokens)
                 together = kind == "NF4" and tokens in DECODE_TOKENS and dtype != torch.float32
-                for told, with_bias in (
-                    _BIASES.items() if together else _BIASES_ALONE.items() if tokens == ALONE else ()
-                ):
-                    make = functools.partial(_group, kind=kind, dtype=dtype, tokens=tokens, with_bias=with_bias)
-                    yield Case("lora_linear_group", f"{kind}, {what}, {told}", make)
+                for told, biased in _BIASES.items() if together else _BIASES_ALONE.items() if tokens == ALONE else ():
+                    what_group = f"{kind}, {what}, {told}"
+                    yield _case("lora_linear_group", what_group, kind, dtype=dtype, tokens=tokens, biased=biased)
         if dtype != torch.float32:
             for rank in (RANK, LARGE_RANK):
                 what = f"NF4, {name}, {STAGED_TOKENS} tokens, rank {rank}"
                 for op in ("lora_linear", "lora_linear_grad"):
-                    make = functools.partial(_of_weight, op, kind="NF4", dtype=dtype, tokens=STAGED_TOKENS, rank=rank)
-                    yield Case(op, what, make)
+                    yield _case(op, what, "NF4", dtype=dtype, tokens=STAGED_TOKENS, rank=rank)
         for kind in ("dense", *(("NF4", "NF4, no whole blocks") if dtype == torch.float32 else ())):
-            yield Case("squared_row_norm", f"{kind}, {name}", functools.partial(_squared, kind=kind, dtype=dtype))
+            yield _case("squared_row_norm", f"{kind}, {name}", kind, dtype=dtype)
             for rank in (RANK, LARGE_RANK):
-                make = functools.partial(_row_norm, kind=kind, dtype=dtype, rank=rank)
-                yield Case("row_norm", f"{kind}, {name}, rank {rank}", make)
-    yield Case("adalora_importance", "factors", _importance)
-    yield Case("adalora_scores", "factors", _scores)
-    yield Case("adalora_penalty", "factors", _penalty)
-    yield Case("adalora_penalty_grad", "factors", _penalty_grad)
+                # ‖w_j‖² isn't given: it is another kernel's
+                yield _case("row_norm", f"{kind}, {name}, rank {rank}", kind, dtype=dtype, rank=rank, given=())
+    for op in ("adalora_importance", "adalora_scores", "adalora_penalty", "adalora_penalty_grad"):
+        yield _case(op, "factors")
 
 
-def _quantize(draw: Draw, dtype: torch.dtype) -> Arguments:
-    return draw.dense.to(dtype), 64, "nf4"
+def _case(
+    op: str,
+    what: str,
+    kind: str = "dense",
+    dtype: torch.dtype = torch.float32,
+    tokens: int = 0,
+    rank: int = RANK,
+    **more: Any,
+) -> Case:
+    def make(draw: Draw) -> Arguments:
+        return Sample(draw, draw.weight(kind, dtype), dtype, tokens, rank, **more).arguments(op)
 
-
-def _dequantize(draw: Draw, dtype: torch.dtype) -> Arguments:
-    return *draw.weight("NF4", dtype), dtype
-
-
-def _project(draw: Draw, dtype: torch.dtype, tokens: int) -> Arguments:
-    return draw.random(tokens, K, dtype=dtype) + 1, draw.random(RANK, K), draw.seed, 0.1
-
-
-def _dropout(draw: Draw, dtype: torch.dtype, tokens: int) -> Arguments:
-    return draw.random(tokens, K, dtype=dtype) + 1, draw.seed, 0.1
-
-
-def _cross_entropy(draw: Draw, dtype: torch.dtype, tokens: int, biased: bool) -> Arguments:
-    target = (torch.arange(tokens, device=draw.seed.device) * 11 + draw.seed) % N
-    # small, or one word has it all
-    x = draw.random(tokens, K, dtype=dtype) / 16
-    return x, draw.dense.to(dtype), draw.random(N) if biased else None, target, True
-
-
-def _of_weight(op: str, draw: Draw, kind: str, dtype: torch.dtype, tokens: int, rank: int) -> Arguments:
-    """Of a product or its dx."""
-    weight, (c, bias) = draw.weight(kind, dtype), draw.vectors()
-    columns = weight.layout[1] if weight.layout else K
-    P = draw.random(tokens, rank)
-    if op == "lora_linear":
-        return draw.random(tokens, columns, dtype=dtype) + 1, *weight, P, draw.random(N, rank), c, bias
-    return draw.random(tokens, N, dtype=dtype), *weight, c, P, draw.random(rank, columns), draw.seed, 0.1
-
-
-def _group(draw: Draw, kind: str, dtype: torch.dtype, tokens: int, with_bias: tuple[bool, bool]) -> Arguments:
-    weight = draw.weight(kind, dtype)
-    columns = weight.layout[1] if weight.layout else K
-    P, B_hat = ([draw.random(rows, RANK) for _ in range(2)] for rows in (tokens, N))
-    bias = [draw.random(N) if there else None for there in with_bias]
-    return draw.random(tokens, columns, dtype=dtype) + 1, *joined([weight] * 2), P, B_hat, bias
-
-
-def _factors_grad(draw: Draw, dtype: torch.dtype, tokens: int, rank: int) -> Arguments:
-    grad_y, x = draw.random(tokens, N, dtype=dtype), draw.random(tokens, K, dtype=dtype) + 1
-    c, bias = draw.vectors()
-    return grad_y, x, draw.random(tokens, rank), draw.random(N, rank), c, grad_y + 1, bias, c, draw.seed, 0.1, True
-
-
-def _squared(draw: Draw, kind: str, dtype: torch.dtype) -> Arguments:
-    return (*draw.weight(kind, dtype),)
-
-
-def _row_norm(draw: Draw, kind: str, dtype: torch.dtype, rank: int) -> Arguments:
-    weight = draw.weight(kind, dtype)
-    columns = weight.layout[1] if weight.layout else K
-    return *weight, draw.random(rank, columns), draw.random(N, rank), None
-
-
-def _importance(draw: Draw) -> Arguments:
-    factors, averages = draw.factors(), [factor.abs() for factor in draw.factors()]
-    return factors, draw.factors(), averages, [average.clone() for average in averages], 0.8, 0.9
-
-
-def _scores(draw: Draw) -> Arguments:
-    return draw.factors(), draw.factors(), [0, 1] * PAIRS
-
-
-def _penalty(draw: Draw) -> Arguments:
-    return draw.factors(), [0, 1] * PAIRS
-
-
-def _penalty_grad(draw: Draw) -> Arguments:
-    factors, rank_dims = _penalty(draw)
-    return factors, rank_dims, *draw.eager.adalora_penalty(factors, rank_dims), draw.random(2 * PAIRS)
+    return Case(op, what, make)

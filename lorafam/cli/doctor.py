@@ -37,18 +37,18 @@ def doctor(
     if dump is not None:
         _dump(dump)
         return
-    found = report()
+    facts = report()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(facts, indent=2))
     else:
-        show(found)
-    if found["backend_error"]:
-        fail(found["backend_error"], command="lorafam doctor", code=BAD_INPUT)
+        show(facts)
+    if facts["backend_error"]:
+        fail(facts["backend_error"], command="lorafam doctor", code=BAD_INPUT)
 
 
 def _dump(folder: Path) -> None:
     try:
-        from ..inspect.shipped import compiled, dump_kernels, failures
+        from ..inspect.every_kernel import compiled, dump_kernels, failures
     except ImportError as error:
         fail(f"--dump-kernels: triton can't be imported: {error}", command="lorafam doctor", code=BAD_INPUT)
     if folder.exists() and not folder.is_dir():
@@ -104,7 +104,7 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(told: dict[str, Any]) -> None:
     """The report as tables."""
     from rich.console import Console
     from rich.table import Table
@@ -113,24 +113,24 @@ def show(found: dict[str, Any]) -> None:
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("python", found["python"])
-    for name, version in found["packages"].items():
+    facts.add_row("python", told["python"])
+    for name, version in told["packages"].items():
         facts.add_row(name, version or "[yellow]not installed[/]")
-    facts.add_row("platform", found["platform"])
-    facts.add_row("cpu", found["cpu"]["model"])
-    facts.add_row("cores, torch threads", f"{found['cpu']['cores']}, {found['cpu']['threads']}")
-    features = found["cpu"]["features"]
+    facts.add_row("platform", told["platform"])
+    facts.add_row("cpu", told["cpu"]["model"])
+    facts.add_row("cores, torch threads", f"{told['cpu']['cores']}, {told['cpu']['threads']}")
+    features = told["cpu"]["features"]
     facts.add_row("cpu features", "not known" if features is None else " ".join(features) or "none that matter")
-    for gpu in found["gpus"]:
+    for gpu in told["gpus"]:
         facts.add_row("gpu", f"{gpu['name']}, sm_{gpu['capability']}, {gpu['memory'] / 1e9:.0f} GB")
-    if not found["gpus"]:
+    if not told["gpus"]:
         facts.add_row("gpu", "none")
-    facts.add_row("LORAFAM_BACKEND", found["LORAFAM_BACKEND"] or "not set")
+    facts.add_row("LORAFAM_BACKEND", told["LORAFAM_BACKEND"] or "not set")
     console.print(facts)
     console.print()
-    if found["ops"]:
+    if told["ops"]:
         ops = Table("op", "device", "backend", "why", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for row in found["ops"]:
+        for row in told["ops"]:
             ops.add_row(row["op"], row["device"], row["backend"], row["reason"])
         console.print(ops)
 

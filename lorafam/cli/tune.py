@@ -141,11 +141,11 @@ def run(points: list[Point], gpu: Gpu, path: Path, minutes: float, again: bool) 
     from rich.console import Console
 
     from ..tune.session import tune as measure
-    from .tune_report import ConsoleReporter
+    from .tune_report import TuneConsole
 
     console = Console(stderr=True)
     try:
-        summary = measure(points, gpu, path, ConsoleReporter(console), seconds=60 * minutes, again=again)
+        summary = measure(points, gpu, path, TuneConsole(console), seconds=60 * minutes, again=again)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command goes on; finished points are in {path}", command=COMMAND, code=INTERRUPTED)
     except (OSError, RuntimeError) as error:

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 
-class ConsoleReporter:
-    """A `Reporter` that writes to a rich console; the bar is shown in a terminal alone."""
+class TuneConsole:
+    """A `TuneReporter` that writes to a rich console; the bar is shown in a terminal alone."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -42,20 +42,20 @@ class ConsoleReporter:
             self._bar = None
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(point: dict[str, Any]) -> str:
     """What came of a point, in a line."""
-    shipped, best = found["shipped"], found["best"]
-    left_out = f"{found['measured']} measured, {found['wrong']} wrong, {found['broken']} did not run"
+    shipped, best = point["shipped"], point["best"]
+    left_out = f"{point['measured']} measured, {point['wrong']} wrong, {point['broken']} did not run"
     if best is None:
-        told = f"no configuration is right; the shipped one: {found['failure']}"
+        told = f"no configuration is right; the shipped one: {point['failure']}"
     elif shipped is None:
-        told = f"{_microseconds(best)}; the shipped one is not right: {found['failure']}"
+        told = f"{_microseconds(best)}; the shipped one is not right: {point['failure']}"
     elif best["seconds"] < shipped["seconds"]:
         times = shipped["seconds"] / best["seconds"]
         told = f"{_microseconds(shipped)} → {_microseconds(best)}, {times:.2f} times as fast"
     else:
         told = f"{_microseconds(shipped)}, the shipped one stays"
-    return f"{told} ({left_out}{'' if found['finished'] else ', not finished'})"
+    return f"{told} ({left_out}{'' if point['finished'] else ', not finished'})"
 
 
 def table(rows: dict[str, list[dict[str, Any]]], paths: dict[str, list[dict[str, Any]]]) -> Table:

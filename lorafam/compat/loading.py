@@ -21,11 +21,11 @@ class Formed(NamedTuple):
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     # None where it is the only source under another name, or under the same
-    group: Group | None
+    group: JoinedTensors | None
 
 
 @dataclass
-class Group:
+class JoinedTensors:
     """Tensors of the files that are joined into, or parted into, others: both ways as transformers does it."""
 
     model: Any
@@ -123,13 +123,13 @@ def loading(folder: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     formed: dict[str, Formed] = {}
-    groups: dict[str, Group] = {}
+    groups: dict[str, JoinedTensors] = {}
     for name in sorted(shapes, key=dot_natural_key):
         renamed, pattern = rename(name)
         if pattern is None:
             formed[renamed] = Formed((name,), tuple(shapes[name]), None)
         elif renamed in state:
-            group = groups.setdefault(renamed, Group(model, by_pattern[pattern], renamed))
+            group = groups.setdefault(renamed, JoinedTensors(model, by_pattern[pattern], renamed))
             group.sources[name] = pattern
     # as a loaded model remembers it for saving: before transformers 5.6 all of them
     model._weight_conversions = [entry for entry in conversions if not hasattr(entry, "was_used") or entry.was_used()]

@@ -93,7 +93,7 @@ def experts_of(module: Any) -> Experts | None:
     """
     if not all(hasattr(module, name) for name in (*_ALWAYS, "down_proj")):
         return None
-    found = Experts(
+    experts = Experts(
         num_experts=module.num_experts,
         # from 5.3.0
         has_gate=getattr(module, "has_gate", True),
@@ -105,8 +105,8 @@ def experts_of(module: Any) -> Experts | None:
         is_expert_parallel=getattr(module, "_is_expert_parallel", False),
     )
     # the decorator gives a gate to every class that has none, in all versions
-    computes = "_apply_gate" if found.has_gate else "act_fn"
-    return found if hasattr(module, found.projections[0]) and hasattr(module, computes) else None
+    computes = "_apply_gate" if experts.has_gate else "act_fn"
+    return experts if hasattr(module, experts.projections[0]) and hasattr(module, computes) else None
 
 
 def use_one_gpu(arguments: Any) -> None:

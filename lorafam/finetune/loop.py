@@ -59,8 +59,7 @@ def finetune(
         check_model_path(config.model)
     read_text(config.text)
     config = _with_absolute_paths(config)
-    folder = RunFolder(config)
-    with termination_interrupts():
+    with termination_interrupts(), RunFolder(config) as folder:
         checkpoint, damaged = folder.open()
         for wrong in damaged:
             reporter.note(f"passed over: {wrong}")

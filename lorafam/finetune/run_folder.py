@@ -10,6 +10,7 @@ adapter/        the result, in PEFT's format
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from ..config import METHODS
-from ..files import write_text
+from ..files import FolderInUseError, working_in, write_text
 from .checkpoints import Found, find_newest, remove_leftovers, remove_newer
 from .errors import InputError, one_line
 from .evaluate import HeldOut
@@ -36,12 +37,20 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
         self.curves = self.path / "loss.png"
         self.adapter = self.path / "adapter"
+        self._work = contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._work.close()
 
     def open(self) -> Found:
         """Makes the folder ready and returns the checkpoint to go on from, one that is None to start at the beginning.
+        No other run gets in until `with` this folder ends.
 
         Raises InputError: the folder can't be written; it has a run and `resume` isn't set; it has none and `resume`
-        is; its run has other settings.
+        is; its run has other settings; another run is at work in it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output: expected a folder, {self.path} is a file")
@@ -51,17 +60,19 @@ class RunFolder:
             self._check_settings()
         elif self.adapter.exists() or find_newest(self.path).newest is not None:
             raise InputError(f"output: {self.path} has a run already; resume it (--resume) or choose another folder")
-        found = Found(None, ())
+        checkpoints = Found(None, ())
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._work.enter_context(working_in(self.path))
             write_text(self.settings, settings_text(self.config))
             remove_leftovers(self.path)
             if self.config.resume:
-                found = find_newest(self.path, allocator=METHODS[self.config.method].allocates_ranks)
-            remove_newer(self.path, found.newest)
+                checkpoints = find_newest(self.path, allocator=METHODS[self.config.method].allocates_ranks)
+            remove_newer(self.path, checkpoints.newest)
+        except FolderInUseError:
+            raise InputError(f"output: another run is at work in {self.path}") from None
         except OSError as error:
             raise InputError(f"output: {self.path} can't be written ({error.strerror})") from None
-        return found
+        return checkpoints
 
     def read_before(self, text_sha256: str) -> HeldOut | None:
         """The evaluation before training that an interrupted run has left. Raises InputError when it was on another

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..compat.torch import is_transformed
-from ..ops.by_storage import Storage, dense_storage, weight_shape
+from ..ops.by_storage import Storage, dense_storage
 from ..ops.checks import check_device, check_dropout, check_factor
 from ..weights import NF4Weight
 
@@ -42,7 +42,7 @@ def _lowered(tensor: Tensor) -> Tensor:
 
 def tokens_of(x: Tensor, storage: Storage) -> Tensor:
     """x as [tokens, K], in autocast's dtype where autocast is on."""
-    in_features = weight_shape(storage.data, storage.layout)[1]
+    in_features = storage.shape[1]
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x: expected [..., {in_features}], got {list(x.shape)}")
     check_device("x", x, storage.data.device)

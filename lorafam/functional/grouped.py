@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import grouped_mm, pad
 
-from ..autograd import Factors, GroupedLoraLinearFunction, LoraByRowFunction, applied, grouped_forward
-from ..ops.by_storage import joined, weight_shape
+from ..autograd import GroupedLoraLinearFunction, LoraByRowFunction, applied, group, grouped_forward
+from ..ops.by_storage import joined
 from ..ops.checks import check_device, check_vector
 from ..ops.library import accumulate_dtype, concatenated
 from .arguments import Weight, check_factors, recorded, restored, storage_of, tokens_of
@@ -66,7 +66,7 @@ def _projections(
     storages = [storage_of(x, weight) for weight in weights]
     flat = tokens_of(x, storages[0])
     for storage, A, B, bias in zip(storages, As, Bs, biases, strict=True):
-        out_features, in_features = weight_shape(storage.data, storage.layout)
+        out_features, in_features = storage.shape
         if in_features != flat.shape[1]:
             raise ValueError(f"weights: expected all [N, {flat.shape[1]}], got [{out_features}, {in_features}]")
         check_factors(A, B, in_features, out_features, flat.device)
@@ -81,7 +81,7 @@ def _projections(
             GroupedLoraLinearFunction, flat, tuple(layout), count, *As, *Bs, *scalings, *biases, *data, *scales
         )
     else:
-        ys, _ = grouped_forward(flat, Factors(As, Bs, scalings, biases), storages)
+        ys, _ = grouped_forward(flat, group(As, Bs, scalings, biases, storages))
     return tuple(restored(y, x) for y in ys)
 
 
@@ -97,7 +97,7 @@ def _by_row(
     _check_counts({"As": As, "Bs": Bs, "scalings": scalings})
     storage = storage_of(x, weight)
     flat = tokens_of(x, storage)
-    out_features, in_features = weight_shape(storage.data, storage.layout)
+    out_features, in_features = storage.shape
     for A, B in zip(As, Bs, strict=True):
         check_factors(A, B, in_features, out_features, flat.device)
     check_vector("bias", bias, out_features, flat.device)

@@ -13,8 +13,8 @@ from ..autograd import (
     adapted_forward,
     applied,
 )
-from ..backends.direct import call
-from ..ops.by_storage import weight_shape
+from ..backends.undispatched import call
+from ..ops.adapted import Adapted
 from ..ops.checks import check_factor, check_vector
 from .arguments import Weight, check_factors, mask_seed, recorded, restored, storage_of, tokens_of
 from .norms import norm_of
@@ -52,14 +52,14 @@ def lora_linear(
     """
     storage = storage_of(x, weight)
     flat = tokens_of(x, storage)
-    out_features, in_features = weight_shape(storage.data, storage.layout)
+    out_features, in_features = storage.shape
     check_factors(A, B, in_features, out_features, storage.data.device)
     seed = mask_seed(flat, dropout_p, training, seed)
-    data, scales, layout = storage
     if recorded(flat, A, B, scaling, bias):
+        data, scales, layout = storage
         y = applied(LoraLinearFunction, flat, A, B, scaling, bias, seed, dropout_p, data, tuple(layout), *scales)
     else:
-        y, _ = adapted_forward(flat, A, B, scaling, None, bias, seed, dropout_p, data, layout, scales)
+        y, _ = adapted_forward(flat, Adapted(A, B, scaling, None, bias, storage), seed, dropout_p)
     return restored(y, x)
 
 
@@ -117,7 +117,7 @@ def dora_linear(
         raise ValueError(f"dora_dropout: expected 'adapter' or 'input', got {dora_dropout!r}")
     storage = storage_of(x, weight)
     flat = tokens_of(x, storage)
-    out_features, in_features = weight_shape(storage.data, storage.layout)
+    out_features, in_features = storage.shape
     check_factors(A, B, in_features, out_features, storage.data.device)
     check_vector("magnitude", magnitude, out_features, storage.data.device)
     check_vector("norm", norm, out_features, storage.data.device)
@@ -125,9 +125,8 @@ def dora_linear(
         norm = norm_of(weight, storage, A, B, scaling, differentiable=norm_gradient)
     seed = mask_seed(flat, dropout_p, training, seed)
     if (seed is None or dora_dropout == "adapter") and not recorded(flat, A, B, scaling, magnitude, norm, bias):
-        data, scales, layout = storage
-        c = magnitude / norm
-        y, _ = adapted_forward(flat, A, B, scaling, c, bias, seed, dropout_p, data, layout, scales)
+        adapted = Adapted(A, B, scaling, magnitude / norm, bias, storage)
+        y, _ = adapted_forward(flat, adapted, seed, dropout_p)
         return restored(y, x)
     function = DoraInputDropoutFunction if seed is not None and dora_dropout == "input" else DoraLinearFunction
     y = applied(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..autograd import LinearCrossEntropyFunction, applied
-from ..backends.direct import call
+from ..backends.undispatched import call
 from ..ops.by_storage import dense_storage
 from ..ops.library import in_dtype
 from .arguments import recorded, tokens_of

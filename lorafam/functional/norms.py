@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..autograd import OrthogonalityFunction, RowNormFunction, applied, scaled
-from ..backends.direct import call
+from ..backends.undispatched import call
 from ..compat.torch import is_transformed
 from ..ops.by_storage import Storage, dense_storage
 from ..weights import NF4Weight

@@ -162,17 +162,17 @@ def _dominators(after: list[list[int]]) -> dict[int, set[int]]:
         if (block := open_.pop()) not in order:
             order.append(block)
             open_ += after[block]
-    found = {block: set(order) for block in order}
-    found[0] = {0}
+    dominators = {block: set(order) for block in order}
+    dominators[0] = {0}
     changed = True
     while changed:
         changed = False
         for block in order[1:]:
-            ways = [found[other] for other in order if block in after[other]]
+            ways = [dominators[other] for other in order if block in after[other]]
             above = set.intersection(*ways) | {block}
-            changed |= above != found[block]
-            found[block] = above
-    return found
+            changed |= above != dominators[block]
+            dominators[block] = above
+    return dominators
 
 
 def _counted(program: Program, starts: list[int], blocks: set[int]) -> Loop:

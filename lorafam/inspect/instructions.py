@@ -79,15 +79,15 @@ def per_weight(listing: str, ptx: str, config: Mapping[str, Any], architecture: 
         return _of([(count, weights)], threads, _look_ups(count) * each / weights, architecture, in_a_loop=False)
     tile = config["BLOCK_N"] * config["BLOCK_K"]
     redundancy = _redundancy(read_ptx(ptx), each, tile)
-    found = []
+    per_loop = []
     for loop, around in nests(program, _LOOK_UP):
         counts = [(loop, _covered(loop, each, tile, redundancy))]
         if config.get("PACKED") and "SPAN" in config:
             counts.append((around, config["BLOCK_N"] * config["SPAN"] * config["BLOCK_SIZE"]))
-        found.append(_of(counts, threads, redundancy, architecture, in_a_loop=True))
-    if not found:
+        per_loop.append(_of(counts, threads, redundancy, architecture, in_a_loop=True))
+    if not per_loop:
         raise ValueError("the machine code looks levels up, but not in a loop")
-    return max(found, key=lambda one: one.total)
+    return max(per_loop, key=lambda one: one.total)
 
 
 def global_accesses(listing: str) -> dict[str, int]:

@@ -85,14 +85,14 @@ def count(architecture: str, run: Callable[[], object]) -> list[Counted]:
     before = os.environ.get(SIMULATED_ARCHITECTURE)
     os.environ[SIMULATED_ARCHITECTURE] = architecture
     try:
-        with recorded() as launches, _counting() as found:
+        with recorded() as launches, _counting() as traffic:
             run()
     finally:
         if before is None:
             del os.environ[SIMULATED_ARCHITECTURE]
         else:
             os.environ[SIMULATED_ARCHITECTURE] = before
-    return [Counted(*pair) for pair in zip(launches, found, strict=True)]
+    return [Counted(*pair) for pair in zip(launches, traffic, strict=True)]
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def _counting() -> Iterator[list[Traffic]]:
     runs: Any = importlib.import_module("ptxsim.launch")
     global_memory, buffer_bits = memories.GlobalMemory, memories.WINDOW_BITS - _SECTOR_BITS
     translate, summarise = global_memory.translate, runs.summarise
-    found: list[Traffic] = []
+    counts: list[Traffic] = []
     # of the launch that runs: (buffer, whether written) → sectors requested, (program, sector) of each access
     requested: Counter[tuple[int, bool]] = Counter()
     touched: dict[tuple[int, bool], list[Any]] = {}
@@ -139,11 +139,11 @@ def _counting() -> Iterator[list[Traffic]]:
                 conflicts = int(own[memories.C_EXTRA])
                 shared.append(Shared(instruction.opcode, instruction.source or "", wavefronts, conflicts))
         counters, lines = summarise(kernel, stats, memory, *rest)
-        found.append(Traffic(*sides, executed, shared))
+        counts.append(Traffic(*sides, executed, shared))
         return counters, lines
 
     global_memory.translate, runs.summarise = noting, summing
     try:
-        yield found
+        yield counts
     finally:
         global_memory.translate, runs.summarise = translate, summarise

@@ -29,8 +29,8 @@ def accelerate(module: nn.Module) -> AccelerateReport:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a model or a layer, got {type(module).__name__}")
-    found = _layers(module)
-    if not found:
+    layers_here = _layers(module)
+    if not layers_here:
         return AccelerateReport([], _why_nothing(module))
     from .fast_layers import FAST, FastLayer, prepare, swap
     from .shared_inputs import form_groups
@@ -38,7 +38,7 @@ def accelerate(module: nn.Module) -> AccelerateReport:
 
     rows = []
     inside = ""
-    for name, layer in found:
+    for name, layer in layers_here:
         kind = f"{type(layer).__module__.split('.')[-2]}.{type(layer).__name__}"
         if inside and name.startswith(inside):
             rows.append(Row(name, PEFT, "part of a layer that merges for each forward"))
@@ -47,16 +47,16 @@ def accelerate(module: nn.Module) -> AccelerateReport:
             swap(layer)
         if isinstance(layer, FastLayer):
             prepare(layer)
-            way = layer.lorafam_way()
-            layer._lorafam.reported = way.path
-            rows.append(Row(name, way.path, way.reason))
+            plan = layer.lorafam_plan()
+            layer._lorafam.reported = plan.path
+            rows.append(Row(name, plan.path, plan.reason))
         else:
             inside = f"{name}."
             rows.append(Row(name, PEFT, f"{kind} has no faster path"))
     swap_tuners(module)
     form_groups(module)
     remade = gate_mlps(module)
-    layers = dict(found)
+    layers = dict(layers_here)
     frozen = [_frozen(name, layer) for name, layer in frozen_layers(module, (_layer_class(),))]
     rows = [_with_mlp(_with_group(row, layers[row.name]), remade) for row in rows]
     return AccelerateReport(rows + frozen)

@@ -14,37 +14,37 @@ from torch import nn
 from ..methods.base_weight import has_hooks
 from ..ops.by_storage import FLOAT_DTYPES
 from .fast_forward import scale_of
+from .layer_plan import PLAIN, LayerPlan, transformed, without_adapter
 from .norms import norm_of
 from .report import LOW_RANK, PEFT
-from .way import PLAIN, Way, transformed, without_adapter
 
 Tensor = torch.Tensor
 
 
-def embedding_way(layer: Any) -> Way:
-    """The way of a LoRA embedding."""
+def embedding_plan(layer: Any) -> LayerPlan:
+    """The plan of a LoRA embedding."""
     names = tuple(name for name in layer.active_adapters if name in layer.lora_embedding_A)
     alone = without_adapter(layer, names)
     if alone is not None:
         return alone
     if transformed():
-        return Way(PEFT, PLAIN)
+        return LayerPlan(PEFT, PLAIN)
     if {type(layer.lora_variant.get(name)).__name__ for name in names} != {"DoraEmbeddingVariant"}:
-        return Way(PEFT, "a look-up and a small product: nothing to fuse")
+        return LayerPlan(PEFT, "a look-up and a small product: nothing to fuse")
     if len(names) > 1:
-        return Way(PEFT, f"{len(names)} active adapters that aren't plain LoRA")
+        return LayerPlan(PEFT, f"{len(names)} active adapters that aren't plain LoRA")
     name, base = names[0], layer.get_base_layer()
     tensors = (layer.lora_embedding_A[name], layer.lora_embedding_B[name], base.weight)
     if has_hooks(layer.lora_magnitude_vector[name]) or name in layer.input_fns:
-        return Way(PEFT, "hooks on the adapter's modules: they run")
+        return LayerPlan(PEFT, "hooks on the adapter's modules: they run")
     if any(type(tensor) is not nn.Parameter or tensor.dtype not in FLOAT_DTYPES for tensor in tensors):
-        return Way(PEFT, f"the weight or the factors are of a class or dtype of their own ({base.weight.dtype})")
-    return Way(LOW_RANK, "DoRA's norm without the [vocabulary, features] sums", names, None, True)
+        return LayerPlan(PEFT, f"the weight or the factors are of a class or dtype of their own ({base.weight.dtype})")
+    return LayerPlan(LOW_RANK, "DoRA's norm without the [vocabulary, features] sums", names, None, True)
 
 
-def embedding_forward(layer: Any, way: Way, x: Tensor) -> Tensor:
+def embedding_forward(layer: Any, plan: LayerPlan, x: Tensor) -> Tensor:
     """DoRA; a model's scaling of its embeddings applies to the low-rank part too, as in PEFT."""
-    name = way.adapters[0]
+    name = plan.adapters[0]
     A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
     scale = scale_of(layer, name, A.device)
     y = layer.base_layer(x)

@@ -15,21 +15,21 @@ from ..compat.transformers import Experts, experts_of
 from ..methods.base_weight import has_hooks
 from ..methods.experts import expert_factors, grouped_forward, why_not_for, why_not_grouped
 from .fast_forward import scale_of
+from .layer_plan import PLAIN, LayerPlan, transformed, without_adapter
 from .report import FUSED, PEFT
-from .way import PLAIN, Way, transformed, without_adapter
 
 Tensor = torch.Tensor
 
 
-def experts_way(layer: Any, x: Tensor | None = None) -> Way:
-    """The way of the outermost `ParamWrapper` of an experts module."""
+def experts_plan(layer: Any, x: Tensor | None = None) -> LayerPlan:
+    """The plan of the outermost `ParamWrapper` of an experts module."""
     wrappers, experts = _chain(layer)
     told = experts_of(experts)
     reason = why_not_grouped(experts, told)
     if told is None or reason is not None:
-        return Way(PEFT, str(reason))
+        return LayerPlan(PEFT, str(reason))
     if transformed():
-        return Way(PEFT, PLAIN)
+        return LayerPlan(PEFT, PLAIN)
     for wrapper in wrappers:
         name = wrapper.parameter_name
         problem = _problem(wrapper, _active(wrapper), told)
@@ -37,17 +37,17 @@ def experts_way(layer: Any, x: Tensor | None = None) -> Way:
             return problem._replace(reason=f"{name}: {problem.reason}")
     reason = why_not_for([getattr(experts, name) for name in told.projections], x)
     if reason is not None:
-        return Way(PEFT, reason)
+        return LayerPlan(PEFT, reason)
     names = ", ".join(wrapper.parameter_name for wrapper in wrappers)
     reason = f"experts' {names}: updates grouped over experts; PEFT's way under autocast and in a compiled graph"
-    return Way(FUSED, reason, _active(wrappers[0]))
+    return LayerPlan(FUSED, reason, _active(wrappers[0]))
 
 
 def experts_forward(layer: Any, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """x [T, H], experts and weights [T, k] of each token → Σ over its experts [T, H]."""
     wrappers, experts = _chain(layer)
     told = experts_of(experts)
-    assert told is not None, "asked for without `experts_way`"
+    assert told is not None, "asked for without `experts_plan`"
     factors = {}
     for wrapper in wrappers:
         (name,) = _active(wrapper)
@@ -60,21 +60,21 @@ def _active(wrapper: Any) -> tuple[str, ...]:
     return tuple(name for name in wrapper.active_adapters if name in wrapper.lora_A)
 
 
-def _problem(wrapper: Any, adapters: tuple[str, ...], told: Experts) -> Way | None:
+def _problem(wrapper: Any, adapters: tuple[str, ...], told: Experts) -> LayerPlan | None:
     alone = without_adapter(wrapper, adapters)
     if alone is not None:
         return alone
     if wrapper.parameter_name not in told.projections:
-        return Way(PEFT, "no projection of the experts")
+        return LayerPlan(PEFT, "no projection of the experts")
     if len(adapters) > 1:
-        return Way(PEFT, f"{len(adapters)} active adapters")
+        return LayerPlan(PEFT, f"{len(adapters)} active adapters")
     if wrapper.num_experts != told.num_experts or wrapper.num_experts < 2:
-        return Way(PEFT, "one expert")
+        return LayerPlan(PEFT, "one expert")
     linears = [wrapper.lora_A[adapters[0]], wrapper.lora_B[adapters[0]]]
     if any(type(linear) is not nn.Linear or has_hooks(linear) for linear in linears):
-        return Way(PEFT, "hooks on the adapter's modules, or modules of a class of their own")
+        return LayerPlan(PEFT, "hooks on the adapter's modules, or modules of a class of their own")
     if any(type(linear.weight) is not nn.Parameter or linear.weight.ndim != 2 for linear in linears):
-        return Way(PEFT, "sharded factors")
+        return LayerPlan(PEFT, "sharded factors")
     return None
 
 

@@ -12,23 +12,23 @@ from torch import nn
 from .. import functional as F
 from ..ops.library import concatenated
 from ..weights import NF4Weight
+from .layer_plan import LayerPlan
 from .norms import norm_of
 from .report import FUSED
 from .scalings import Scalings
-from .way import Way
 
 Tensor = torch.Tensor
 Parts = tuple[Tensor, Tensor, Tensor | float, Tensor | None]
 
 
-def lora(layer: Any, way: Way, x: Tensor) -> Tensor:
+def lora(layer: Any, plan: LayerPlan, x: Tensor) -> Tensor:
     """LoRA and rsLoRA; several active adapters are one of the sum of their ranks."""
-    A, B, scale, bias = lora_parts(layer, way)
-    p, drops = _dropout(layer, way.adapters[0])
+    A, B, scale, bias = lora_parts(layer, plan)
+    p, drops = _dropout(layer, plan.adapters[0])
     base = layer._modules["base_layer"]
-    if way.path == FUSED:
+    if plan.path == FUSED:
         total = added(getattr(base, "bias", None), bias)
-        weight: Any = way.weight
+        weight: Any = plan.weight
         return in_base_dtype(
             base, weight, x, lambda x: F.lora_linear(x, weight, A, B, scale, total, dropout_p=p, training=drops)
         )
@@ -37,30 +37,30 @@ def lora(layer: Any, way: Way, x: Tensor) -> Tensor:
     return (y + (update if bias is None else update + bias)).to(y.dtype)
 
 
-def lora_by_row(layer: Any, way: Way, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+def lora_by_row(layer: Any, plan: LayerPlan, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
     """LoRA and rsLoRA, each row of the batch with the adapter that it names, all in one product."""
     downs, ups = layer._modules["lora_A"], layer._modules["lora_B"]
-    places = {name: place for place, name in enumerate(way.adapters)}
+    places = {name: place for place, name in enumerate(plan.adapters)}
     rows = torch.tensor([places.get(name, -1) for name in adapter_names], device=x.device)
-    As, Bs = [downs[name].weight for name in way.adapters], [ups[name].weight for name in way.adapters]
-    scales = [scale_of(layer, name, x.device) for name in way.adapters]
+    As, Bs = [downs[name].weight for name in plan.adapters], [ups[name].weight for name in plan.adapters]
+    scales = [scale_of(layer, name, x.device) for name in plan.adapters]
     base = layer._modules["base_layer"]
-    weight: Any = way.weight
+    weight: Any = plan.weight
     bias = getattr(base, "bias", None)
     return in_base_dtype(base, weight, x, lambda x: F.grouped_lora_linear(x, weight, As, Bs, scales, bias, rows=rows))
 
 
-def dora(layer: Any, way: Way, x: Tensor) -> Tensor:
+def dora(layer: Any, plan: LayerPlan, x: Tensor) -> Tensor:
     """DoRA, dropout on both paths as PEFT has it, no gradient through the norm."""
-    name = way.adapters[0]
-    A, B, scale, _ = lora_parts(layer, way)
+    name = plan.adapters[0]
+    A, B, scale, _ = lora_parts(layer, plan)
     p, drops = _dropout(layer, name)
     magnitude = layer._modules["lora_magnitude_vector"][name].weight
     base = layer._modules["base_layer"]
     bias = getattr(base, "bias", None)
-    norm = norm_of(layer, name, way.weight, A, B, scale)
-    if way.path == FUSED:
-        weight: Any = way.weight
+    norm = norm_of(layer, name, plan.weight, A, B, scale)
+    if plan.path == FUSED:
+        weight: Any = plan.weight
         return in_base_dtype(
             base,
             weight,
@@ -85,14 +85,14 @@ def dora(layer: Any, way: Way, x: Tensor) -> Tensor:
     return (product if bias is None else product + bias).to(y.dtype)
 
 
-def adalora(layer: Any, way: Way, x: Tensor) -> Tensor:
+def adalora(layer: Any, plan: LayerPlan, x: Tensor) -> Tensor:
     """AdaLoRA."""
-    A, B, scale, _ = adalora_parts(layer, way)
-    p, drops = _dropout(layer, way.adapters[0])
+    A, B, scale, _ = adalora_parts(layer, plan)
+    p, drops = _dropout(layer, plan.adapters[0])
     base = layer._modules["base_layer"]
-    if way.path == FUSED:
+    if plan.path == FUSED:
         bias = getattr(base, "bias", None)
-        weight: Any = way.weight
+        weight: Any = plan.weight
         return in_base_dtype(
             base, weight, x, lambda x: F.lora_linear(x, weight, A, B, scale, bias, dropout_p=p, training=drops)
         )
@@ -101,19 +101,19 @@ def adalora(layer: Any, way: Way, x: Tensor) -> Tensor:
     return (y + update).to(y.dtype)
 
 
-def adalora_parts(layer: Any, way: Way) -> Parts:
+def adalora_parts(layer: Any, plan: LayerPlan) -> Parts:
     """A [r, K], B [N, r] and a scale a rank; AdaLoRA's layers have no bias of their own."""
-    name = way.adapters[0]
+    name = plan.adapters[0]
     A, E, B = (layer._modules[part]._parameters[name] for part in ("lora_A", "lora_E", "lora_B"))
     rank_num = layer._modules["ranknum"]._parameters[name]
     return A, B, F.adalora_scale(E, scale_of(layer, name, A.device), rank_num), None
 
 
-def lora_parts(layer: Any, way: Way) -> Parts:
+def lora_parts(layer: Any, plan: LayerPlan) -> Parts:
     """A [r, K], B [N, r], the scaling (a value a rank where there are several adapters) and lora_B's scaled bias."""
     downs, ups = layer._modules["lora_A"], layer._modules["lora_B"]
     parts = []
-    for name in way.adapters:
+    for name in plan.adapters:
         A, up = downs[name].weight, ups[name]
         scale = scale_of(layer, name, A.device)
         parts.append((A, up.weight, scale, None if up.bias is None else up.bias * scale))

@@ -16,35 +16,35 @@ import torch
 from ..backends.selection import tell_of_detour
 from ..methods.change_class import change_class
 from . import fast_forward
-from .embedding import embedding_forward, embedding_way
-from .experts import experts_forward, experts_way
+from .embedding import embedding_forward, embedding_plan
+from .experts import experts_forward, experts_plan
+from .layer_plan import LayerPlan, layer_plan, rows_plan
 from .norms import Norms
 from .report import FUSED, LOW_RANK, PEFT
 from .scalings import Scalings
-from .shared_inputs import Group
-from .vera import vera_forward, vera_way
-from .way import Way, rows_way, way
+from .shared_inputs import SharedInput
+from .vera import vera_forward, vera_plan
 
 Tensor = torch.Tensor
 _SLOWER = {FUSED: (LOW_RANK, PEFT), LOW_RANK: (PEFT,)}
 
 
-class State:
+class LayerState:
     """What an accelerated layer has besides: what its class was, and what is kept for its forwards."""
 
     def __init__(self, original: type, repacks: bool | None) -> None:
         self.original, self.repacks = original, repacks
         self.norms = Norms()
-        self.group: Group | None = None
+        self.group: SharedInput | None = None
         self.place = 0
         # the path that the report said
         self.reported = PEFT
 
     def __reduce__(self) -> Any:
         kept = {name: getattr(self, name) for name in ("group", "place", "reported")}
-        return State, (self.original, self.repacks), kept
+        return LayerState, (self.original, self.repacks), kept
 
-    def tell(self, found: Way) -> None:
+    def tell(self, found: LayerPlan) -> None:
         """Warns once where a forward takes a slower way than the report said, unless the base was to run alone."""
         if found.path in _SLOWER.get(self.reported, ()) and not found.alone:
             tell_of_detour(f"accelerate: {found.path} where the report says {self.reported}: {found.reason}")
@@ -64,7 +64,7 @@ class State:
 class FastLayer:
     """Before a layer class of PEFT's: a forward that takes the fast path where it may."""
 
-    _lorafam: State
+    _lorafam: LayerState
     # whether layers of one x can be computed together
     lorafam_groups = True
 
@@ -73,9 +73,9 @@ class FastLayer:
         if self._lorafam.group is not None:
             self._lorafam.group.join(self._lorafam.place, self)
 
-    def lorafam_way(self, x: Tensor | None = None) -> Way:
+    def lorafam_plan(self, x: Tensor | None = None) -> LayerPlan:
         """The path for tokens x, or for any, and why."""
-        return way(self, x)
+        return layer_plan(self, x)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # other arguments are for PEFT or for the base
@@ -84,27 +84,27 @@ class FastLayer:
             y = None if group is None else group.kept_for(self, x)
             if y is not None:
                 return y
-            found = self.lorafam_way(x)
-            if found.path is not self._lorafam.reported:
-                self._lorafam.tell(found)
-            if found.path != PEFT:
-                y = None if group is None else group.compute(self, found, x)
-                return self.lorafam_forward(x, found) if y is None else y
+            plan = self.lorafam_plan(x)
+            if plan.path is not self._lorafam.reported:
+                self._lorafam.tell(plan)
+            if plan.path != PEFT:
+                y = None if group is None else group.compute(self, plan, x)
+                return self.lorafam_forward(x, plan) if y is None else y
         elif not args and kwargs.keys() == {"adapter_names"} and not torch.compiler.is_compiling():
-            found = self.lorafam_rows_way(x, kwargs["adapter_names"])
-            if found.path != PEFT:
-                return fast_forward.lora_by_row(self, found, x, kwargs["adapter_names"])
-            self._lorafam.tell(found)
+            plan = self.lorafam_rows_plan(x, kwargs["adapter_names"])
+            if plan.path != PEFT:
+                return fast_forward.lora_by_row(self, plan, x, kwargs["adapter_names"])
+            self._lorafam.tell(plan)
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
 
-    def lorafam_rows_way(self, x: Tensor, adapter_names: Sequence[str]) -> Way:
+    def lorafam_rows_plan(self, x: Tensor, adapter_names: Sequence[str]) -> LayerPlan:
         """The path for a batch whose rows name their adapter."""
-        return rows_way(self, x, adapter_names)
+        return rows_plan(self, x, adapter_names)
 
-    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+    def lorafam_forward(self, x: Tensor, found: LayerPlan) -> Tensor:
         return (fast_forward.dora if found.dora else fast_forward.lora)(self, found, x)
 
-    def lorafam_parts(self, found: Way) -> fast_forward.Parts:
+    def lorafam_parts(self, found: LayerPlan) -> fast_forward.Parts:
         """A, B, the scale and the adapter's bias."""
         return fast_forward.lora_parts(self, found)
 
@@ -118,45 +118,45 @@ class FastLayer:
 
 
 class FastAdaLora(FastLayer):
-    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+    def lorafam_forward(self, x: Tensor, found: LayerPlan) -> Tensor:
         return fast_forward.adalora(self, found, x)
 
-    def lorafam_parts(self, found: Way) -> fast_forward.Parts:
+    def lorafam_parts(self, found: LayerPlan) -> fast_forward.Parts:
         return fast_forward.adalora_parts(self, found)
 
 
 class FastVera(FastLayer):
     lorafam_groups = False
 
-    def lorafam_way(self, x: Tensor | None = None) -> Way:
-        return vera_way(self, x)
+    def lorafam_plan(self, x: Tensor | None = None) -> LayerPlan:
+        return vera_plan(self, x)
 
-    def lorafam_rows_way(self, x: Tensor, adapter_names: Sequence[str]) -> Way:
-        return Way(PEFT, "adapters a row: not for this layer or this batch")
+    def lorafam_rows_plan(self, x: Tensor, adapter_names: Sequence[str]) -> LayerPlan:
+        return LayerPlan(PEFT, "adapters a row: not for this layer or this batch")
 
-    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+    def lorafam_forward(self, x: Tensor, found: LayerPlan) -> Tensor:
         return vera_forward(self, found, x)
 
 
 class FastEmbedding(FastLayer):
-    def lorafam_way(self, x: Tensor | None = None) -> Way:
-        return embedding_way(self)
+    def lorafam_plan(self, x: Tensor | None = None) -> LayerPlan:
+        return embedding_plan(self)
 
-    def lorafam_forward(self, x: Tensor, found: Way) -> Tensor:
+    def lorafam_forward(self, x: Tensor, found: LayerPlan) -> Tensor:
         return embedding_forward(self, found, x)
 
 
 class FastExperts(FastLayer):
-    def lorafam_way(self, x: Tensor | None = None) -> Way:
-        return experts_way(self, x)
+    def lorafam_plan(self, x: Tensor | None = None) -> LayerPlan:
+        return experts_plan(self, x)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) == 2 and not kwargs:
             compiled = torch.compiler.is_compiling()
-            found = Way(PEFT, "a compiled graph has the experts' own code") if compiled else self.lorafam_way(x)
-            if found.path != PEFT:
+            plan = LayerPlan(PEFT, "a compiled graph has the experts' own code") if compiled else self.lorafam_plan(x)
+            if plan.path != PEFT:
                 return experts_forward(self, x, *args)
-            self._lorafam.tell(found)
+            self._lorafam.tell(plan)
         return super().forward(x, *args, **kwargs)
 
 
@@ -207,7 +207,7 @@ def swap(layer: Any) -> None:
     original = type(layer)
     base = layer.get_base_layer()
     repacks = getattr(base, "support_avx512bf16_for_cpu", None)
-    layer._lorafam = State(original, repacks)
+    layer._lorafam = LayerState(original, repacks)
     if repacks:
         # an evaluation forward of bitsandbytes would repack the weight in place, for its own kernel only
         base.support_avx512bf16_for_cpu = False

@@ -14,7 +14,7 @@ import torch
 from .. import functional as F
 from ..compat.peft import caches_dora_norms, dequantize_module_weight, forget_dora_norms, kept_dora_norm
 from ..methods.conv1d import is_conv1d
-from ..methods.kept_norm import Kept, may_keep, squared_norms
+from ..methods.kept_norm import KeptNorm, may_keep, squared_norms
 from ..weights import NF4Weight
 from .sharded import is_gathered
 
@@ -25,8 +25,8 @@ class Norms:
     """What one layer keeps."""
 
     def __init__(self) -> None:
-        self.norms: dict[str, Kept] = {}
-        self.squared: Kept | None = None
+        self.norms: dict[str, KeptNorm] = {}
+        self.squared: KeptNorm | None = None
 
     def __reduce__(self) -> Any:
         # a copy keeps nothing
@@ -56,7 +56,7 @@ def norm_of(
     known = kept.norms.get(name)
     if known is None or not known.holds(source, (A, B), scaling):
         value = _form(kept, _weight(layer, weight), A, B, scale)
-        known = kept.norms[name] = Kept(value, source, (A, B), scaling)
+        known = kept.norms[name] = KeptNorm(value, source, (A, B), scaling)
     return known.value
 
 

@@ -21,8 +21,8 @@ from ..compat.torch import is_recomputed_or_backward
 from ..methods.base_weight import has_hooks
 from ..weights import NF4Weight
 from . import fast_forward
+from .layer_plan import LayerPlan, drops
 from .report import FUSED
-from .way import Way, drops
 
 Tensor = torch.Tensor
 
@@ -43,7 +43,7 @@ NAMES = (
 _OTHER_INPUT = re.compile("key_value_states|encoder|context|^(key|value|kv)s?$")
 
 
-class _Kept(NamedTuple):
+class _Computed(NamedTuple):
     """Outputs by the layer's place, and for what they were computed."""
 
     x: Tensor
@@ -55,10 +55,10 @@ class _Kept(NamedTuple):
 class _Here(threading.local):
     """A Python thread's own."""
 
-    kept: _Kept | None = None
+    kept: _Computed | None = None
 
 
-class Group:
+class SharedInput:
     """Accelerated layers of one module, by their places in the order of calls; the first computes."""
 
     def __init__(self, names: tuple[str, ...], apart: str = "") -> None:
@@ -69,7 +69,7 @@ class Group:
 
     def __reduce__(self) -> Any:
         # the copies of the layers join it themselves
-        return Group, (self.names, self.apart)
+        return SharedInput, (self.names, self.apart)
 
     def join(self, place: int, layer: Any) -> None:
         """Takes a free place."""
@@ -101,27 +101,27 @@ class Group:
         same = x._version == kept.version and kept.modes == _modes(x) and not layer.merged_adapters
         return y if same and not layer._disable_adapters else None
 
-    def compute(self, layer: Any, way: Way, x: Tensor) -> Tensor | None:
+    def compute(self, layer: Any, plan: LayerPlan, x: Tensor) -> Tensor | None:
         """The first layer's output of x; those of the others are kept. None where they are computed apart."""
         if layer is not self.layer(0) or self.apart or x.is_inference():
             return None
         self._here.kept = None
-        if why_alone(layer, way):
+        if why_alone(layer, plan):
             return None
-        layers, ways = [layer], [way]
+        layers, plans = [layer], [plan]
         for place in range(1, len(self.names)):
             other = self.layer(place)
             if other is None or has_hooks(other):
                 return None
-            found = other.lorafam_way(x)
+            found = other.lorafam_plan(x)
             if why_alone(other, found):
                 return None
             layers.append(other)
-            ways.append(found)
-        if _unlike(layers, ways):
+            plans.append(found)
+        if _unlike(layers, plans):
             return None
-        first, *rest = together(layers, ways, x)
-        self._here.kept = _Kept(x, x._version, _modes(x), dict(enumerate(rest, 1)))
+        first, *rest = together(layers, plans, x)
+        self._here.kept = _Computed(x, x._version, _modes(x), dict(enumerate(rest, 1)))
         return first
 
     def why_apart(self) -> str:
@@ -129,12 +129,12 @@ class Group:
         layers = [self.layer(place) for place in range(len(self.names))]
         if self.apart or None in layers:
             return self.apart or "one of them is gone"
-        ways = [layer.lorafam_way() for layer in layers]
-        for name, layer, way in zip(self.names, layers, ways, strict=True):
-            reason = why_alone(layer, way) or ("hooks" if layer is not layers[0] and has_hooks(layer) else "")
+        plans = [layer.lorafam_plan() for layer in layers]
+        for name, layer, plan in zip(self.names, layers, plans, strict=True):
+            reason = why_alone(layer, plan) or ("hooks" if layer is not layers[0] and has_hooks(layer) else "")
             if reason:
                 return f"{name}: {reason}"
-        return _unlike(layers, ways)
+        return _unlike(layers, plans)
 
     def _fall_apart(self, reason: str) -> None:
         # under checkpointing the forward is run again, and must then do what it did
@@ -142,13 +142,13 @@ class Group:
             self.apart = reason
 
 
-def why_alone(layer: Any, way: Way) -> str:
+def why_alone(layer: Any, plan: LayerPlan) -> str:
     """Why a layer's product can't be one of several; empty where it can."""
-    if way.path != FUSED:
-        return f"its path is {way.path}"
-    if way.dora:
+    if plan.path != FUSED:
+        return f"its path is {plan.path}"
+    if plan.dora:
         return "DoRA scales its own output"
-    if any(drops(layer._modules["lora_dropout"][name]) for name in way.adapters):
+    if any(drops(layer._modules["lora_dropout"][name]) for name in plan.adapters):
         return "dropout draws a mask for each"
     return ""
 
@@ -158,15 +158,15 @@ def form_groups(module: nn.Module) -> None:
     for parent in module.modules():
         children = parent._modules
         for names in NAMES:
-            found = tuple(name for name in names if "_lorafam" in getattr(children.get(name), "__dict__", ()))
-            layers = tuple(children[name] for name in found)
+            members = tuple(name for name in names if "_lorafam" in getattr(children.get(name), "__dict__", ()))
+            layers = tuple(children[name] for name in members)
             if (
-                len(found) < 2
+                len(members) < 2
                 or _gets_other_input(parent)
                 or not all(getattr(one, "lorafam_groups", False) for one in layers)
             ):
                 continue
-            group = Group(found)
+            group = SharedInput(members)
             for place, layer in enumerate(layers):
                 state: Any = layer._lorafam  # type: ignore[union-attr]
                 state.group, state.place = group, place
@@ -182,23 +182,23 @@ def _modes(x: Tensor) -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
 
 
-def _unlike(layers: list[Any], ways: list[Way]) -> str:
+def _unlike(layers: list[Any], plans: list[LayerPlan]) -> str:
     """What differs between the base weights that must not."""
-    kinds = {type(way.weight) is NF4Weight for way in ways}
+    kinds = {type(plan.weight) is NF4Weight for plan in plans}
     if len(kinds) > 1:
         return "dense and 4-bit weights"
     dtypes = {getattr(layer._modules["base_layer"], "compute_dtype", None) for layer in layers}
     if kinds == {True} and len(dtypes) > 1:
         return "compute dtypes differ"
-    if len({way.weight.device for way in ways if way.weight is not None}) > 1:
+    if len({plan.weight.device for plan in plans if plan.weight is not None}) > 1:
         return "weights on several devices"
     return ""
 
 
-def together(layers: list[Any], ways: list[Way], x: Tensor) -> tuple[Tensor, ...]:
+def together(layers: list[Any], plans: list[LayerPlan], x: Tensor) -> tuple[Tensor, ...]:
     """The outputs of all layers."""
-    As, Bs, scales, biases = zip(*map(_parts, layers, ways), strict=True)
-    weights: Any = [way.weight for way in ways]
+    As, Bs, scales, biases = zip(*map(_parts, layers, plans), strict=True)
+    weights: Any = [plan.weight for plan in plans]
 
     def product(x: Tensor) -> tuple[Tensor, ...]:
         return tuple(F.grouped_lora_linear(x, weights, As, Bs, scales, biases))
@@ -206,7 +206,7 @@ def together(layers: list[Any], ways: list[Way], x: Tensor) -> tuple[Tensor, ...
     return fast_forward.in_base_dtype(layers[0]._modules["base_layer"], weights[0], x, product)
 
 
-def _parts(layer: Any, way: Way) -> tuple[Tensor, Tensor, Tensor | float, Tensor | None]:
+def _parts(layer: Any, plan: LayerPlan) -> tuple[Tensor, Tensor, Tensor | float, Tensor | None]:
     """A, B, the scale and the whole bias of a layer."""
-    A, B, scale, bias = layer.lorafam_parts(way)
+    A, B, scale, bias = layer.lorafam_parts(plan)
     return A, B, scale, fast_forward.added(getattr(layer._modules["base_layer"], "bias", None), bias)

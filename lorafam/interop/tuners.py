@@ -10,7 +10,7 @@ from peft import AdaLoraModel, LoraModel, VeraModel
 from torch import nn
 
 
-class State:
+class TunerState:
     """What a tuner's class was."""
 
     def __init__(self, original: type) -> None:
@@ -53,5 +53,5 @@ def swap_tuners(module: nn.Module) -> None:
     """Makes every tuner in `module` one that accelerates what it adds."""
     for child in module.modules():
         if type(child) in _FAST:
-            child._lorafam = State(type(child))  # type: ignore[assignment]
+            child._lorafam = TunerState(type(child))  # type: ignore[assignment]
             child.__class__ = _FAST[type(child)]

@@ -24,7 +24,7 @@ from ..weights import NF4Weight
 from .adapter import Adapter, AdapterSettings, lora_adapter
 from .adapter_layer import AdapterLayer
 from .base_weight import base_device, base_weight, dense_base_weight, own_weight
-from .kept_norm import Kept, may_keep, squared_norms
+from .kept_norm import KeptNorm, may_keep, squared_norms
 from .lora_embedding import LoraEmbedding
 from .lora_in_peft import LoraInPeft
 from .registry import register, register_embedding
@@ -39,8 +39,8 @@ class DoraLayer(AdapterLayer):
 
     lacks: ClassVar[Mapping[str, str]] = {"bias": "DoRA has no bias of its own"}
     adds_up = False
-    _norm: Kept | None = None
-    _weight_squared: Kept | None = None
+    _norm: KeptNorm | None = None
+    _weight_squared: KeptNorm | None = None
 
     @classmethod
     def layer_settings(cls, config: AdapterConfig, bases: Iterable[nn.Module]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class DoraLayer(AdapterLayer):
         kept = self._norm
         if kept is None or not kept.holds(weights, (A, B), active.scaling):
             formed = self._row_norm(A, B, active.scale, weight, differentiable=active.norm_gradient)
-            kept = self._norm = Kept(formed, weights, (A, B), active.scaling)
+            kept = self._norm = KeptNorm(formed, weights, (A, B), active.scaling)
         return kept.value
 
     def merged_weight(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..backends import selection
+from ..backends.plan import Plan
 from ..ops.by_storage import dense_storage
 from ..weights import NF4Weight
 from .adapter_layer import AdapterLayer
@@ -64,11 +65,11 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
             choice = selection.choose(layer_or_weight.A.device.type)
             return Explanation("base module + low rank", choice.backend, why, M)
         rank = layer_or_weight.A.shape[0]
-    elif hasattr(layer_or_weight, "lorafam_way"):
+    elif hasattr(layer_or_weight, "lorafam_plan"):
         layer: Any = layer_or_weight  # of PEFT's, accelerated
-        way = layer.lorafam_way()
-        weight, why, rank = way.weight, way.reason, sum(layer.r[name] for name in way.adapters)
-        if not way.adapters:
+        plan = layer.lorafam_plan()
+        weight, why, rank = plan.weight, plan.reason, sum(layer.r[name] for name in plan.adapters)
+        if not plan.adapters:
             return Explanation("PEFT's own code", "torch", why, M)
         if weight is None:
             choice = selection.choose(base_device(layer).type)
@@ -81,24 +82,25 @@ def explain(layer_or_weight: nn.Module | NF4Weight | torch.Tensor, M: int) -> Ex
         raise TypeError(f"layer_or_weight: expected a lorafam layer or a weight, got {type(layer_or_weight).__name__}")
     choice = _choice(weight, M, rank)
     reason = f"{why}; {choice.reason}" if why else choice.reason
-    if choice.backend in ("triton", "simulate", "interpret"):
+    product = _plan(weight, choice.backend, M, rank)
+    return Explanation(product.path, choice.backend, reason, M, *product[1:])
+
+
+def _plan(weight: torch.Tensor | NF4Weight, backend: str, tokens: int, rank: int) -> Plan:
+    """What the backend runs."""
+    if backend in ("triton", "simulate", "interpret"):
         from ..backends.triton_gpu.plan import plan
 
         layout = weight.layout if isinstance(weight, NF4Weight) else None
         shape = (weight.shape[0], weight.shape[1])
-        found = plan(M, shape, weight.nbytes, layout, weight.device, weight.dtype, rank)
-        return Explanation(found.path, choice.backend, reason, M, *found[1:])
-    if choice.backend == "numba":
+        return plan(tokens, shape, weight.nbytes, layout, weight.device, weight.dtype, rank)
+    if backend == "numba":
         from ..backends.numba_cpu import dense_product, four_bit_product
 
         if isinstance(weight, torch.Tensor):
-            way = dense_product.plan(weight, M)
-        else:
-            way = four_bit_product.plan(weight.storage(), M, weight.dtype)
-        return Explanation(way.path, choice.backend, reason, M, way.configuration)
-    if isinstance(weight, torch.Tensor):
-        return Explanation("dense", choice.backend, reason, M)
-    return Explanation("dequantise, then multiply", choice.backend, reason, M)
+            return dense_product.plan(weight, tokens)
+        return four_bit_product.plan(weight.storage(), tokens, weight.dtype)
+    return Plan("dense" if isinstance(weight, torch.Tensor) else "dequantise, then multiply")
 
 
 def _choice(weight: torch.Tensor | NF4Weight, tokens: int, rank: int) -> selection.Choice:

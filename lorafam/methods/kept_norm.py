@@ -26,7 +26,7 @@ _memcmp = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
-class Kept:
+class KeptNorm:
     """A value formed of a weight (or of several tensors of a base), and of tensors whose values are compared."""
 
     __slots__ = ("_compared", "_copies", "_places", "_scale", "_weights", "value")
@@ -89,12 +89,12 @@ class _Seen:
         return self._diagonal is None or torch.equal(self._diagonal, self._copy)
 
 
-def squared_norms(known: Kept | None, weight: Tensor) -> Kept:
+def squared_norms(known: KeptNorm | None, weight: Tensor) -> KeptNorm:
     """‖w_j‖² of a dense weight [N, K] per row, in fp32 or wider: `known`, as long as it holds."""
     if known is not None and known.holds((weight,)):
         return known
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    return Kept(torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float64).square().to(dtype), [weight])
+    return KeptNorm(torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float64).square().to(dtype), [weight])
 
 
 def may_keep(device: torch.device) -> bool:

@@ -20,7 +20,7 @@ FORMATS = ("same", "nf4", *DENSE)
 _NAMES = {dtype: name for name, dtype in DENSE.items()} | {torch.float64: "fp64"}
 
 
-class Format(NamedTuple):
+class StoredFormat(NamedTuple):
     """`quant_type` is None for a dense weight of `dtype`; a 4-bit one is rounded to `dtype` before it is quantised."""
 
     name: str
@@ -30,27 +30,29 @@ class Format(NamedTuple):
     double_quant: bool = True
 
 
-def merged_format(into: str, weight: Tensor | NF4Weight) -> Format:
+def merged_format(into: str, weight: Tensor | NF4Weight) -> StoredFormat:
     """The format that `into` means for a base that has `weight`. Raises ValueError for an unknown name."""
     check_choice("into", into, FORMATS)
     if into in DENSE:
-        return Format(into, DENSE[into])
+        return StoredFormat(into, DENSE[into])
     if isinstance(weight, NF4Weight):
         kind = weight.quant_type if into == "same" else into
-        return Format(kind, weight.dtype, kind, weight.block_size, weight.double_quant)
+        return StoredFormat(kind, weight.dtype, kind, weight.block_size, weight.double_quant)
     if into == "same":
-        return Format(_NAMES.get(weight.dtype, str(weight.dtype)), weight.dtype)
-    return Format(into, weight.dtype if weight.dtype in _NAMES and weight.dtype.itemsize < 8 else torch.float32, into)
+        return StoredFormat(_NAMES.get(weight.dtype, str(weight.dtype)), weight.dtype)
+    return StoredFormat(
+        into, weight.dtype if weight.dtype in _NAMES and weight.dtype.itemsize < 8 else torch.float32, into
+    )
 
 
-def same_format(form: Format, weight: Tensor | NF4Weight) -> bool:
+def same_format(form: StoredFormat, weight: Tensor | NF4Weight) -> bool:
     """Whether `weight` is stored so already."""
     if isinstance(weight, NF4Weight):
         return form.quant_type == weight.quant_type
     return form.quant_type is None and form.dtype == weight.dtype
 
 
-def in_format(weight: Tensor, form: Format) -> Tensor | NF4Weight:
+def in_format(weight: Tensor, form: StoredFormat) -> Tensor | NF4Weight:
     """A weight [N, K] in the format's dtype, quantised where the format is."""
     if form.quant_type is None:
         return weight

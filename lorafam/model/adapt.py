@@ -215,13 +215,13 @@ def _stays_dense(model: nn.Module, config: AdapterConfig) -> dict[str, str]:
     """Path → why, of what would be quantised: another module has its weight, which would stay as it is there, or
     divides it in place.
     """
-    shared, found = shared_modules(model), {}
+    shared, reasons = shared_modules(model), {}
     for path, module in _could_be_quantised(model, config).items():
         if module in shared:
-            found[path] = "other modules have the same weight"
+            reasons[path] = "other modules have the same weight"
         elif rescaler := rescaler_of(model, path)[0]:
-            found[path] = f"{rescaler} divides the weights in place"
-    return found
+            reasons[path] = f"{rescaler} divides the weights in place"
+    return reasons
 
 
 def _could_be_quantised(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:

@@ -134,20 +134,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU: floats, finite, and at least one. Raises FileNotFoundError, ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"directory: {path.parent} has no {path.name}")
-    found: Any
+    tensors: Any
     if path.suffix == ".bin":
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise ValueError(f"{path}: damaged, or more than tensors in it ({str(error).splitlines()[0]})") from None
     else:
         try:
-            found = load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged, not a safetensors file ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: damaged, expected tensors by name, got a {type(found).__name__}")
-    for name, tensor in found.items():
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path}: damaged, expected tensors by name, got a {type(tensors).__name__}")
+    for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"{path.name}: {name!r} is a {type(tensor).__name__}, expected a tensor")
         # a module that is saved whole may count in integers
@@ -155,4 +155,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path.name}: {name!r} has dtype {tensor.dtype}, expected floats of 16 to 64 bits")
         if not tensor.isfinite().all():
             raise ValueError(f"{path.name}: {name!r} has NaN or inf")
-    return found
+    return tensors

@@ -29,7 +29,7 @@ def base_parameters(model: nn.Module, adapter: str | None = None) -> dict[str, t
     adapters' own are left out.
     """
     inside = {path: module for path, module in model.named_modules() if isinstance(module, _AROUND)}
-    found = {}
+    by_name = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         outer = [path for path in inside if name.startswith(f"{path}.") or not path]
         if any(not name[len(path) :].lstrip(".").startswith("base_layer.") for path in outer):
@@ -44,8 +44,11 @@ def base_parameters(model: nn.Module, adapter: str | None = None) -> dict[str, t
         # PEFT keeps what it saves whole elsewhere
         told = told if not any(isinstance(module, SavedModule) for module in around.values()) else ""
         rows = any(isinstance(module, TokenRows) for module in around.values())
-        found[bare_key(clean)] = told.replace(".base_layer.", ".token_adapter.base_layer.") if rows else told, parameter
-    return found
+        by_name[bare_key(clean)] = (
+            told.replace(".base_layer.", ".token_adapter.base_layer.") if rows else told,
+            parameter,
+        )
+    return by_name
 
 
 def _is_of(module: Any, adapter: str) -> bool:
@@ -117,7 +120,7 @@ def file_base_tensors(model: nn.Module, whole: Mapping[str, Mapping[str, torch.T
     or one of another shape, or in 4 bits.
     """
     known = base_parameters(model)
-    found: BaseTensors = {}
+    by_name: BaseTensors = {}
     for given, tensors in whole.items():
         for ending, tensor in tensors.items():
             told = f"{PREFIX}{given}.{ending}"
@@ -132,13 +135,13 @@ def file_base_tensors(model: nn.Module, whole: Mapping[str, Mapping[str, torch.T
                     f"{TENSOR_FILE}: {told!r} has shape {list(tensor.shape)}, the model's has {list(parameter.shape)}; "
                     "a vocabulary that grew needs resize_token_embeddings first"
                 )
-            other = next((one for one, (there, _) in found.items() if there is parameter), None)
-            if other is not None and not torch.equal(found[other][1], tensor):
+            other = next((one for one, (there, _) in by_name.items() if there is parameter), None)
+            if other is not None and not torch.equal(by_name[other][1], tensor):
                 raise ValueError(f"{TENSOR_FILE}: {told!r} is another than {other!r}, to which the model ties it")
-            found[name] = parameter, tensor
+            by_name[name] = parameter, tensor
     return {
         name: (parameter, tensor)
-        for name, (parameter, tensor) in found.items()
+        for name, (parameter, tensor) in by_name.items()
         if parameter.is_meta or not torch.equal(tensor.to(parameter), parameter)
     }
 

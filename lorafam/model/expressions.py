@@ -34,7 +34,7 @@ def _matched(expression: str, paths: tuple[str, ...], argument: str) -> frozense
         compiled = re.compile(expression)
         return frozenset(path for path in paths if compiled.fullmatch(path))
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             [sys.executable, "-I", "-c", _PROGRAM],
             input=json.dumps([expression, paths]),
             capture_output=True,
@@ -46,7 +46,7 @@ def _matched(expression: str, paths: tuple[str, ...], argument: str) -> frozense
         raise ValueError(
             f"{argument}: matching {expression!r} takes more than {PATIENCE:g} s, write it with fewer repetitions"
         ) from None
-    return frozenset(json.loads(found.stdout))
+    return frozenset(json.loads(answer.stdout))
 
 
 def _is_harmless(expression: str) -> bool:

@@ -31,7 +31,7 @@ from .weight_files import FLOATS
 Tensor = torch.Tensor
 
 
-class Place(NamedTuple):
+class AdapterPlace(NamedTuple):
     """Where a layer's weight is: `weight` [N, K] by name in the loaded model, [K, N] where `transposed`; `bias` None
     unless it changes.
     """
@@ -97,7 +97,7 @@ class FileAdapter:
         with torch.device("meta"):
             bases: dict[str, nn.Module] = {path: nn.Linear(K, N, bias=False) for path, (N, K) in sizes.items()}
         self._layers = {**meta_layers(bases, self.config), **parameters}
-        self.places |= {path: Place(pattern_path(path, parameters[path]), None, False) for path in experts}
+        self.places |= {path: AdapterPlace(pattern_path(path, parameters[path]), None, False) for path in experts}
         tell_unmatched(self.config, [pattern_path(path, layer) for path, layer in self._layers.items()])
         check_fit(self._layers, file)
         changed = [*self.own, *(place.weight for place in self.places.values())]
@@ -160,13 +160,13 @@ def _as_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _by_path(tensors: Mapping[str, Tensor], method: str) -> dict[str, dict[str, Tensor]]:
     """Path → tensors by their whole names."""
     endings = tuple(f".{ending}" for ending in METHODS[method].tensor_names.values())
-    found: dict[str, dict[str, Tensor]] = {}
+    by_path: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         if ending is None or not name.startswith(PREFIX):
             raise ValueError(f"{TENSOR_FILE}: has {name!r}, which is no tensor of a {method} adapter")
-        found.setdefault(name[len(PREFIX) : -len(ending)], {})[name] = tensor
-    return found
+        by_path.setdefault(name[len(PREFIX) : -len(ending)], {})[name] = tensor
+    return by_path
 
 
 def _whole_name(given: str, tensor: Tensor, model: StoredModel) -> str:
@@ -182,7 +182,7 @@ def _whole_name(given: str, tensor: Tensor, model: StoredModel) -> str:
 
 def _places(
     by_path: Mapping[str, Mapping[str, Tensor]], embeddings: Set[str], file: AdapterFile, model: StoredModel
-) -> tuple[dict[str, Place], dict[str, tuple[int, int]]]:
+) -> tuple[dict[str, AdapterPlace], dict[str, tuple[int, int]]]:
     """Path → place, and the layer's (N, K)."""
     names, sizes = {}, {}
     sideways: dict[str, bool | None] = {}
@@ -205,7 +205,7 @@ def _places(
             if bias not in model.formed:
                 raise ValueError(f"{TENSOR_FILE}: {path!r} has a bias (lora_bias), the model's layer has none")
         turned = sideways[path]
-        places[path] = Place(name, bias, square if turned is None else turned)
+        places[path] = AdapterPlace(name, bias, square if turned is None else turned)
     return places, sizes
 
 

@@ -47,13 +47,13 @@ def meta_twins(layers: Mapping[str, AdapterLayer], config: AdapterConfig) -> dic
     """`meta_layers` in the place of layers that are there, parameters' too."""
     tell_unmatched(config, [pattern_path(path, layer) for path, layer in layers.items()])
     plain = {path: layer.base_layer for path, layer in layers.items() if not isinstance(layer, LoraParameter)}
-    found = meta_layers(plain, config)
+    twins = meta_layers(plain, config)
     for path, layer in layers.items():
         if isinstance(layer, LoraParameter):
             holder = nn.ModuleDict({"one": layer.holder})
             made = meta_parameters(holder, {"one": [layer.parameter]}, _of_parameter(config, path, layer))
-            found |= {path: made["one"]}
-    return found
+            twins |= {path: made["one"]}
+    return twins
 
 
 def _of_parameter(config: AdapterConfig, path: str, layer: LoraParameter) -> AdapterConfig:

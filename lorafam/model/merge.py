@@ -158,14 +158,14 @@ def _forget_others(model: nn.Module, kept: Sequence[AdapterLayer]) -> None:
 
 
 def _named(layers: Mapping[str, AdapterLayer], names: str | Sequence[str]) -> set[str]:
-    found: set[str] = set()
+    paths: set[str] = set()
     for name in [names] if isinstance(names, str) else names:
         hits = {path for path in layers if path == name or path.endswith(f".{name}")}
         if not hits:
             known = sorted({path.rsplit(".", 1)[-1] for path in layers})
             raise ValueError(f"keep_unmerged: no adapter layer is called {name!r}; there are {', '.join(known[:8])}")
-        found |= hits
-    return found
+        paths |= hits
+    return paths
 
 
 def _check_tied(model: nn.Module, paths: Sequence[str]) -> None:

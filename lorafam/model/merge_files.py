@@ -11,15 +11,16 @@ What is written depends on the inputs and settings alone: a run killed at any po
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import check_flag, check_path
-from ..files import LEFTOVER, write_json, write_whole
+from ..files import LEFTOVER, FolderInUseError, working_in, write_json, write_whole
 from ..methods.merge_report import MergeReport
 from ..methods.stored_weight import DENSE
 from .file_adapter import FileAdapter
@@ -87,27 +88,36 @@ def merge_files(
     written = sum(sizes[tensor] for name in done for tensor in shards[name])
     _check_room(folder, sum(sizes.values()) - written)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    # ours, and .tmpXXXXXX of safetensors, which writes under a name of its own and renames
-    for leftover in (*folder.glob(f".*{LEFTOVER}"), *folder.glob(".tmp??????")):
-        leftover.unlink()
-    write_json(folder / STATE, state)
-    progress = progress or _Silent()
-    progress.begin(written, sum(sizes.values()))
-    try:
-        for number, (name, tensors) in enumerate(shards.items(), 1):
-            if name in done:
-                continue
-            reports = merged.write(folder / name, [entries[tensor] for tensor in tensors], progress)
-            state["layers"] |= {path: report.plain() for path, report in reports.items()}
-            state["shards"][name] = (folder / name).stat().st_size
-            write_json(folder / STATE, state)
-            progress.shard(name, number, len(shards), sum(sizes[tensor] for tensor in tensors))
-    finally:
-        progress.end()
-    report = ModelMergeReport({path: MergeReport.from_plain(state["layers"][path]) for path in merging.places})
-    _finish(folder, source, settings, merging, report, shards, sizes, entries)
+    with _alone_in(folder):
+        # ours, and .tmpXXXXXX of safetensors, which writes under a name of its own and renames
+        for leftover in (*folder.glob(f".*{LEFTOVER}"), *folder.glob(".tmp??????")):
+            leftover.unlink()
+        write_json(folder / STATE, state)
+        progress = progress or _Silent()
+        progress.begin(written, sum(sizes.values()))
+        try:
+            for number, (name, tensors) in enumerate(shards.items(), 1):
+                if name in done:
+                    continue
+                reports = merged.write(folder / name, [entries[tensor] for tensor in tensors], progress)
+                state["layers"] |= {path: report.plain() for path, report in reports.items()}
+                state["shards"][name] = (folder / name).stat().st_size
+                write_json(folder / STATE, state)
+                progress.shard(name, number, len(shards), sum(sizes[tensor] for tensor in tensors))
+        finally:
+            progress.end()
+        report = ModelMergeReport({path: MergeReport.from_plain(state["layers"][path]) for path in merging.places})
+        _finish(folder, source, settings, merging, report, shards, sizes, entries)
     return MergedFiles(folder, tuple(shards), sum(sizes.values()), report)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    try:
+        with working_in(folder):
+            yield
+    except FolderInUseError:
+        raise ValueError(f"output: another merge is at work in {folder}") from None
 
 
 def _is_there(file: Path, size: int | None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_choice
-from ..files import LEFTOVER
+from ..files import LEFTOVER, LOCK
 from ..methods.merge_report import THRESHOLD, check_threshold
 from ..methods.stored_weight import DENSE
 from .adapter_file import tensor_file
@@ -35,9 +35,10 @@ def opened(folder: Path, resume: bool) -> dict[str, Any] | None:
         return state
     if unfinished:
         raise ValueError(f"output: {folder} has an unfinished merge; resume it (--resume) or choose another folder")
-    # a run that was killed at its very first file leaves that file's temporary alone
+    # a run that was killed at its very first file leaves that file's temporary, and its lock, alone
     if folder.is_dir() and any(
-        not (path.name.startswith(f".{STATE}.") and path.name.endswith(LEFTOVER)) for path in folder.iterdir()
+        path.name != LOCK and not (path.name.startswith(f".{STATE}.") and path.name.endswith(LEFTOVER))
+        for path in folder.iterdir()
     ):
         raise ValueError(f"output: {folder} isn't empty; choose another folder")
     return None

@@ -23,7 +23,7 @@ Parameters = dict[str, list[str]]
 
 def find_parameters(model: nn.Module, names: Sequence[str] | None) -> Parameters:
     """Those whose whole names end in one of `names`. Raises ValueError for a name that no parameter has."""
-    found: Parameters = {}
+    targets: Parameters = {}
     known = set()
     for path, module in outer_modules(model).items():
         holder = holder_of(module)
@@ -35,7 +35,7 @@ def find_parameters(model: nn.Module, names: Sequence[str] | None) -> Parameters
             if not path:
                 raise ValueError(f"target_parameters: {parameter!r} can't be adapted, its module is the whole model")
             known |= hits
-            found.setdefault(path, []).append(parameter)
+            targets.setdefault(path, []).append(parameter)
     missing = [name for name in names or () if name not in known]
     if missing:
         for path, layer in model.named_modules():
@@ -43,7 +43,7 @@ def find_parameters(model: nn.Module, names: Sequence[str] | None) -> Parameters
             if isinstance(layer, AdapterLayer) and parameter == "weight" and f".{path}".endswith(f".{own}"):
                 raise ValueError(f"target_parameters: {missing[0]!r} is the weight of an adapted layer, {path!r}")
         raise ValueError(f"target_parameters: no parameter is called {missing[0]!r}")
-    return found
+    return targets
 
 
 def nested_paths(path: str, parameters: Sequence[str]) -> dict[str, str]:

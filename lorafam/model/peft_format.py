@@ -50,10 +50,10 @@ def adapter_tensors(layers: dict[str, AdapterLayer], name: str | None = None) ->
 
 def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same with none that share memory, which safetensors refuses: what a file ties."""
-    found: dict[str, torch.Tensor] = {}
+    separate: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if place in seen else tensor
+        separate[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    return found
+    return separate

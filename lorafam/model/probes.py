@@ -22,12 +22,12 @@ def probe_inputs(model: nn.Module, *args: Any, rows: int = 64, **kwargs: Any) ->
     layers = expected_layers(model)
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows: expected a positive integer, got {rows!r}")
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
     def collector(path: str) -> Any:
         def collect(_: nn.Module, given: tuple[Any, ...]) -> None:
             x = given[0].detach().reshape(-1, given[0].shape[-1])
-            found[path] = x[torch.linspace(0, len(x) - 1, min(rows, len(x))).long().to(x.device)].float()
+            inputs[path] = x[torch.linspace(0, len(x) - 1, min(rows, len(x))).long().to(x.device)].float()
 
         return collect
 
@@ -39,4 +39,4 @@ def probe_inputs(model: nn.Module, *args: Any, rows: int = 64, **kwargs: Any) ->
         model.train(training)
         for handle in handles:
             handle.remove()
-    return found
+    return inputs

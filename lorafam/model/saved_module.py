@@ -98,15 +98,15 @@ def saved_modules(model: nn.Module) -> dict[str, SavedModule]:
 
 def outer_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Path → module, without what is inside adapter layers and modules saved whole."""
-    found: dict[str, nn.Module] = {}
+    outer: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
         if path.startswith(inside):
             continue
         if isinstance(module, AdapterLayer | SavedModule):
             inside += (f"{path}." if path else "",)
-        found[path] = module
-    return found
+        outer[path] = module
+    return outer
 
 
 def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Sequence[str] | None) -> list[str]:
@@ -119,7 +119,7 @@ def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Seq
     if names is None:
         named = [] if targets is None or isinstance(targets, str) else [name.rsplit(".", 1)[-1] for name in targets]
         return [path for path in _new_heads(model) if path not in named]
-    found: list[str] = []
+    matches: list[str] = []
     for name in names:
         # of a module in wrappers the innermost
         hits = list({clean_path(path): path for path in paths if clean_path(path).endswith(name)}.values())
@@ -131,9 +131,9 @@ def find_saved(model: nn.Module, names: Sequence[str] | None, targets: str | Seq
                 raise ValueError(f"modules_to_save: {path!r} is adapted already, expected one of them")
             if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 raise ValueError(f"modules_to_save: {path!r}, a {type(module).__name__}, can't be trained whole")
-        found += hits
+        matches += hits
     # what is inside another is saved with it
-    return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}.") for other in found)]
+    return [path for path in dict.fromkeys(matches) if not any(path.startswith(f"{other}.") for other in matches)]
 
 
 def _new_heads(model: nn.Module) -> list[str]:

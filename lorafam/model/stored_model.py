@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..compat.loading import Formed, Group, Loading, loading
+from ..compat.loading import Formed, JoinedTensors, Loading, loading
 from .weight_files import CONFIG, Entry, read_json
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -23,13 +23,13 @@ class StoredModel:
 
     def __init__(self, folder: Path, entries: Mapping[str, Entry]) -> None:
         self.entries = entries
-        found: Loading | None = loading(folder, {name: entry.shape for name, entry in entries.items()})
-        self._loading = found
-        if found is None:
+        reads: Loading | None = loading(folder, {name: entry.shape for name, entry in entries.items()})
+        self._loading = reads
+        if reads is None:
             self.formed = {name: Formed((name,), entry.shape, None) for name, entry in entries.items()}
             self._says_tied = _says_tied(read_json(folder / CONFIG, "model"))
         else:
-            self.formed, self._says_tied = found.formed, False
+            self.formed, self._says_tied = reads.formed, False
 
     def find(self, name: str) -> str | None:
         """A parameter's name in the model whose adapter it is, in this one; None where it has no such parameter."""
@@ -88,7 +88,7 @@ class StoredModel:
         every = [] if table is None else self.skeleton.named_modules()
         return next((f"{path}.weight" for path, module in every if module is table), None)
 
-    def groups(self) -> dict[str, Group]:
+    def groups(self) -> dict[str, JoinedTensors]:
         """Name in the files → how it is joined with others or parted."""
         return {source: one.group for one in self.formed.values() if one.group is not None for source in one.sources}
 

@@ -42,9 +42,9 @@ def find_targets(model: nn.Module, config: AdapterConfig, *, some: bool = False)
     if names is None or names == "all-linear":
         head = output_head(model)
         head = head.base_layer if isinstance(head, AdapterLayer) else head
-        found = {path: module for path, module in modules.items() if is_linear(module) and module is not head}
-        skipped = {path: reader for path in found if (reader := reader_of(model, path))}
-        found = {path: module for path, module in found.items() if path not in skipped}
+        targets = {path: module for path, module in modules.items() if is_linear(module) and module is not head}
+        skipped = {path: reader for path in targets if (reader := reader_of(model, path))}
+        targets = {path: module for path, module in targets.items() if path not in skipped}
         if skipped:
             readers = ", ".join(sorted(set(skipped.values())))
             warnings.warn(
@@ -52,44 +52,44 @@ def find_targets(model: nn.Module, config: AdapterConfig, *, some: bool = False)
                 f"{readers} computes with their weights itself",
                 stacklevel=3,
             )
-        if not found:
+        if not targets:
             raise ValueError("target_modules: the model has no linear layer")
     elif isinstance(names, str):
-        found = _matching(modules, [names], regular=True)
+        targets = _matching(modules, [names], regular=True)
     else:
         listed = sorted(names) if isinstance(names, set | frozenset) else list(names)
         known = [name for name in listed if any(_ends(path, name) for path in modules)]
         # a module that is trained whole too is no slip, as long as others are adapted
         if known:
             listed = [name for name in listed if name in known or not any(_ends(path, name) for path in every)]
-        found = _matching(modules, known if some and known else listed, regular=False)
-    return checked_targets(model, _selected(found, config))
+        targets = _matching(modules, known if some and known else listed, regular=False)
+    return checked_targets(model, _selected(targets, config))
 
 
-def checked_targets(model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def checked_targets(model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """The same modules by path. Raises ValueError for one of unknown sizes, or whose weight another module reads."""
-    _check_sizes(found)
-    for path in found:
+    _check_sizes(targets)
+    for path in targets:
         reader = reader_of(model, path)
         if reader:
             raise ValueError(
                 f"target_modules: {path!r} can't be adapted: {reader} computes with its weight itself and would skip "
                 "the adapter"
             )
-    return found
+    return targets
 
 
-def _selected(found: dict[str, nn.Module], config: AdapterConfig) -> dict[str, nn.Module]:
+def _selected(targets: dict[str, nn.Module], config: AdapterConfig) -> dict[str, nn.Module]:
     """Without what `exclude_modules` and `layers_to_transform` leave out, read as PEFT reads them."""
     excluded: set[str] = set()
     if isinstance(config.exclude_modules, str):
-        excluded = matched(config.exclude_modules, found, "exclude_modules")
+        excluded = matched(config.exclude_modules, targets, "exclude_modules")
     elif config.exclude_modules is not None:
-        excluded = {path for path in found if any(_ends(path, name) for name in config.exclude_modules)}
+        excluded = {path for path in targets if any(_ends(path, name) for name in config.exclude_modules)}
     if config.exclude_modules is not None and not excluded:
         told = f"exclude_modules: no module that is adapted is called so: {config.exclude_modules!r}"
         warnings.warn(told, stacklevel=3)
-    kept = {path: module for path, module in found.items() if path not in excluded}
+    kept = {path: module for path, module in targets.items() if path not in excluded}
     if config.layers_to_transform is not None:
         wanted = config.layers_to_transform
         indices = {wanted} if isinstance(wanted, int) else set(wanted)
@@ -101,7 +101,7 @@ def _selected(found: dict[str, nn.Module], config: AdapterConfig) -> dict[str, n
     if not kept and config.target_parameters is None:
         raise ValueError(
             "exclude_modules, layers_to_transform: no module is left to adapt, expected at least one of "
-            f"{', '.join(list(found)[:4])}"
+            f"{', '.join(list(targets)[:4])}"
         )
     return kept
 
@@ -135,7 +135,7 @@ def _adaptable_paths(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {}
+    paths: dict[str, nn.Module] = {}
     for name in names:
         ending = {path for path in modules if _ends(path, name)}
         meant = matched(name, modules, "target_modules") if regular else ending
@@ -144,20 +144,20 @@ def _matching(modules: dict[str, nn.Module], names: list[str], *, regular: bool)
             endings = sorted({path.rsplit(".", 1)[-1] for path, module in modules.items() if is_linear(module)})
             near = difflib.get_close_matches(name, endings, n=3) or endings[:8]
             raise ValueError(f"target_modules: no module is called {name!r}; the model has {', '.join(near)}")
-        found.update(hits)
+        paths.update(hits)
     # in the model's order
-    return {path: module for path, module in modules.items() if path in found}
+    return {path: module for path, module in modules.items() if path in paths}
 
 
-def _check_sizes(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    for path, module in found.items():
+def _check_sizes(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    for path, module in targets.items():
         if isinstance(module, nn.Embedding):
             continue
         try:
             base_sizes(module)
         except ValueError as error:
             raise ValueError(f"target_modules: {path!r} can't be adapted ({error})") from None
-    return found
+    return targets
 
 
 def pattern_values(

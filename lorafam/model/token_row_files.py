@@ -34,7 +34,7 @@ def file_rows(file: AdapterFile) -> dict[str, tuple[list[int], Tensor]]:
     settings and its tensors don't agree.
     """
     wanted = file.config.trainable_token_indices
-    found: dict[str, tuple[list[int], Tensor]] = {}
+    by_path: dict[str, tuple[list[int], Tensor]] = {}
     for given in [given for given, tensors in file.whole.items() if _ROWS in tensors]:
         path, rows = given.removesuffix(_HOLDER), file.whole[given].pop(_ROWS)
         tokens: Any = wanted
@@ -43,19 +43,19 @@ def file_rows(file: AdapterFile) -> dict[str, tuple[list[int], Tensor]]:
         if not tokens or rows.ndim != 2 or len(tokens) != len(rows):
             told = "none" if not tokens else f"those of {len(tokens)} tokens"
             raise ValueError(f"{TENSOR_FILE}: has rows {list(rows.shape)} of {path!r}, expected {told}")
-        found[path] = list(tokens), rows
-    if wanted and not found:
+        by_path[path] = list(tokens), rows
+    if wanted and not by_path:
         raise ValueError(f"{TENSOR_FILE}: has no rows, which trainable_token_indices say it has")
     for given in [given for given, tensors in file.whole.items() if not tensors]:
         del file.whole[given]
-    return found
+    return by_path
 
 
 def take_rows(wanted: Mapping[str, Sequence[int]], width: Mapping[str, int], whole: Whole) -> dict[str, Tensor]:
     """Takes each table's rows out of `whole`. Raises ValueError for rows that are missing, of another shape or for no
     table.
     """
-    found = {}
+    taken = {}
     for path, tokens in wanted.items():
         own = clean_path(path)
         told = f"{TENSOR_FILE}: {PREFIX}{own}{_HOLDER}.{_ROWS}"
@@ -65,10 +65,10 @@ def take_rows(wanted: Mapping[str, Sequence[int]], width: Mapping[str, int], who
             raise ValueError(f"{told} is missing, which trainable_token_indices say it has")
         if list(rows.shape) != expected:
             raise ValueError(f"{told} has shape {list(rows.shape)}, expected {expected}")
-        found[path] = rows
+        taken[path] = rows
     for given in [given for given, tensors in whole.items() if not tensors]:
         del whole[given]
-    return found
+    return taken
 
 
 @torch.no_grad()

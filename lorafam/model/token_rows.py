@@ -159,24 +159,24 @@ def find_token_rows(model: nn.Module, config: AdapterConfig) -> dict[str, list[i
         table = getattr(model, "get_input_embeddings", lambda: None)()
         path = next((path for path, module in model.named_modules() if module is table and table is not None), None)
         wanted = {"embed_tokens" if path is None else path: wanted}
-    found: dict[str, list[int]] = {}
+    by_path: dict[str, list[int]] = {}
     for name, tokens in wanted.items():
         hits = [path for path, _ in model.named_modules() if clean_path(path).endswith(name) and _is_outer(model, path)]
         if not hits:
             raise ValueError(f"trainable_token_indices: no module is called {name!r}")
         for path in hits:
             _check_table(model.get_submodule(path), path, tokens)
-            found[path] = list(tokens)
+            by_path[path] = list(tokens)
     # what is tied to the input table has that one's rows
     table = getattr(model, "get_input_embeddings", lambda: None)()
     main = next((path for path, module in model.named_modules() if module is table and table is not None), None)
     first = {} if main is None else {id(_weight(table)): main}
-    for path in list(found):
+    for path in list(by_path):
         other = first.setdefault(id(_weight(model.get_submodule(path))), path)
-        if other != path and found.get(other) != found.pop(path):
+        if other != path and by_path.get(other) != by_path.pop(path):
             told = f"{path!r} is tied to {other!r}, expected the same tokens for both"
             raise ValueError(f"trainable_token_indices: {told}")
-    return found
+    return by_path
 
 
 def _weight(module: Any) -> Any:

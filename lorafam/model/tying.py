@@ -71,7 +71,7 @@ def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             )
     # a weight may get other values in place
     before = {name: weight.shape for name, weight in _tables(model).items()}
-    found = type(model).resize_token_embeddings(model, *args, **kwargs)  # type: ignore[attr-defined]
+    embeddings = type(model).resize_token_embeddings(model, *args, **kwargs)  # type: ignore[attr-defined]
     after = _tables(model)
     # tied ones once
     names = {id(weight): name for name, weight in reversed(after.items()) if weight.shape != before.get(name)}
@@ -79,7 +79,7 @@ def resize_token_embeddings(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # files for the tables as they were are right for their tokens
     resized = getattr(model, "lorafam_resized_tensors", ())
     model.lorafam_resized_tensors = tuple({*resized, *names.values()})  # type: ignore[assignment]
-    return found
+    return embeddings
 
 
 def _tables(model: Any) -> dict[str, nn.Parameter]:

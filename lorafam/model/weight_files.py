@@ -93,13 +93,13 @@ def header(file: Path) -> dict[str, Entry]:
             size = file.stat().st_size
             if not 2 <= length <= size - 8:
                 raise ValueError("its header is cut off")
-            found = json.loads(stream.read(length))
-        found.pop("__metadata__", None)
-        ends = {name: tuple(map(int, entry["data_offsets"])) for name, entry in found.items()}
+            entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
+        ends = {name: tuple(map(int, entry["data_offsets"])) for name, entry in entries.items()}
         if max((end for _, end in ends.values()), default=0) != size - 8 - length:
             raise ValueError("its size isn't what its header says")
         return {
-            name: Entry(name, file, found[name]["dtype"], tuple(found[name]["shape"]), end - start)
+            name: Entry(name, file, entries[name]["dtype"], tuple(entries[name]["shape"]), end - start)
             for name, (start, end) in ends.items()
         }
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:

@@ -36,18 +36,18 @@ class Read(NamedTuple):
 @functools.cache
 def weights_read(kind: Any) -> tuple[Read, ...]:
     """Those of every method that a class has, its own or inherited."""
-    found: list[Read] = []
+    reads: list[Read] = []
     seen: set[str] = set()
     for base in kind.__mro__:
         if base is nn.Module:
             break
         for method in _methods(base):
             if method.name not in seen and method.name not in _AT_THE_START:
-                found += _reads_in(method.body, ())
+                reads += _reads_in(method.body, ())
             calls_on = any(isinstance(node, ast.Name) and node.id == "super" for node in ast.walk(method))
             if not calls_on:
                 seen.add(method.name)
-    return tuple(found)
+    return tuple(reads)
 
 
 def _holds(test: Any, wanted: bool, module: nn.Module) -> bool:

@@ -33,6 +33,16 @@ class Storage(NamedTuple):
     scales: list[torch.Tensor]
     layout: list[int]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        sizes = self.layout or self.data.shape
+        return sizes[0], sizes[1]
+
+    @property
+    def is_dense(self) -> bool:
+        return not self.layout
+
 
 class Layout(NamedTuple):
     """The integers of a 4-bit layout, by name. `nested_block_size` 0 means no double quantisation."""
@@ -69,16 +79,16 @@ def group_storages(
 
     Raises ValueError where their numbers don't fit.
     """
-    found, at = [], 0
+    storages, at = [], 0
     each = len(layout) // len(data) if data else 0
     for index, one in enumerate(data):
         own = list(layout[index * each : (index + 1) * each])
         count = len(scale_names(own)) if each in (0, 5) else -1
-        found.append(Storage(one, list(scales[at : at + count]), own))
+        storages.append(Storage(one, list(scales[at : at + count]), own))
         at += count
     if each * len(data) != len(layout) or at != len(scales):
         raise ValueError(f"layout, scales: {len(layout)} integers and {len(scales)} scales aren't {len(data)} weights'")
-    return found
+    return storages
 
 
 def joined(storages: Sequence[Storage]) -> tuple[list[torch.Tensor], list[torch.Tensor], list[int]]:

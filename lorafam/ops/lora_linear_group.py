@@ -7,14 +7,28 @@ The weights are all dense or all 4-bit; their flattened arguments stand one afte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
-from .by_storage import group_storages, weight_shape
+from .by_storage import Storage, group_storages
 from .library import OPS, define
 
 Tensor = torch.Tensor
+
+
+class Member(NamedTuple):
+    """A weight of a group, P [M, r], B̂ [N, r] and bias [N]."""
+
+    weight: Storage
+    P: Tensor
+    B_hat: Tensor
+    bias: Tensor | None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of `lora_linear` after x."""
+        return (*self.weight, self.P, self.B_hat, None, self.bias)
 
 
 def members(
@@ -24,11 +38,9 @@ def members(
     P: list[Tensor],
     B_hat: list[Tensor],
     bias: list[Tensor | None],
-) -> Iterator[tuple[Tensor, list[Tensor], list[int], Tensor, Tensor, None, Tensor | None]]:
-    """The arguments of each `lora_linear` after x."""
-    storages = group_storages(data, scales, layout)
-    for storage, p, b_hat, own in zip(storages, P, B_hat, bias, strict=True):
-        yield (*storage, p, b_hat, None, own)
+) -> list[Member]:
+    """The group's, from the op's arguments after x."""
+    return [Member(*own) for own in zip(group_storages(data, scales, layout), P, B_hat, bias, strict=True)]
 
 
 def _check(
@@ -44,7 +56,7 @@ def _check(
         counts = [len(data), len(P), len(B_hat), len(bias)]
         raise ValueError(f"weights, P, B_hat, bias: expected one for each weight, got {counts}")
     for member in members(data, scales, layout, P, B_hat, bias):
-        OPS["lora_linear"].check(x, *member)
+        OPS["lora_linear"].check(x, *member.arguments)
 
 
 def _fake(
@@ -57,7 +69,7 @@ def _fake(
     bias: list[Tensor | None],
 ) -> list[Tensor]:
     storages = group_storages(data, scales, layout)
-    return [x.new_empty((x.shape[0], weight_shape(storage.data, storage.layout)[0])) for storage in storages]
+    return [x.new_empty((x.shape[0], storage.shape[0])) for storage in storages]
 
 
 define(

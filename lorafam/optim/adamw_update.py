@@ -14,7 +14,7 @@ import torch
 from ..compat.torch import fused_adamw_
 from ..weights.dynamic_levels import dynamic_levels
 from .paged_memory import PagedFile, UnifiedMemory, bitsandbytes_functional
-from .paged_state import BLOCK, Place
+from .paged_state import BLOCK, PagedPlace
 
 Tensor = torch.Tensor
 
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
     memory: PagedFile | UnifiedMemory
 
 
-def pieces(parameter: Tensor, gradient: Tensor | None, place: Place, step: int) -> Iterator[Piece]:
+def pieces(parameter: Tensor, gradient: Tensor | None, place: PagedPlace, step: int) -> Iterator[Piece]:
     """Cuts what is contiguous and large; the rest is one piece."""
     assert gradient is not None
     states = place.tensors

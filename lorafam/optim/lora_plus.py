@@ -32,12 +32,12 @@ def lora_plus_groups(
         for parameter in module.parameters()
     }
     slow, embedding, fast, undecayed = [], [], [], []
-    found = False
+    has_b = False
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_b = "lora_B" in name or name.rpartition(".")[2] == "B"
-        found |= is_b
+        has_b |= is_b
         if "lora_embedding_" in name:
             embedding.append(parameter)
         elif not (is_b or parameter.ndim == 1):
@@ -46,7 +46,7 @@ def lora_plus_groups(
             undecayed.append(parameter)
         else:
             fast.append(parameter)
-    if not (found or embedding):
+    if not (has_b or embedding):
         raise ValueError("model: expected adapters with a factor B that requires gradients, it has none")
     groups = [
         {"params": slow, "lr": lr, "weight_decay": weight_decay},

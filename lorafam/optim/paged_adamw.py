@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .adamw_update import Piece, pieces, update
 from .paged_memory import bitsandbytes_functional, page_folder
-from .paged_state import Place, layout, place_all
+from .paged_state import PagedPlace, layout, place_all
 
 Tensor = torch.Tensor
 
@@ -64,7 +64,7 @@ class PagedAdamW(Optimizer):
         if page_file is not None:
             page_folder(page_file)
         self.bits, self.min_8bit_size, self.page_file = bits, min_8bit_size, page_file
-        self._places: dict[Tensor, Place] = {}
+        self._places: dict[Tensor, PagedPlace] = {}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -124,14 +124,14 @@ class PagedAdamW(Optimizer):
         numbers = [number for group in saved_groups for number in group["params"]]
         for group in saved_groups:
             _check_settings({**self.defaults, **group})
-        found = {p: saved_states[number] for p, number in zip(mine, numbers, strict=True) if number in saved_states}
+        states = {p: saved_states[number] for p, number in zip(mine, numbers, strict=True) if number in saved_states}
         for number, parameter in zip(numbers, mine, strict=True):
-            if parameter in found:
-                self._check_state(found[parameter], parameter, number)
-        if found:
+            if parameter in states:
+                self._check_state(states[parameter], parameter, number)
+        if states:
             self._place_new()
         self.state.clear()
-        for parameter, saved in found.items():
+        for parameter, saved in states.items():
             self._take_over(parameter, saved)
         for group, saved_group in zip(self.param_groups, saved_groups, strict=True):
             group.update(

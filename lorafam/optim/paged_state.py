@@ -22,7 +22,7 @@ BLOCK = 256
 _ALIGNMENT = 512
 
 
-class Place(NamedTuple):
+class PagedPlace(NamedTuple):
     """A parameter's states and the memory they lie in."""
 
     memory: PagedFile | UnifiedMemory
@@ -42,14 +42,14 @@ def layout(shape: torch.Size, bits: int) -> dict[str, tuple[torch.Size, torch.dt
     }
 
 
-def place_all(parameters: Iterable[tuple[Tensor, int]], folder: Path | None) -> dict[Tensor, Place]:
+def place_all(parameters: Iterable[tuple[Tensor, int]], folder: Path | None) -> dict[Tensor, PagedPlace]:
     """Takes memory for the states of (parameter, bits), one piece a device: on the CPU a file in `folder`. What lies
     there is whatever was there.
     """
     by_device: dict[torch.device, list[tuple[Tensor, int]]] = {}
     for parameter, bits in parameters:
         by_device.setdefault(parameter.device, []).append((parameter, bits))
-    places: dict[Tensor, Place] = {}
+    places: dict[Tensor, PagedPlace] = {}
     for device, members in by_device.items():
         offsets, end = [], 0
         for parameter, bits in members:
@@ -62,7 +62,7 @@ def place_all(parameters: Iterable[tuple[Tensor, int]], folder: Path | None) -> 
         else:
             memory = UnifiedMemory(max(end, _ALIGNMENT), device)
         for (parameter, bits), offset in zip(members, offsets, strict=True):
-            places[parameter] = Place(memory, _tensors(memory, offset, parameter.shape, bits))
+            places[parameter] = PagedPlace(memory, _tensors(memory, offset, parameter.shape, bits))
     return places
 
 

@@ -60,19 +60,19 @@ class RankAllocator:
         check_count("interval", interval)
         check_weight("orthogonality", orthogonality)
         layers = adapter_layers(model)
-        found = {path: one for path, one in layers.items() if isinstance(one, AdaLoraLinear) and one.has_active}
-        if not found:
+        adapted = {path: one for path, one in layers.items() if isinstance(one, AdaLoraLinear) and one.has_active}
+        if not adapted:
             raise ValueError("model: expected AdaLoRA layers, it has none")
-        for path, layer in found.items():
+        for path, layer in adapted.items():
             if layer.rank_num != init_rank:
                 raise ValueError(f"init_rank: expected {layer.rank_num}, the rank of {path!r}, got {init_rank}")
         for name, beta in (("beta1", beta1), ("beta2", beta2)):
             if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {beta!r}")
-        self._layers = found
+        self._layers = adapted
         self._schedule = {
-            "initial_ranks": init_rank * len(found),
-            "target_ranks": target_rank * len(found),
+            "initial_ranks": init_rank * len(adapted),
+            "target_ranks": target_rank * len(adapted),
             "total_steps": total_steps,
             "warmup_steps": warmup_steps,
             "final_steps": final_steps,
@@ -83,7 +83,7 @@ class RankAllocator:
         self.last_pruning = total_steps - final_steps
         self._betas = beta1, beta2
         self.orthogonality = orthogonality
-        factors = [factor for layer in found.values() for factor in (layer.A, layer.E, layer.B)]
+        factors = [factor for layer in adapted.values() for factor in (layer.A, layer.E, layer.B)]
         self._sensitivity = [torch.zeros_like(factor) for factor in factors]
         self._uncertainty = [torch.zeros_like(factor) for factor in factors]
         # PEFT's names: they are written to adapter_config.json

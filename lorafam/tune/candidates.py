@@ -12,13 +12,13 @@ from ..kernels.launch_table import Question, config_of, machine_of, rows
 
 def shipped_configs(question: Question) -> list[LaunchConfig]:
     """Of every shipped row of the kernel for this kind of machine, dtype and way of reading W, at any size."""
-    found = []
+    configs = []
     for row in rows(machine_of(question.architecture))[question.kernel]:
         if question.dtype in row.get("dtypes", [question.dtype]) and question.weight in row.get(
             "weights", [question.weight]
         ):
-            found.append(config_of(row, question.architecture))
-    return list(dict.fromkeys(found))
+            configs.append(config_of(row, question.architecture))
+    return list(dict.fromkeys(configs))
 
 
 def neighbours(config: LaunchConfig) -> Iterator[LaunchConfig]:

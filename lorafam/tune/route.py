@@ -35,14 +35,14 @@ def fastest_route(point: Point, work: Workload, gpu: Gpu, avoid: Collection[Any]
     choices = [functools.partial(prefer_paths, arch, {work.op: [dict(row)]}) for row in ROUTES]
     try:
         wanted = expected(work.op, getattr(eager, work.op), work.arguments)
-        found = []
+        results = []
         for row, choose in zip(ROUTES, choices, strict=True):
             if row in avoid:
-                found.append((BROKEN, "it took the GPU down"))
+                results.append((BROKEN, "it took the GPU down"))
                 continue
             choose()
-            found.append(failure(gpu, work.op, work.arguments, wanted, dict(row)))
-        right = [index for index, (how, _) in enumerate(found) if how == RIGHT]
+            results.append(failure(gpu, work.op, work.arguments, wanted, dict(row)))
+        right = [index for index, (how, _) in enumerate(results) if how == RIGHT]
         call = functools.partial(getattr(gpu.ops, work.op), *work.arguments)
         times = gpu.timer(call, [choices[index] for index in right], VERDICT_REPEATS) if right else []
     finally:
@@ -62,9 +62,9 @@ def fastest_route(point: Point, work: Workload, gpu: Gpu, avoid: Collection[Any]
         "kernel": work.op,
         "conditions": {"tokens": point.tokens, "N": point.N, "K": point.K},
         "shipped": timed(shipped),
-        **({"failure": found[shipped][1]} if found[shipped][1] else {}),
+        **({"failure": results[shipped][1]} if results[shipped][1] else {}),
         "best": timed(best),
         "measured": len(right),
-        "wrong": sum(how == WRONG for how, _ in found),
-        "broken": sum(how == BROKEN for how, _ in found),
+        "wrong": sum(how == WRONG for how, _ in results),
+        "broken": sum(how == BROKEN for how, _ in results),
     }

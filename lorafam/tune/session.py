@@ -23,7 +23,7 @@ from .table import PATHS, ROWS, Record, configuration, is_won, nothing, record, 
 from .workload import workload
 
 
-class Reporter(Protocol):
+class TuneReporter(Protocol):
     """Told what happens."""
 
     def note(self, text: str) -> None: ...
@@ -46,7 +46,7 @@ class Summary(NamedTuple):
 
 
 def tune(
-    points: Sequence[Point], gpu: Gpu, path: Path, reporter: Reporter, *, seconds: float, again: bool = False
+    points: Sequence[Point], gpu: Gpu, path: Path, reporter: TuneReporter, *, seconds: float, again: bool = False
 ) -> Summary:
     """Measures for about `seconds`: each point gets its part of the time that is left, so that some of everything is
     known at the end. A point whose time was up is measured anew, from the best it found, in what is left or next time.
@@ -107,7 +107,7 @@ def _measured(
     return {**record(point, outcome), **({"avoid": avoid} if avoid else {})}
 
 
-def _kept(path: Path, gpu: Gpu, reporter: Reporter) -> dict[Point, Record]:
+def _kept(path: Path, gpu: Gpu, reporter: TuneReporter) -> dict[Point, Record]:
     try:
         found = read(path, gpu.architecture)
         return {} if found is None else {Point(**one["point"]): one for one in found["points"]}

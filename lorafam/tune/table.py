@@ -67,15 +67,15 @@ def rows_of(records: Iterable[Record], table: str = ROWS) -> dict[str, list[Row]
     Rows apply up to their sizes and the first that fits is taken, so they are in ascending order: a row that would take
     another's point has larger sizes and comes after it.
     """
-    found: dict[str, list[Row]] = {}
+    by_kernel: dict[str, list[Row]] = {}
     ordered = sorted((one for one in records if one.get("table") == table), key=_sizes)
     for place, one in enumerate(ordered):
-        rows = found.setdefault(one["kernel"], [])
+        rows = by_kernel.setdefault(one["kernel"], [])
         if is_won(one):
             rows.append({**one["conditions"], **configuration(one["best"])})
         elif any(is_won(other) and _covers(other, one) for other in ordered[place + 1 :]):
             rows.append({**one["conditions"], "shipped": True})
-    return {kernel: rows for kernel, rows in found.items() if rows}
+    return {kernel: rows for kernel, rows in by_kernel.items() if rows}
 
 
 def _sizes(one: Record) -> list[int]:

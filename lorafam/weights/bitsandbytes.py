@@ -23,7 +23,7 @@ _REPACKED = (
 )
 
 
-class _Kept(NamedTuple):
+class _Adopted(NamedTuple):
     """A conversion, and what it was made from."""
 
     storage: int
@@ -54,7 +54,7 @@ def from_bitsandbytes(source: Any) -> NF4Weight:
     _kept.pop(state, None)
     _check_levels(state)
     weight = _convert(params, state)
-    _kept[state] = _Kept(*now, state.absmax, weight)
+    _kept[state] = _Adopted(*now, state.absmax, weight)
     return weight
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lorafam.cli.tune_report import ConsoleReporter, table, verdict
+from lorafam.cli.tune_report import TuneConsole, table, verdict
 
 BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 64}
 SHIPPED = {"blocks": BLOCKS, "num_warps": 4, "num_stages": 1, "seconds": 20e-6}
@@ -35,7 +35,7 @@ def test_verdict(change: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_line_a_point(terminal: bool) -> None:
     out = io.StringIO()
-    reporter = ConsoleReporter(Console(file=out, force_terminal=terminal, width=200))
+    reporter = TuneConsole(Console(file=out, force_terminal=terminal, width=200))
     reporter.note("goes on: 1 of 2 points [are] there")
     reporter.begin(1, 2)
     reporter.starts("lora_linear, 64 x 64")

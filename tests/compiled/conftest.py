@@ -15,7 +15,7 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     Into the folder that LORAFAM_KERNELS names, where it names one.
     """
-    from lorafam.inspect.shipped import ARCHITECTURES, dump_kernels
+    from lorafam.inspect.every_kernel import ARCHITECTURES, dump_kernels
 
     folder = os.environ.get("LORAFAM_KERNELS")
     place = Path(folder) if folder else tmp_path_factory.mktemp("kernels")
@@ -25,6 +25,6 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def rows(dumped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The kernels of it."""
-    from lorafam.inspect.shipped import compiled
+    from lorafam.inspect.every_kernel import compiled
 
     return compiled(dumped)

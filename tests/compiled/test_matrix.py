@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorafam.inspect.shipped import ARCHITECTURES
+from lorafam.inspect.every_kernel import ARCHITECTURES
 from tests.architectures import chosen
 from tests.kernels.sources import defined_kernels
 
@@ -41,7 +41,7 @@ def described(row: dict[str, Any]) -> str:
 
 
 def test_everything_compiles(dumped: list[dict[str, Any]]) -> None:
-    from lorafam.inspect.shipped import failures
+    from lorafam.inspect.every_kernel import failures
 
     assert failures(dumped) == []
 

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lorafam.files import LOCK
 from lorafam.finetune import FinetuneConfig, InputError
+from lorafam.finetune.checkpoints import Found
 from lorafam.finetune.evaluate import HeldOut
 from lorafam.finetune.run_folder import RunFolder, read_settings, settings_text
 from tests.finetune.test_checkpoints import write as write_checkpoint
@@ -15,6 +19,11 @@ from tests.finetune.test_checkpoints import write as write_checkpoint
 
 def config(output: Path, **changes: object) -> FinetuneConfig:
     return FinetuneConfig(**{"model": "m", "text": "t", "output": str(output), **changes})  # type: ignore[arg-type]
+
+
+def opened(one: FinetuneConfig) -> Found:
+    with RunFolder(one) as folder:
+        return folder.open()
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:
@@ -25,50 +34,49 @@ def test_settings_survive_yaml(tmp_path: Path) -> None:
 
 
 def test_new_folder_is_made(tmp_path: Path) -> None:
-    folder = RunFolder(config(tmp_path / "a" / "b"))
-    assert folder.open() == (None, ())
+    assert opened(config(tmp_path / "a" / "b")) == (None, ())
     assert os.listdir(tmp_path / "a" / "b") == ["run.yaml"]
     # a run that has nothing to lose yet may be started again
-    assert RunFolder(config(tmp_path / "a" / "b", rank=2)).open() == (None, ())
-    assert read_settings(folder.settings)["rank"] == 2
+    assert opened(config(tmp_path / "a" / "b", rank=2)) == (None, ())
+    assert read_settings(tmp_path / "a" / "b" / "run.yaml")["rank"] == 2
 
 
 def test_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(InputError, match=r"^output: expected a folder"):
-        RunFolder(config(tmp_path / "out")).open()
+        opened(config(tmp_path / "out"))
     with pytest.raises(InputError, match=r"^output: .* can't be written"):
-        RunFolder(config(tmp_path / "out" / "inside")).open()
+        opened(config(tmp_path / "out" / "inside"))
 
 
 @pytest.mark.parametrize("there", ["checkpoint-3", "adapter"])
 def test_run_is_not_overwritten(there: str, tmp_path: Path) -> None:
-    RunFolder(config(tmp_path)).open()
+    opened(config(tmp_path))
     write_checkpoint(tmp_path / there)
     with pytest.raises(InputError, match=r"^output: .* has a run already"):
-        RunFolder(config(tmp_path)).open()
+        opened(config(tmp_path))
 
 
 def test_resuming_takes_the_newest_checkpoint(tmp_path: Path) -> None:
     resume = dataclasses.replace(config(tmp_path), resume=True)
     with pytest.raises(InputError, match=r"^output: .* has no run to resume"):
-        RunFolder(resume).open()
-    RunFolder(config(tmp_path)).open()
-    assert RunFolder(resume).open() == (None, ())
+        opened(resume)
+    opened(config(tmp_path))
+    assert opened(resume) == (None, ())
     write_checkpoint(tmp_path / "checkpoint-3")
     (tmp_path / ".saving-77" / "checkpoint-6").mkdir(parents=True)
     (write_checkpoint(tmp_path / "checkpoint-9") / "optimizer.pt").unlink()
     damaged = ("checkpoint-9: optimizer.pt is missing",)
-    assert RunFolder(resume).open() == (tmp_path / "checkpoint-3", damaged)
+    assert opened(resume) == (tmp_path / "checkpoint-3", damaged)
     assert not (tmp_path / "checkpoint-9").exists()
     assert not (tmp_path / ".saving-77").exists()
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
-    RunFolder(config(tmp_path)).open()
+    opened(config(tmp_path))
     with pytest.raises(InputError, match=r"^rank: the run in .* has 8, it can't go on with 4"):
-        RunFolder(config(tmp_path, rank=4, resume=True)).open()
-    assert RunFolder(config(tmp_path, save_every=1, evaluate_every=7, resume=True)).open().newest is None
+        opened(config(tmp_path, rank=4, resume=True))
+    assert opened(config(tmp_path, save_every=1, evaluate_every=7, resume=True)).newest is None
 
 
 def test_held_out_losses_are_kept_for_the_same_text(tmp_path: Path) -> None:
@@ -103,3 +111,25 @@ def test_unusable_settings_file(content: str | None, message: str, tmp_path: Pat
 def test_empty_settings_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("# nothing\n")
     assert read_settings(tmp_path / "run.yaml") == {}
+
+
+def test_two_runs_are_not_in_one_folder(tmp_path: Path) -> None:
+    first, resumed = config(tmp_path), dataclasses.replace(config(tmp_path), resume=True)
+    with RunFolder(first) as folder:
+        folder.open()
+        for other in (first, resumed):
+            with pytest.raises(InputError, match=r"^output: another run is at work in "):
+                opened(other)
+    assert opened(resumed) == (None, ())
+    assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_run_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, pathlib; from lorafam.files import working_in\n"
+        "with working_in(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert os.listdir(tmp_path) == [LOCK]
+    assert opened(config(tmp_path)) == (None, ())
+    assert os.listdir(tmp_path) == ["run.yaml"]

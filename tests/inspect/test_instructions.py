@@ -143,7 +143,7 @@ def test_each_weight_is_looked_up_once_for_each_tile_of_tokens(architecture: str
     """The lanes that execute a dot product of bytes while a launch runs, against weights / 2 · tiles of M."""
     need_ptxsim()
     from lorafam.backends.triton_gpu.lora_linear import lora_linear
-    from lorafam.inspect.shipped import configuration
+    from lorafam.inspect.every_kernel import configuration
     from lorafam.inspect.traffic import count
 
     N, K = 256, 512

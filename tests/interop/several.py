@@ -154,8 +154,8 @@ def watched() -> Iterator[dict[tuple[str, str], int]]:
     original = FastLayer.forward
 
     def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        way = layer.lorafam_way(x)
-        counts[way[:2]] = counts.get(way[:2], 0) + 1
+        plan = layer.lorafam_plan(x)
+        counts[plan[:2]] = counts.get(plan[:2], 0) + 1
         return original(layer, x, *args, **kwargs)
 
     FastLayer.forward = forward  # type: ignore[method-assign]

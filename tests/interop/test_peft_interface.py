@@ -107,9 +107,9 @@ def test_adapters_added_later_are_accelerated_and_taken_back() -> None:
     _, model = pair()
     model.add_adapter("other", config_of("lora", target_modules=["head"]))
     head = model.base_model.model.head
-    assert head.lorafam_way().reason.startswith("no active adapter")
+    assert head.lorafam_plan().reason.startswith("no active adapter")
     model.set_adapter("other")
-    assert head.lorafam_way().path == "fused"
+    assert head.lorafam_plan().path == "fused"
     lorafam.decelerate(model)
     assert not any("_lorafam" in child.__dict__ for child in model.modules())
     assert type(model.base_model).__module__ == "peft.tuners.lora.model"
@@ -416,7 +416,7 @@ def test_transformed_forwards_are_plain_operations() -> None:
 
 def test_embeddings_with_dora() -> None:
     plain, fast = pair("dora", target_modules=["embed", "q"])
-    assert fast.base_model.model.embed.lorafam_way().path == "base + low rank"
+    assert fast.base_model.model.embed.lorafam_plan().path == "base + low rank"
     assert_same(plain, fast)
     gradients = []
     for model in (plain, fast):

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import lorafam
 from lorafam import AdapterConfig
+from lorafam.files import LOCK, working_in
 from lorafam.model import adapter_layers, merge_files, stored_model
 from lorafam.model.merge_state import STATE
 from tests.model.on_disk import METHODS, gpt2, write_adapter, write_model
@@ -498,3 +499,13 @@ def test_outputs_that_are_there(model: Path, adapter: Path, tmp_path: Path, monk
     monkeypatch.undo()
     (tmp_path / "empty").mkdir()
     assert merge_files(model, adapter, tmp_path / "empty").files
+
+
+def test_two_merges_are_not_in_one_folder(model: Path, adapter: Path, tmp_path: Path) -> None:
+    with (
+        working_in(tmp_path / "out"),
+        pytest.raises(ValueError, match=r"^output: another merge is at work in "),
+    ):
+        merge_files(model, adapter, tmp_path / "out")
+    merge_files(model, adapter, tmp_path / "out")
+    assert LOCK not in os.listdir(tmp_path / "out")

@@ -11,7 +11,7 @@ from torch import nn
 
 import lorafam
 from lorafam import functional as F
-from lorafam.backends.direct import call
+from lorafam.backends.undispatched import call
 from lorafam.ops.library import OPS
 from tests.ops.test_opcheck import STORAGES, arguments
 

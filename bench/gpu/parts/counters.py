@@ -84,15 +84,15 @@ def parsed(output: str, errors: str = "") -> list[dict[str, Any]]:
 
 
 def _metrics(row: Mapping[str, str]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for metric, name in METRICS.items():
         text = (row.get(metric) or "").replace(",", "")
         try:
-            found[name] = float(text)
+            metrics[name] = float(text)
         except ValueError:
             # "n/a": this chip or this ncu doesn't have it
-            found[name] = None
-    return found
+            metrics[name] = None
+    return metrics
 
 
 def _run(op: str, tokens: int) -> None:

@@ -138,7 +138,7 @@ def measure(calls: Sequence[Call]) -> dict[str, Any]:
         for _ in range(2):
             call()
     gpu.synchronize()
-    found: dict[str, Any] = {"copies": len(calls)}
+    measured: dict[str, Any] = {"copies": len(calls)}
     for name, several in (("gpu", calls), ("gpu_warm", calls[:1])):
         turns = math.ceil(IN_A_GRAPH / len(several))
 
@@ -151,22 +151,22 @@ def measure(calls: Sequence[Call]) -> dict[str, Any]:
             replay = gpu.graph(all_of)
         except RuntimeError as error:
             # launched one by one, so that launching counts where it takes longer than the GPU
-            found["no_graph"] = told(error)
+            measured["no_graph"] = told(error)
             gpu.synchronize()
             replay = all_of
-        seconds, found["rounds"] = median_seconds(replay, BUDGET)
-        found[name] = seconds / (turns * len(several))
+        seconds, measured["rounds"] = median_seconds(replay, BUDGET)
+        measured[name] = seconds / (turns * len(several))
         if name == "gpu":
-            found["clocks"] = _clocks_under_load(replay, seconds)
+            measured["clocks"] = _clocks_under_load(replay, seconds)
         del replay
     gpu.synchronize()
     start = time.perf_counter()
     for turn in range(HOST_CALLS):
         calls[turn % len(calls)]()
-    found["host"] = (time.perf_counter() - start) / HOST_CALLS
+    measured["host"] = (time.perf_counter() - start) / HOST_CALLS
     gpu.synchronize()
-    found["wall"] = (time.perf_counter() - start) / HOST_CALLS
-    return found
+    measured["wall"] = (time.perf_counter() - start) / HOST_CALLS
+    return measured
 
 
 def _clocks_under_load(replay: Call, seconds: float) -> dict[str, Any]:

@@ -27,13 +27,13 @@ def kept(context: Context) -> dict[str, Any]:
     before = self_check.kept_result(path)
     if before is not None and before.complete:
         return {"file": str(path), "written": False}
-    found = {} if before is None else dict(before.failures)
+    failures = {} if before is None else dict(before.failures)
     draw = Draw(0, eager, device().where)
     for op in CHECKED_OPS:
         record = Record(context.folder / f"check/op-{op}.json").cases
         for title, case in titled(op):
             if title in record and record[title]["outcome"] in BAD:
                 name = paths_of(op, case.make(draw))[0]
-                found.setdefault(name, f"{title}: {record[title]['outcome']}: {record[title].get('why', '')}")
-    self_check.keep_result(path, self_check.Kept(found, complete=True))
-    return {"file": str(path), "written": True, "switched_off": found}
+                failures.setdefault(name, f"{title}: {record[title]['outcome']}: {record[title].get('why', '')}")
+    self_check.keep_result(path, self_check.KeptVerdicts(failures, complete=True))
+    return {"file": str(path), "written": True, "switched_off": failures}

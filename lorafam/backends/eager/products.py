@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.by_storage import is_dense
+from ...ops.by_storage import Storage
 from ...ops.library import accumulate_dtype
 from ...ops.lora_linear_group import members
 from ...reference.dropout import dropout_mask
@@ -13,9 +13,9 @@ from .four_bit import dequantize_4bit
 Tensor = torch.Tensor
 
 
-def dense_weight(data: Tensor, scales: list[Tensor], layout: list[int], dtype: torch.dtype) -> Tensor:
+def dense_weight(weight: Storage, dtype: torch.dtype) -> Tensor:
     """W [N, K] in `dtype`."""
-    return data.to(dtype) if is_dense(layout) else dequantize_4bit(data, scales, layout, dtype)
+    return weight.data.to(dtype) if weight.is_dense else dequantize_4bit(*weight, dtype)
 
 
 def dropout(x: Tensor, seed: Tensor, dropout_p: float) -> Tensor:
@@ -48,7 +48,7 @@ def lora_linear(
 ) -> Tensor:
     """Y = c ∘ (x Wᵀ + P B̂ᵀ) + bias."""
     dtype = accumulate_dtype(x.dtype)
-    y = x.to(dtype) @ dense_weight(data, scales, layout, dtype).T
+    y = x.to(dtype) @ dense_weight(Storage(data, scales, layout), dtype).T
     if P is not None and B_hat is not None:
         y = y.addmm_(P.to(dtype), B_hat.to(dtype).T)
     if c is not None:
@@ -68,7 +68,7 @@ def lora_linear_group(
     bias: list[Tensor | None],
 ) -> list[Tensor]:
     """Y_i = x W_iᵀ + P_i B̂_iᵀ + bias_i."""
-    return [lora_linear(x, *member) for member in members(data, scales, layout, P, B_hat, bias)]
+    return [lora_linear(x, *member.arguments) for member in members(data, scales, layout, P, B_hat, bias)]
 
 
 def lora_linear_grad(
@@ -85,7 +85,7 @@ def lora_linear_grad(
     """dx = (G ∘ c) W + drop'(Q A)."""
     dtype = accumulate_dtype(grad_y.dtype)
     scaled = grad_y.to(dtype) if c is None else grad_y.to(dtype) * c
-    dx = scaled @ dense_weight(data, scales, layout, dtype)
+    dx = scaled @ dense_weight(Storage(data, scales, layout), dtype)
     if Q is not None and A is not None:
         dx = dx.add_(_dropped(Q.to(dtype) @ A.to(dtype), seed, dropout_p, dtype))
     return dx.to(grad_y.dtype)

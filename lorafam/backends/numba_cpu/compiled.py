@@ -50,13 +50,13 @@ def compiled(maker: _Maker) -> Callable[..., int]:
     addresses: dict[tuple[int, ...], int] = {}
 
     def address(*constants: int) -> int:
-        found = addresses.get(constants)
-        if found is None:
+        at = addresses.get(constants)
+        if at is None:
             with _lock:
                 if constants not in kept:
                     kept[constants] = _compile(maker(*constants, SOURCES))
-                found = addresses[constants] = kept[constants].address or 0
-        return found
+                at = addresses[constants] = kept[constants].address or 0
+        return at
 
     address.__name__, address.maker = maker.__name__, maker  # type: ignore[attr-defined]
     return address

@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import team
+from . import parallel
 from .compiled import compiled
 from .memory import clear, load_float, store_float, store_value, value_at
 from .multiply_dense import PAIRED, WIDE, WIDENED, dot_dense_rows
+from .parallel import address, argument, my_scratch, next_part
 from .processor import Processor
-from .team import address, argument, my_scratch, next_part
 
 Tensor = torch.Tensor
 # by their dtype: with more the platform's product is as fast
@@ -166,7 +166,7 @@ def forward(
     )
     scratch = 4 * (_ROWS_A_PART * tokens + (count * columns if kind == WIDENED and narrow else 0))
     entry = _forward(cpu.lanes, rows, tokens, kind, int(narrow))
-    team.run(entry, arguments, -(-features // _ROWS_A_PART), scratch)
+    parallel.run(entry, arguments, -(-features // _ROWS_A_PART), scratch)
 
 
 def tokens_at_once(count: int) -> int:

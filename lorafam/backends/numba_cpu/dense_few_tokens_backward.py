@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import team
+from . import parallel
 from .compiled import compiled
 from .dense_few_tokens import kind_of, tokens_at_once
 from .memory import clear, load_float, store_float, store_value, value_at
 from .multiply_dense import PAIRED, WIDE, WIDENED, add_dense_rows, add_shares
+from .parallel import address, argument, my_scratch, next_part
 from .processor import Processor
-from .team import address, argument, my_scratch, next_part
 
 Tensor = torch.Tensor
 # rows of W in a part, of a small and a large weight: each leaves a share behind
@@ -181,7 +181,7 @@ def backward(
     tokens, kind = tokens_at_once(count), kind_of(weight, narrow, cpu)
     rows = _MANY_ROWS if features >= 8 * _MANY_ROWS else _FEW_ROWS
     parts, padded = -(-features // rows), -(-count // tokens) * tokens
-    shares = team.kept("shares", 4 * parts * padded * columns).data_ptr()
+    shares = parallel.kept("shares", 4 * parts * padded * columns).data_ptr()
     arguments = (
         weight.data_ptr(),
         features,
@@ -192,15 +192,15 @@ def backward(
         shares,
         count,
     )
-    team.run(_shares(cpu.lanes, tokens, kind, int(narrow)), arguments, parts, 4 * tokens * (rows + 1))
+    parallel.run(_shares(cpu.lanes, tokens, kind, int(narrow)), arguments, parts, 4 * tokens * (rows + 1))
     rank = 0 if Q is None else Q.shape[1]
     last = (address(Q), address(A), rank, address(start), dx.data_ptr(), count)
     entry = _add_up(cpu.lanes, int(narrow))
-    team.run(entry, (shares, parts, padded, columns, *last), -(-columns // _COLUMNS_A_PART))
+    parallel.run(entry, (shares, parts, padded, columns, *last), -(-columns // _COLUMNS_A_PART))
 
 
 def add_low_rank(Q: Tensor, A: Tensor, start: Tensor | None, out: Tensor, cpu: Processor) -> None:
     """out [M, K] = Q A + start, in fp32; all contiguous."""
     count, columns = out.shape
     arguments = (0, 0, 0, columns, Q.data_ptr(), A.data_ptr(), Q.shape[1], address(start), out.data_ptr(), count)
-    team.run(_add_up(cpu.lanes, 0), arguments, -(-columns // _COLUMNS_A_PART))
+    parallel.run(_add_up(cpu.lanes, 0), arguments, -(-columns // _COLUMNS_A_PART))

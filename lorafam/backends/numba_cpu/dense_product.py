@@ -12,9 +12,10 @@ import functools
 import torch
 
 from ...ops.library import accumulate_dtype, in_dtype
+from ..plan import Plan
 from . import dense_choice, dense_few_tokens, dense_few_tokens_backward, tiles_backward, tiles_forward
 from .four_bit import dense
-from .four_bit_product import Plan, single
+from .four_bit_product import single
 from .huge_pages import new_matrix
 from .processor import Processor, processor
 from .product import add_product, product
@@ -160,7 +161,7 @@ def plan(weight: Tensor, tokens: int) -> Plan:
     cpu = processor()
     if not dense_few_tokens.suits(weight, weight.dtype, tokens):
         if not _suits_tiles(weight, weight.dtype, tokens):
-            return Plan("dense", None)
+            return Plan("dense")
         choice = dense_choice.known("forward", weight, weight.dtype, tokens)
         if choice is None:
             return Plan("dense", "or our tiles, if they turn out faster at the first call")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.by_storage import Layout
+from ...ops.by_storage import Storage
 from .four_bit import describe
 from .panels import decode, panels
 
@@ -13,11 +13,11 @@ def dequantize_4bit(
     codes: torch.Tensor, scales: list[torch.Tensor], layout: list[int], dtype: torch.dtype
 ) -> torch.Tensor:
     """W [N, K] in `dtype`."""
-    shape = Layout(*layout)
-    weight = torch.empty(shape.out_features, shape.in_features, dtype=dtype)
+    storage = Storage(codes, scales, layout)
+    weight = torch.empty(storage.shape, dtype=dtype)
     if dtype != torch.float32:
-        for first, end, rows in panels(codes, scales, layout):
+        for first, end, rows in panels(storage):
             weight[first:end] = rows
         return weight
-    decode(describe(codes, scales, layout), 0, weight.numel(), weight)
+    decode(describe(storage), 0, weight.numel(), weight)
     return weight

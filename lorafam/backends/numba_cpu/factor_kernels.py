@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .arrange import write_rows, write_scaled
 from .compiled import compiled
 from .memory import clear, load_float, store_float, value_at
 from .multiply import add_tile
 from .multiply_dense import add_shares
-from .team import argument, my_scratch, next_part
+from .parallel import argument, my_scratch, next_part
+from .token_order import write_rows, write_scaled
 
 COLUMNS = 128
 # tokens that are widened at a time

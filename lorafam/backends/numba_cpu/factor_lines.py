@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import team
-from .arrange import write_scaled
+from ...ops.adapted import Scale
+from . import parallel
 from .compiled import compiled
 from .memory import load_float, store_float
-from .team import address, argument, next_part
+from .parallel import address, argument, next_part
+from .token_order import write_scaled
 
 Tensor = torch.Tensor
-# a number, as one of torch's too, or fp32 [r]
-Scale = float | Tensor
 _ROWS = 128
 # one value for all ranks: rows of whole registers, whatever the rank
 _LONG = 64
@@ -69,7 +68,7 @@ def scale_at(scale: Scale | None) -> tuple[int, int]:
     if isinstance(scale, Tensor) and scale.ndim:
         return scale.data_ptr(), 4
     number = 1.0 if scale is None else float(scale)
-    return (0, 0) if number == 1 else (team.hold(_number(number)).data_ptr(), 0)
+    return (0, 0) if number == 1 else (parallel.hold(_number(number)).data_ptr(), 0)
 
 
 def by_registers(
@@ -88,9 +87,9 @@ def by_registers(
     if rank == lanes and not where and c is None:
         return factor.data_ptr()
     groups = -(-rank // lanes)
-    out = team.kept(name, 4 * groups * rows * lanes).data_ptr()
+    out = parallel.kept(name, 4 * groups * rows * lanes).data_ptr()
     arguments = (factor.data_ptr(), rows, rank, groups * lanes, out, 4 * lanes, 4 * rows * lanes)
-    team.run(_lines(lanes), (*arguments, where, step, address(c)), -(-rows // _ROWS), meets=meets)
+    parallel.run(_lines(lanes), (*arguments, where, step, address(c)), -(-rows // _ROWS), meets=meets)
     return out
 
 
@@ -100,9 +99,9 @@ def scaled(factor: Tensor, scale: Scale | None, lanes: int) -> Tensor:
     if not where:
         return factor
     rows, rank = factor.shape
-    result = team.kept_matrix("B scaled", rows, rank)
+    result = parallel.kept_matrix("B scaled", rows, rank)
     if step == 0 and rows * rank % _LONG == 0:
         rows, rank = rows * rank // _LONG, _LONG
     arguments = (factor.data_ptr(), rows, rank, rank, result.data_ptr(), 4 * rank, 4 * lanes, where, step, 0)
-    team.run(_lines(lanes), arguments, -(-rows // _ROWS), meets=False)
+    parallel.run(_lines(lanes), arguments, -(-rows // _ROWS), meets=False)
     return result

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from . import factor_kernels, team
+from ...ops.adapted import Scale
+from . import factor_kernels, parallel
 from .factor_kernels import COLUMNS, TERMS
-from .factor_lines import Scale, by_registers, scale_at
+from .factor_lines import by_registers, scale_at
+from .parallel import address
 from .processor import Processor
-from .team import address
 
 Tensor = torch.Tensor
 TOKENS = 512
@@ -67,9 +68,11 @@ def sums_over_g(
     down = by_registers(P, lanes, "P by registers", meets=False)
     parts = -(-features // COLUMNS)
     most = min(TOKENS, -(-tokens // lanes) * lanes)
-    shares = team.kept("shares", 4 * parts * groups * most * lanes).data_ptr()
+    shares = parallel.kept("shares", 4 * parts * groups * most * lanes).data_ptr()
     # of one whole group of ranks Q lies as the kernels read it
-    lined = into.Q.data_ptr() if rank == lanes else team.kept("Q by registers", 4 * groups * tokens * lanes).data_ptr()
+    lined = (
+        into.Q.data_ptr() if rank == lanes else parallel.kept("Q by registers", 4 * groups * tokens * lanes).data_ptr()
+    )
     scratch = _scratch(groups, lanes)
     narrow, narrow_y = (int(t is not None and t.dtype == torch.bfloat16) for t in (grad_y, y))
     where, step = scale_at(scale) if scales_db else (0, 0)
@@ -98,9 +101,9 @@ def sums_over_g(
             where if ends else 0,
             step if ends else 0,
         )
-        team.run(factor_kernels.over_g(lanes, narrow, narrow_y), arguments, parts, scratch)
+        parallel.run(factor_kernels.over_g(lanes, narrow, narrow_y), arguments, parts, scratch)
         of_q = (shares, parts, groups, padded, lined + 4 * lanes * first, _row(into.Q, first), count, rank, tokens)
-        team.run(factor_kernels.add_q_shares(lanes), of_q, -(-count // COLUMNS))
+        parallel.run(factor_kernels.add_q_shares(lanes), of_q, -(-count // COLUMNS))
     return Lined(lined, lanes)
 
 
@@ -111,7 +114,7 @@ def over_x(x: Tensor, lined: Lined, d_a: Tensor, *, meets: bool = True) -> None:
     arguments = (x.data_ptr(), tokens, columns, groups, lined.where, d_a.data_ptr(), rank)
     entry = factor_kernels.over_x(lined.lanes, int(x.dtype == torch.bfloat16))
     parts = -(-columns // COLUMNS) if tokens else 0
-    team.run(entry, arguments, parts, _scratch(groups, lined.lanes), meets=meets)
+    parallel.run(entry, arguments, parts, _scratch(groups, lined.lanes), meets=meets)
 
 
 def gradients(
@@ -135,7 +138,7 @@ def gradients(
     sums = P.new_zeros(features) if needs_sums else None
     into = Sums(P.new_empty(tokens, rank), new(features, rank), sums, None if y is None else P.new_zeros(features))
     d_a = new(rank, x.shape[1])
-    with team.region():
+    with parallel.region():
         over_x(x, sums_over_g(grad_y, P, B_hat, None, c, y, bias, into, False, cpu), d_a)
     return into, d_a
 

@@ -14,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from . import team
-from .arrange import pack_line
+from . import parallel
 from .compiled import compiled
 from .decoding import IN_ORDER, apart
 from .four_bit import WEIGHT, Weight, block_scale, gained, own, weight_at, weight_of
 from .memory import clear, load_float, store_float, store_value
 from .multiply_codes import add_rows, dot_rows
 from .pack import pack
+from .parallel import address, argument, my_scratch, next_part
 from .processor import Processor
-from .team import address, argument, my_scratch, next_part
+from .token_order import pack_line
 
 FORWARD_TOKENS = 8
 BACKWARD_TOKENS = 4
@@ -138,7 +138,7 @@ def _forward(lanes: int, rows: int, tokens: int, runs: int, narrow: int, pairs: 
     return kernel
 
 
-class Member(NamedTuple):
+class Product(NamedTuple):
     """One product of a forward: the weight, P [M, r] and B̂ [N, r] or neither, c, bias [N], and y [M, N] in x's dtype,
     fp32 or bf16; the rest fp32, all contiguous.
     """
@@ -151,7 +151,7 @@ class Member(NamedTuple):
     y: torch.Tensor
 
 
-def forward(x: torch.Tensor, members: Sequence[Member], cpu: Processor) -> None:
+def forward(x: torch.Tensor, members: Sequence[Product], cpu: Processor) -> None:
     """The products of x [M, K], M at most `FORWARD_TOKENS`, with weights of one block size and kind of absmax."""
     count = x.shape[0]
     tokens = _tokens(count)
@@ -176,7 +176,7 @@ def forward(x: torch.Tensor, members: Sequence[Member], cpu: Processor) -> None:
         arguments += [address(member.c), address(member.bias), member.y.data_ptr()]
         parts += -(-member.weight.rows // _ROWS_A_PART)
     entry = _forward(cpu.lanes, rows, tokens, runs, narrow, pairs, int(weight.absmax_codes != 0))
-    team.run(entry, arguments, parts, 4 * tokens * (weight.columns + rows + ranks))
+    parallel.run(entry, arguments, parts, 4 * tokens * (weight.columns + rows + ranks))
 
 
 @compiled
@@ -249,4 +249,4 @@ def backward(
         int(dx.dtype == torch.bfloat16),
     )
     scratch = 4 * (_TERMS * (columns // step) + columns * tokens)
-    team.run(_backward(cpu.lanes, tokens, columns, step), arguments, -(-weight.columns // columns), scratch)
+    parallel.run(_backward(cpu.lanes, tokens, columns, step), arguments, -(-weight.columns // columns), scratch)

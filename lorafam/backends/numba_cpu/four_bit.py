@@ -13,11 +13,11 @@ import torch
 from numba import njit
 
 from ...kernels.formats import FORMATS
-from ...ops.by_storage import Layout
+from ...ops.by_storage import Layout, Storage
 from .decoding import IN_ORDER, decode_groups, decode_row_pairs
 from .memory import load_byte, load_float, store_float
 from .multiply_codes import NESTED_BITS
-from .team import argument
+from .parallel import argument
 
 _LEVELS = tuple(np.array(row.levels, dtype=np.float32) for row in FORMATS)
 _LEVELS_AT = tuple(levels.ctypes.data for levels in _LEVELS)
@@ -46,8 +46,9 @@ class Weight(NamedTuple):
 WEIGHT = len(Weight._fields)
 
 
-def describe(data: torch.Tensor, scales: list[torch.Tensor], layout: list[int]) -> Weight:
+def describe(weight: Storage) -> Weight:
     """The weight of an op's arguments; the tensors must live as long as it is used."""
+    data, scales, layout = weight
     shape = Layout(*layout)
     if shape.nested_block_size:
         absmax_codes, nested_absmax, nested_levels, absmax = (scale.data_ptr() for scale in scales)

@@ -14,18 +14,18 @@ from numba import njit
 
 from ...ops.library import in_dtype
 from .. import eager
-from . import team
-from .arrange import copy_registers, write_rows
+from . import parallel
 from .compiled import compiled
 from .decoding import IN_ORDER
 from .memory import clear, load_float, load_integer, store_float, value_at
 from .online_softmax import add_block, fill_rows, scale_rows, weighted_rows
 from .pack import pack
+from .parallel import address, argument, my_scratch, next_part
 from .processor import Processor, processor
-from .team import address, argument, my_scratch, next_part
 from .tiles import SPAN, TERMS, copy_row, shape_of
 from .tiles_backward import PAD, add_columns_of_tiles
 from .tiles_forward import FIVE, SPAN_OF_FIVES, add_rows_of_tiles
+from .token_order import copy_registers, write_rows
 
 Tensor = torch.Tensor
 # of a pass over W
@@ -210,7 +210,7 @@ def _one_pass(
     scratch = SPAN // cpu.lanes * (TERMS * 4 * cpu.lanes + PAD) + 4 * padded * (TERMS + 1)
     entry = _shares(cpu.lanes, height, registers, int(weight.dtype == torch.bfloat16), int(differentiates))
     arguments = (weight.data_ptr(), rows, columns, address(bias), packed, target.data_ptr(), tokens, share_rows)
-    team.run(entry, (*arguments, *map(address, (most, total, chosen, sums))), count, scratch)
+    parallel.run(entry, (*arguments, *map(address, (most, total, chosen, sums))), count, scratch)
 
     highest = most.amax(0)
     factors = (most - highest).exp_()
@@ -221,7 +221,7 @@ def _one_pass(
     factors.div_(whole)
     dx = x.new_empty(tokens, columns, dtype=torch.float32)
     entry, shares = _together(cpu.lanes, registers), (address(sums), address(factors), count)
-    team.run(entry, (*shares, tokens, columns, address(dx)), spans, 4 * SPAN * width)
+    parallel.run(entry, (*shares, tokens, columns, address(dx)), spans, 4 * SPAN * width)
     return losses, dx.sub_(weight[target])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.by_storage import is_dense
+from ...ops.by_storage import Storage, is_dense
 from . import dense_product, four_bit_product
 
 Tensor = torch.Tensor
@@ -22,4 +22,4 @@ def lora_linear(
 ) -> Tensor:
     if is_dense(layout):
         return dense_product.forward(x, data, P, B_hat, c, bias)
-    return four_bit_product.forward(x, data, scales, layout, P, B_hat, c, bias)
+    return four_bit_product.forward(x, Storage(data, scales, layout), P, B_hat, c, bias)

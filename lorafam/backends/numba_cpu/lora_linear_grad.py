@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.by_storage import is_dense
+from ...ops.by_storage import Storage, is_dense
 from ...ops.library import accumulate_dtype, in_dtype
 from . import dense_product, four_bit_product
 from .dropout import dropped
@@ -31,4 +31,4 @@ def lora_linear_grad(
         Q = A = None
     if is_dense(layout):
         return dense_product.backward(grad_y, data, c, Q, A, update)
-    return four_bit_product.backward(grad_y, data, scales, layout, c, Q, A, update)
+    return four_bit_product.backward(grad_y, Storage(data, scales, layout), c, Q, A, update)

@@ -20,9 +20,9 @@ def lora_linear_group(
     B_hat: list[Tensor],
     bias: list[Tensor | None],
 ) -> list[Tensor]:
-    each = list(members(data, scales, layout, P, B_hat, bias))
+    each = members(data, scales, layout, P, B_hat, bias)
     if layout:
         together = four_bit_product.forward_group(x, each)
         if together is not None:
             return together
-    return [lora_linear(x, *member) for member in each]
+    return [lora_linear(x, *member.arguments) for member in each]

@@ -126,13 +126,13 @@ def dot_rows(
 
         def low_rank(sums: list[Any], index: Any) -> list[Any]:
             at = times(builder, index, 4 * width)
-            found = list(sums)
+            results = list(sums)
             for row in range(height):
                 left = vectors.load(builder.add(factor, times(builder, terms, 4 * row)), at)
                 for one in range(across):
                     right = vectors.load(builder.add(projected, times(builder, terms, 4 * one)), at)
-                    found[row * across + one] = vectors.fma(left, right, found[row * across + one])
-            return found
+                    results[row * across + one] = vectors.fma(left, right, results[row * across + one])
+            return results
 
         for place, value in enumerate(loop(builder, whole, sums, low_rank)):
             builder.store(vectors.total(value), vectors.address(target, 4 * place, F32), align=4)

@@ -70,22 +70,22 @@ def dot_dense_rows(
         def body(sums: list[Any], index: Any) -> list[Any]:
             at = times(builder, index, weight_step)
             columns = [loaded(builder.add(place, times(builder, index, x_step)), True) for place in x_of]
-            found = []
+            results = []
             for row in range(height):
                 here = builder.add(row_of[row], at)
                 fetch_ahead(builder, builder.add(here, ir.Constant(I64, _AHEAD)))
                 weights = loaded(here, way == WIDE)
-                found += [multiply(weights, columns[one], sums[row * across + one]) for one in range(across)]
-            return found
+                results += [multiply(weights, columns[one], sums[row * across + one]) for one in range(across)]
+            return results
 
         def low_rank(sums: list[Any], index: Any) -> list[Any]:
             at = times(builder, index, 4 * width)
             rights = [vectors.load(place, at) for place in p_of]
-            found = []
+            results = []
             for row in range(height):
                 left = vectors.load(builder.add(factor, times(builder, rank_of, 4 * row)), at)
-                found += [vectors.fma(left, rights[one], sums[row * across + one]) for one in range(across)]
-            return found
+                results += [vectors.fma(left, rights[one], sums[row * across + one]) for one in range(across)]
+            return results
 
         sums = loop(builder, count, [vectors.zero] * (height * across), body)
         for place, value in enumerate(loop(builder, groups, sums, low_rank)):

@@ -37,13 +37,13 @@ def _exponential(vectors: Vectors, value: Any) -> Any:
     count = vectors.call(name, vectors.floats, builder.fmul(bounded, constant(1 / math.log(2))))
     rest = vectors.fma(count, constant(-_LN2_HIGH), bounded)
     rest = vectors.fma(count, constant(-_LN2_LOW), rest)
-    found = constant(_TERMS[-1])
+    power = constant(_TERMS[-1])
     for term in reversed(_TERMS[:-1]):
-        found = vectors.fma(found, rest, constant(term))
+        power = vectors.fma(power, rest, constant(term))
     exponent = builder.shl(builder.add(builder.fptosi(count, vectors.ints), vectors.integer(127)), vectors.integer(23))
-    found = builder.fmul(found, builder.bitcast(exponent, vectors.floats))
-    found = builder.select(enough, found, vectors.zero)
-    return builder.select(builder.fcmp_unordered("uno", value, value), value, found)
+    power = builder.fmul(power, builder.bitcast(exponent, vectors.floats))
+    power = builder.select(enough, power, vectors.zero)
+    return builder.select(builder.fcmp_unordered("uno", value, value), value, power)
 
 
 @intrinsic(prefer_literal=True)

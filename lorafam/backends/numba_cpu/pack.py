@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import team
-from .arrange import pack_block
+from . import parallel
 from .compiled import compiled
 from .decoding import IN_ORDER, PAIRS, apart
 from .memory import bf16_bits, load_float, store_float, store_word, value_at
+from .parallel import argument, next_part
 from .processor import Processor
-from .team import argument, next_part
+from .token_order import pack_block
 
 _COLUMNS = 256
 
@@ -118,9 +118,9 @@ def pack(
     """The address of x [M, K], contiguous, packed for tiles of `width` tokens; valid until the next of that name."""
     tokens, columns = x.shape
     groups = -(-tokens // width)
-    out = team.scratch(name, 4 * groups * width * columns)
+    out = parallel.scratch(name, 4 * groups * width * columns)
     kind = int(x.dtype == torch.bfloat16) + 2 * int(factors is not None)
     entry = _pack(cpu.lanes, width, order, kind)
-    arguments = (x.data_ptr(), tokens, columns, team.address(factors), out)
-    team.run(entry, arguments, groups * -(-columns // _COLUMNS), meets=meets)
+    arguments = (x.data_ptr(), tokens, columns, parallel.address(factors), out)
+    parallel.run(entry, arguments, groups * -(-columns // _COLUMNS), meets=meets)
     return out

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from . import dense_few_tokens, team
+from . import dense_few_tokens, parallel
 from .compiled import compiled
 from .decoding import IN_ORDER
 from .memory import clear, load_float, store_float
 from .multiply import add_matrix_tile
 from .pack import pack_columns
+from .parallel import argument, my_scratch, next_part
 from .processor import Processor
-from .team import argument, my_scratch, next_part
 
 Tensor = torch.Tensor
 # with fewer, registers of tokens would be mostly empty
@@ -75,4 +75,4 @@ def project(x: Tensor, A: Tensor, P: Tensor, cpu: Processor) -> None:
     entry = _project(cpu.lanes, height, registers, int(x.dtype == torch.bfloat16))
     scratch = 4 * width * (_TERMS + -(-rank // height) * height)
     arguments = (x.data_ptr(), tokens, columns, A.data_ptr(), rank, P.data_ptr())
-    team.run(entry, arguments, -(-tokens // width) if rank else 0, scratch)
+    parallel.run(entry, arguments, -(-tokens // width) if rank else 0, scratch)

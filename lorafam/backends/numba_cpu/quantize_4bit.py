@@ -73,7 +73,7 @@ def _quantize_blocks(
     """Blocks first … last - 1 of the flattened weight, whose fp32, bf16 or fp16 values are read as words of bits."""
     words = np.empty(block_size, np.uint32)
     values = words.view(np.float32)
-    found = np.empty(block_size, np.uint8)
+    places = np.empty(block_size, np.uint8)
     for block in range(first, last):
         start = block * block_size
         length = min(block_size, source.size - start)
@@ -95,12 +95,12 @@ def _quantize_blocks(
                 values[length] = 0.0
         absmax[block] = scale
         padded = length + length % 2
-        found[:padded] = 0
+        places[:padded] = 0
         for k in range(bounds.size):
             for i in range(padded):
-                found[i] += np.uint8(values[i] > bounds[k])
+                places[i] += np.uint8(values[i] > bounds[k])
         for i in range(padded // 2):
-            codes[start // 2 + i] = order[found[2 * i]] << 4 | order[found[2 * i + 1]]
+            codes[start // 2 + i] = order[places[2 * i]] << 4 | order[places[2 * i + 1]]
 
 
 @kernel

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ...ops.by_storage import is_dense, weight_shape
+from ...ops.by_storage import Storage
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR, norm_dtype
 from . import dense_few_tokens, dense_product, four_bit_product
 from .four_bit import describe
@@ -23,69 +23,69 @@ def row_norm(
     data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, weight_squared: Tensor | None
 ) -> Tensor:
     """n [N]."""
-    dtype = norm_dtype(data, layout)
+    weight, dtype = Storage(data, scales, layout), norm_dtype(data, layout)
     A, B_hat = A.to(dtype), B_hat.to(dtype)
     if A.shape[0] > A.shape[1]:
         # A Aᵀ [r, r] is more than W + B̂A then, and takes longer
         every = torch.arange(B_hat.shape[0])
-        return _norms_of_sums(data, scales, layout, A, B_hat, every).clamp_(min=NORM_FLOOR)
-    squared = squared_row_norm(data, scales, layout) if weight_squared is None else weight_squared.to(dtype)
+        return _norms_of_sums(weight, A, B_hat, every).clamp_(min=NORM_FLOOR)
+    squared = squared_row_norm(*weight) if weight_squared is None else weight_squared.to(dtype)
     gram = A @ A.T
     # 2 A w_j + (A Aᵀ) b̂_j, a column a row of W
-    cross = _projected(data, scales, layout, A).addmm_(gram, B_hat.T, beta=2)
+    cross = _projected(weight, A).addmm_(gram, B_hat.T, beta=2)
     total = (cross * B_hat.T).sum(0).add_(squared)
     least = torch.addmv(squared, B_hat.square(), gram.diag(), beta=CANCELLATION, alpha=CANCELLATION)
     near = total <= least
     norms = total.sqrt_()
     if near.any():
         rows = near.nonzero().flatten()
-        norms[rows] = _norms_of_sums(data, scales, layout, A, B_hat, rows)
+        norms[rows] = _norms_of_sums(weight, A, B_hat, rows)
     return norms.clamp_(min=NORM_FLOOR)
 
 
-def _norms_of_sums(
-    data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, rows: Tensor
-) -> Tensor:
+def _norms_of_sums(weight: Storage, A: Tensor, B_hat: Tensor, rows: Tensor) -> Tensor:
     """‖w_j + b̂_j A‖ of the sums themselves, of the rows of these indices, ascending; a panel of them at a time."""
     height = max(1, PANEL_BYTES // (4 * max(1, A.shape[1])))
     norms = []
     for some in rows.split(height):
-        sums = (B_hat[some] @ A).add_(_some_rows(data, scales, layout, some))
+        sums = (B_hat[some] @ A).add_(_some_rows(weight, some))
         norms.append(torch.linalg.vector_norm(sums, dim=1))
     return torch.cat(norms)
 
 
-def _projected(data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor) -> Tensor:
+def _projected(weight: Storage, A: Tensor) -> Tensor:
     """A Wᵀ [r, N] in A's dtype."""
-    if not is_dense(layout):
-        return four_bit_product.forward(A, data, scales, layout, None, None, None, None)
+    if not weight.is_dense:
+        return four_bit_product.forward(A, weight, None, None, None, None)
+    data = weight.data
     if dense_few_tokens.suits(data, A.dtype, A.shape[0]):
         return dense_product.forward(A, data, None, None, None, None)
     result = A.new_empty(A.shape[0], data.shape[0])
-    for first, end, rows in _rows(data, scales, layout):
+    for first, end, rows in _rows(weight):
         result[:, first:end] = product(A, rows.T)
     return result
 
 
-def _some_rows(data: Tensor, scales: list[Tensor], layout: list[int], rows: Tensor) -> Tensor:
+def _some_rows(weight: Storage, rows: Tensor) -> Tensor:
     """W's rows of these indices, ascending, in the norm's dtype."""
-    if is_dense(layout):
-        return data[rows].to(norm_dtype(data, layout))
-    columns = layout[1]
+    if weight.is_dense:
+        return weight.data[rows].to(norm_dtype(weight.data, weight.layout))
+    columns = weight.shape[1]
     out = torch.empty(len(rows), columns)
-    weight, wanted, first = describe(data, scales, layout), rows.tolist(), 0
+    codes, wanted, first = describe(weight), rows.tolist(), 0
     for index, row in enumerate(wanted, 1):
         # rows that follow one another at once
         if index == len(wanted) or wanted[index] != row + 1:
-            decode(weight, wanted[first] * columns, (row + 1) * columns, out[first:index])
+            decode(codes, wanted[first] * columns, (row + 1) * columns, out[first:index])
             first = index
     return out
 
 
 def squared_row_norm(data: Tensor, scales: list[Tensor], layout: list[int]) -> Tensor:
     """‖w_j‖² [N]."""
-    norms = torch.empty(weight_shape(data, layout)[0], dtype=norm_dtype(data, layout))
-    for first, end, rows in _rows(data, scales, layout):
+    weight = Storage(data, scales, layout)
+    norms = torch.empty(weight.shape[0], dtype=norm_dtype(data, layout))
+    for first, end, rows in _rows(weight):
         norms[first:end] = _squares(rows)
     return norms
 
@@ -95,12 +95,12 @@ def _squares(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square_()
 
 
-def _rows(data: Tensor, scales: list[Tensor], layout: list[int]) -> Iterator[tuple[int, int, Tensor]]:
+def _rows(weight: Storage) -> Iterator[tuple[int, int, Tensor]]:
     """Panels of W in the norm's dtype, whatever its storage."""
-    if not is_dense(layout):
-        yield from panels(data, scales, layout)
+    if not weight.is_dense:
+        yield from panels(weight)
         return
-    dtype = norm_dtype(data, layout)
+    data, dtype = weight.data, norm_dtype(weight.data, weight.layout)
     height = data.shape[0] if data.dtype == dtype else max(1, PANEL_BYTES // (4 * max(1, data.shape[1])))
     for first in range(0, data.shape[0], height):
         rows = data[first : first + height]

@@ -159,13 +159,13 @@ def _kept() -> dict[str, str | None]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not all(isinstance(why, str | None) for why in found.values()):
+        verdicts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(verdicts, dict) or not all(isinstance(why, str | None) for why in verdicts.values()):
             raise ValueError("expected an object of reasons by kind of call")
     except (OSError, ValueError) as error:
         warnings.warn(f"{path} is damaged, so lorafam checks its CPU kernels again: {error}", stacklevel=2)
         return {}
-    return found
+    return verdicts
 
 
 def _keep(found: dict[str, str | None]) -> None:

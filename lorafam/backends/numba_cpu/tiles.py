@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 from numba import njit
 
-from .arrange import copy_registers
 from .decoding import APART, DENSE, DENSE_BF16, IN_ORDER, PAIRS
 from .four_bit import Weight
 from .memory import prefetch, store_float, value_at
 from .processor import Processor
+from .token_order import copy_registers
 
 TOKENS = 512
 TERMS = 128

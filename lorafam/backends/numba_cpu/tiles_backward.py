@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from numba import njit
 
-from . import team
-from .arrange import copy_registers, write_rows
+from . import parallel
 from .compiled import compiled
 from .decoding import APART, DENSE, DENSE_BF16, IN_ORDER, PAIRS, apart
 from .four_bit import Weight, decode_in_order, decode_run, decode_run_of_two_rows, own, weight_of
 from .memory import clear, load_float, load_word, prefetch, store_float, store_value, store_word, value_at
 from .multiply import add_tile
 from .pack import pack
+from .parallel import address, my_scratch, next_part
 from .processor import Processor
-from .team import address, my_scratch, next_part
 from .tiles import SPAN, TERMS, TOKENS, order_of, shape_of
+from .token_order import copy_registers, write_rows
 
 _WIDE_SPAN = 128
 # bytes between registers of columns: a power of two apart, all would go to one set of the nearest cache
@@ -221,4 +221,4 @@ def backward(
         last = (address(begun), into.data_ptr(), part.shape[0], span)
         scratch = 4 * span * (TERMS + 1 + PAD // cpu.lanes // 4 + -(-part.shape[0] // width) * width)
         entry = _backward(cpu.lanes, height, registers, order, int(dx.dtype == torch.bfloat16))
-        team.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // span), scratch)
+        parallel.run(entry, (*weight, packed, a, q, rank, *last), -(-weight.columns // span), scratch)

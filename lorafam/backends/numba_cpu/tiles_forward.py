@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import team
-from .arrange import write_rows
+from . import parallel
 from .compiled import compiled
 from .decoding import DENSE, DENSE_BF16, IN_ORDER, PAIRS
 from .four_bit import Weight, decode_in_order, decode_run, own, weight_of
 from .memory import clear, load_float, prefetch, store_float, store_value
 from .multiply import add_tile
 from .pack import pack
+from .parallel import address, my_scratch, next_part
 from .processor import Processor
-from .team import address, my_scratch, next_part
 from .tiles import SPAN, TERMS, TOKENS, copy_row, order_of, shape_of
+from .token_order import write_rows
 
 # with AVX2 five rows a tile keep the multiplier busier than four; a part is whole tiles and whole registers
 FIVE, SPAN_OF_FIVES = 5, 40
@@ -205,4 +205,4 @@ def forward(
         last = (address(c), address(bias), into.data_ptr(), part.shape[0], span)
         scratch = 4 * span * (TERMS + -(-part.shape[0] // width) * width)
         entry = _forward(cpu.lanes, height, registers, order, int(y.dtype == torch.bfloat16))
-        team.run(entry, (*weight, packed, b_hat, p, rank, *last), -(-weight.rows // span), scratch)
+        parallel.run(entry, (*weight, packed, b_hat, p, rank, *last), -(-weight.rows // span), scratch)

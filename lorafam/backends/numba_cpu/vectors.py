@@ -87,18 +87,18 @@ class Vectors:
 
     def transposed(self, rows: Sequence[Any]) -> list[Any]:
         """Register i holds lane i of each: `lanes` registers, by exchanging halves, quarters, …"""
-        found, lanes = list(rows), range(self.lanes)
+        registers, lanes = list(rows), range(self.lanes)
         distance = self.lanes // 2
         while distance:
             for i in lanes:
                 if i & distance:
                     continue
-                a, b = found[i], found[i + distance]
+                a, b = registers[i], registers[i + distance]
                 first = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
                 second = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
-                found[i], found[i + distance] = self.shuffle(a, b, first), self.shuffle(a, b, second)
+                registers[i], registers[i + distance] = self.shuffle(a, b, first), self.shuffle(a, b, second)
             distance //= 2
-        return found
+        return registers
 
     def by_eights(self, values: Sequence[Any]) -> list[Any]:
         """Element 8 · lane + i of a sequence in eight registers, as lane of register i: parted by the lowest bit of the

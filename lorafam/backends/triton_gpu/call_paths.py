@@ -71,10 +71,10 @@ def product_path(op: str, tokens: int, dtype: torch.dtype, data: Tensor, layout:
 
 
 def _of_group(x: Tensor, *rest: Any) -> tuple[str, ...]:
-    each = list(members(*rest))
+    each = members(*rest)
     if in_one_launch(x, each):
         return (_named("lora_linear_group", _dtype(x.dtype), "one launch"),)
-    alone = [path for member in each for path in paths_of("lora_linear", (x, *member))]
+    alone = [path for member in each for path in paths_of("lora_linear", (x, *member.arguments))]
     return (_named("lora_linear_group", "weight by weight"), *dict.fromkeys(alone))
 
 

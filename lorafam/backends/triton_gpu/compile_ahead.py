@@ -108,13 +108,13 @@ def main(what: dict[str, Any]) -> Compiled:
     split.stand_in_for(what["multiprocessors"])
     user_table.use(what["model"], what["architecture"])
     _sources[:] = sources(what["architecture"])
-    found, errors = 0, {}
+    in_cache, errors = 0, {}
     with multiprocessing.get_context("fork").Pool(what["workers"], die_with_parent) as pool:
         for index, (hit, error) in enumerate(pool.imap(_compile, range(len(_sources)))):
-            found += hit
+            in_cache += hit
             if error is not None:
                 errors[f"{_sources[index].source.fn.__name__} ({index})"] = error
-    return Compiled(len(_sources), found, errors)
+    return Compiled(len(_sources), in_cache, errors)
 
 
 if __name__ == "__main__":

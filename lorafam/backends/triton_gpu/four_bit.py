@@ -10,7 +10,7 @@ from ...kernels.absmax_quantize import absmax_quantize
 from ...kernels.launch_table import launch_config
 from ...kernels.nf4_dequantize import nf4_dequantize
 from ...kernels.nf4_quantize import nf4_quantize
-from ...ops.by_storage import NESTED_BLOCK_SIZE
+from ...ops.by_storage import NESTED_BLOCK_SIZE, Storage
 from ...ops.quantize_4bit import ABSMAX_STEPS, SMALLEST_ABSMAX, level_bounds
 from .launch import architecture, launch
 from .memory import kept_memory
@@ -30,7 +30,7 @@ def dequantize_4bit(codes: Tensor, scales: list[Tensor], layout: list[int], dtyp
             codes.device,
             ("decoded_ptr",),
             nf4_dequantize,
-            weight=weight_arguments(codes, scales, layout, arch),
+            weight=weight_arguments(Storage(codes, scales, layout), arch),
             c=None,
             decoded=decoded,
             N=layout[0],

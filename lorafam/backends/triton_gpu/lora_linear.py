@@ -10,7 +10,7 @@ from ...kernels.launch_config import LaunchConfig
 from ...kernels.launch_table import launch_config
 from ...kernels.lora_linear import lora_linear as kernel
 from ...kernels.paths import STAGED, path_of
-from ...ops.by_storage import weight_shape
+from ...ops.by_storage import Storage
 from .launch import architecture, launch
 from .operands import dtype_name, factor, vector
 from .split import split_in
@@ -37,17 +37,18 @@ def lora_linear(
     bias: Tensor | None,
 ) -> Tensor:
     tokens, in_features = x.shape
-    out_features = weight_shape(data, layout)[0]
+    storage = Storage(data, scales, layout)
+    out_features = storage.shape[0]
     arch = architecture(x.device)
     route = path_of("lora_linear", arch, tokens, out_features, in_features, 0 if P is None else P.shape[1])
     if route.path == STAGED and can_be_staged(x, layout):
-        decoded = decoded_weight(data, scales, layout, c, x.dtype)
+        decoded = decoded_weight(storage, c, x.dtype)
         H = None if B_hat is None else scaled_rows(B_hat, c).T
         return product(x, decoded, P, H, bias, None, 0.0, route.product, backward=False)
     y = x.new_empty((tokens, out_features))
     if not y.numel():
         return y
-    weight = weight_arguments(data, scales, layout, arch, packed_for=x.dtype)
+    weight = weight_arguments(storage, arch, packed_for=x.dtype)
     config = whole_turns(
         launch_config(
             "lora_linear",

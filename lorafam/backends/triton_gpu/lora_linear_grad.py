@@ -7,7 +7,7 @@ import torch
 from ...kernels.launch_table import PACKED, launch_config
 from ...kernels.lora_linear_grad import lora_linear_grad as kernel
 from ...kernels.paths import STAGED, path_of
-from ...ops.by_storage import weight_shape
+from ...ops.by_storage import Storage
 from .launch import architecture, launch
 from .operands import dropout_arguments, dtype_name, factor, vector
 from .split import split_in
@@ -30,16 +30,17 @@ def lora_linear_grad(
     dropout_p: float,
 ) -> Tensor:
     tokens, out_features = grad_y.shape
-    in_features = weight_shape(data, layout)[1]
+    storage = Storage(data, scales, layout)
+    in_features = storage.shape[1]
     dx = grad_y.new_empty((tokens, in_features))
     if dx.numel():
         arch = architecture(grad_y.device)
         route = path_of("lora_linear_grad", arch, tokens, out_features, in_features, 0 if Q is None else Q.shape[1])
         if route.path == STAGED and can_be_staged(grad_y, layout):
-            decoded = decoded_weight(data, scales, layout, c, grad_y.dtype)
+            decoded = decoded_weight(storage, c, grad_y.dtype)
             H = None if A is None else A.detach().float()
             return product(grad_y, decoded, Q, H, None, seed, dropout_p, route.product, backward=True)
-        weight = weight_arguments(data, scales, layout, arch)
+        weight = weight_arguments(storage, arch)
         read = how_columns_are_read(weight, in_features)
         config = launch_config(
             "lora_linear_grad",

@@ -9,15 +9,14 @@ import torch
 from ...kernels.launch_table import PACKED, launch_config
 from ...kernels.lora_linear_group import MEMBERS
 from ...kernels.lora_linear_group import lora_linear_group as kernel
-from ...ops.by_storage import Layout, is_dense, weight_shape
-from ...ops.lora_linear_group import members
+from ...ops.by_storage import Layout
+from ...ops.lora_linear_group import Member, members
 from .launch import architecture, launch
 from .lora_linear import FEW, lora_linear, shared_among, whole_turns
 from .operands import dtype_name, factor, vector
 from .weight import how_read, weight_arguments
 
 Tensor = torch.Tensor
-Member = tuple[Tensor, list[Tensor], list[int], Tensor, Tensor, None, Tensor | None]
 
 
 @torch.no_grad()
@@ -30,32 +29,32 @@ def lora_linear_group(
     B_hat: list[Tensor],
     bias: list[Tensor | None],
 ) -> list[Tensor]:
-    each: list[Member] = list(members(data, scales, layout, P, B_hat, bias))
+    each = members(data, scales, layout, P, B_hat, bias)
     if in_one_launch(x, each):
         return _one_launch(x, each)
-    return [lora_linear(x, *member) for member in each]
+    return [lora_linear(x, *member.arguments) for member in each]
 
 
 def in_one_launch(x: Tensor, each: list[Member]) -> bool:
     """Whether the weights are alike, their rows of whole blocks, but for the numbers of rows and ranks."""
     if not (2 <= len(each) <= MEMBERS and 0 < x.shape[0] <= FEW and x.dtype in (torch.bfloat16, torch.float16)):
         return False
-    if any(is_dense(member[2]) for member in each):
+    if any(member.weight.is_dense for member in each):
         return False
-    layouts = [Layout(*member[2]) for member in each]
+    layouts = [Layout(*member.weight.layout) for member in each]
     alike = {layout._replace(out_features=0) for layout in layouts}
-    biases = {None if member[6] is None else member[6].dtype for member in each}
-    some = all(layout.out_features and member[3].shape[1] for layout, member in zip(layouts, each, strict=True))
+    biases = {None if member.bias is None else member.bias.dtype for member in each}
+    some = all(layout.out_features and member.P.shape[1] for layout, member in zip(layouts, each, strict=True))
     return len(alike) == len(biases) == 1 and some and x.shape[1] % layouts[0].block_size == 0
 
 
 def _one_launch(x: Tensor, each: list[Member]) -> list[Tensor]:
     tokens, in_features = x.shape
     arch = architecture(x.device)
-    weights = [weight_arguments(*member[:3], arch, packed_for=x.dtype) for member in each]
+    weights = [weight_arguments(member.weight, arch, packed_for=x.dtype) for member in each]
     assert {how_read(weight) for weight in weights} == {PACKED}
-    out_features = [weight_shape(member[0], member[2])[0] for member in each]
-    ranks = [member[3].shape[1] for member in each]
+    out_features = [member.weight.shape[0] for member in each]
+    ranks = [member.P.shape[1] for member in each]
     config = whole_turns(
         launch_config(
             "lora_linear",
@@ -72,7 +71,7 @@ def _one_launch(x: Tensor, each: list[Member]) -> list[Tensor]:
     )
     split = shared_among(x.device, config, weights[0], tokens, out_features, in_features)
     ys = [x.new_empty((tokens, rows)) for rows in out_features]
-    P, stride_p = _one_stride([member[3] for member in each])
+    P, stride_p = _one_stride([member.P for member in each])
     launch(
         x.device,
         tuple(f"y_{i}_ptr" for i in range(len(each))),
@@ -82,8 +81,8 @@ def _one_launch(x: Tensor, each: list[Member]) -> list[Tensor]:
             {
                 "weight": weight,
                 "p": p,
-                "b_hat": factor(member[4]),
-                "bias": vector(member[6]),
+                "b_hat": factor(member.B_hat),
+                "bias": vector(member.bias),
                 "y": y,
                 "N": rows,
                 "R": rank,

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from ...kernels.launch_config import LaunchConfig
 from ...kernels.launch_table import DENSE, ELEMENTS, PACKED, launch_config
 from ...kernels.paths import STAGED, path_of
 from ...ops.by_storage import Layout
+from ..plan import Plan
 from .launch import architecture
 from .lora_linear import FEW
 from .roofline import roofline
-
-
-class Plan(NamedTuple):
-    """`path`: "decode" (one tile of few tokens), "tiles" or "staged". `configuration`: of its kernel. `bytes` read and
-    written, what a cache answers left out; `flops`. `modelled_seconds` by the GPU's roofline, None where that isn't
-    known.
-    """
-
-    path: str
-    configuration: str
-    bytes: int
-    flops: int
-    modelled_seconds: float | None
 
 
 def plan(

@@ -65,8 +65,8 @@ class Preparation(TorchDispatchMode):
                 # not itself, but what it does
                 return run(OPS[func.overloadpacket.__name__], "cuda" if self._on_gpu else "cpu", *args)
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        own = [one for one in (found if isinstance(found, list | tuple) else [found]) if isinstance(one, Tensor)]
+        result = func(*args, **kwargs)
+        own = [one for one in (result if isinstance(result, list | tuple) else [result]) if isinstance(one, Tensor)]
         new = [one for one in own if id(one) not in self._places]
         if _BY_VALUE.intersection(func.tags) or (new and len(new) < len(own)):
             self._repeatable = False
@@ -76,7 +76,7 @@ class Preparation(TorchDispatchMode):
             source = args[0]
             if source.data_ptr() == new[0].data_ptr() and source.nbytes == new[0].nbytes:
                 self._same_bytes[event.results[0]] = self._read_at(source)
-        return found
+        return result
 
     def launched(self, started: Started | None) -> None:
         """Listens to a launch; None is one that can't be made again."""

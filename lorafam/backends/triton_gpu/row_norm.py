@@ -7,7 +7,7 @@ import torch
 from ...kernels.launch_table import launch_config
 from ...kernels.paths import STAGED, path_of
 from ...kernels.row_norm import row_norm as kernel
-from ...ops.by_storage import NESTED_BLOCK_SIZE, Layout, is_dense, weight_shape
+from ...ops.by_storage import NESTED_BLOCK_SIZE, Layout, Storage
 from ...ops.row_norm import CANCELLATION, NORM_FLOOR
 from .four_bit import dequantize_4bit
 from .launch import architecture, launch
@@ -27,33 +27,32 @@ def row_norm(
     data: Tensor, scales: list[Tensor], layout: list[int], A: Tensor, B_hat: Tensor, weight_squared: Tensor | None
 ) -> Tensor:
     a, b_hat = A.detach().float().contiguous(), factor(B_hat)
-    out_features, in_features = weight_shape(data, layout)
+    weight = Storage(data, scales, layout)
+    out_features, in_features = weight.shape
     route = path_of("row_norm", architecture(data.device), 0, out_features, in_features, a.shape[0])
-    if route.path == STAGED and (is_dense(layout) or in_features % layout[2] == 0):
-        return _norms_of_sums(data, scales, layout, a, B_hat)
-    return _norms(data, scales, layout, a, b_hat, project(a, a, None, None, 0.0), factor(weight_squared))
+    if route.path == STAGED and (weight.is_dense or in_features % layout[2] == 0):
+        return _norms_of_sums(weight, a, B_hat)
+    return _norms(weight, a, b_hat, project(a, a, None, None, 0.0), factor(weight_squared))
 
 
 @torch.no_grad()
 def squared_row_norm(data: Tensor, scales: list[Tensor], layout: list[int]) -> Tensor:
-    return _norms(data, scales, layout, None, None, None, None)
+    return _norms(Storage(data, scales, layout), None, None, None, None)
 
 
 def _norms(
-    data: Tensor,
-    scales: list[Tensor],
-    layout: list[int],
+    storage: Storage,
     a: Tensor | None,
     b_hat: Tensor | None,
     gram: Tensor | None,
     weight_squared: Tensor | None,
 ) -> Tensor:
-    out_features, in_features = weight_shape(data, layout)
+    data, (out_features, in_features) = storage.data, storage.shape
     norms = data.new_empty(out_features, dtype=torch.float32)
     if out_features:
         arch = architecture(data.device)
-        weight = weight_arguments(data, scales, layout, arch)
-        dtype = dtype_name(data) if is_dense(layout) else "float32"
+        weight = weight_arguments(storage, arch)
+        dtype = dtype_name(data) if storage.is_dense else "float32"
         launch(
             data.device,
             ("n_ptr",),
@@ -82,26 +81,27 @@ def _norms(
     return norms
 
 
-def _norms_of_sums(data: Tensor, scales: list[Tensor], layout: list[int], a: Tensor, B_hat: Tensor) -> Tensor:
+def _norms_of_sums(weight: Storage, a: Tensor, B_hat: Tensor) -> Tensor:
     """‖w_j + b̂_j A‖ of W + B̂A itself, in panels of rows that stay in a cache; nothing cancels there.
 
     Rows of whole blocks, so that a panel of a 4-bit W is a weight of its own.
     """
-    out_features, in_features = weight_shape(data, layout)
+    out_features, in_features = weight.shape
     norms = a.new_empty(out_features)
     # whole nested blocks of scales
     height = max(1, _PANEL // (in_features * NESTED_BLOCK_SIZE)) * NESTED_BLOCK_SIZE
     for first in range(0, out_features, height):
         rows = slice(first, min(first + height, out_features))
         adapted = lora_linear(B_hat[rows].detach().float(), a.T, [], [], None, None, None, None)
-        adapted += _panel(data, scales, layout, rows)
+        adapted += _panel(weight, rows)
         torch.linalg.vector_norm(adapted, dim=1, out=norms[rows])
     return norms.clamp_min_(NORM_FLOOR)
 
 
-def _panel(data: Tensor, scales: list[Tensor], layout: list[int], rows: slice) -> Tensor:
+def _panel(weight: Storage, rows: slice) -> Tensor:
     """W's rows in its dtype, or in fp32; `rows` start at whole nested blocks."""
-    if is_dense(layout):
+    data, scales, layout = weight
+    if weight.is_dense:
         return data[rows]
     shape = Layout(*layout)
     block = shape.in_features // shape.block_size

@@ -12,7 +12,7 @@ from ...kernels.dense_linear import dense_linear
 from ...kernels.launch_table import launch_config
 from ...kernels.nf4_dequantize import nf4_dequantize
 from ...kernels.paths import CUBLAS
-from ...ops.by_storage import Layout, is_dense, weight_shape
+from ...ops.by_storage import Layout, Storage, is_dense
 from .launch import architecture, launch
 from .operands import aligned, dropout_arguments, dtype_name, factor, vector
 from .split import multiprocessors
@@ -36,18 +36,16 @@ def scaled_rows(B_hat: Tensor, c: Tensor | None) -> Tensor:
     return B_hat if c is None else B_hat * c.detach().float()[:, None]
 
 
-def decoded_weight(
-    data: Tensor, scales: list[Tensor], layout: list[int], c: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def decoded_weight(weight: Storage, c: Tensor | None, dtype: torch.dtype) -> Tensor:
     """c ∘ W [N, K] in a scratch."""
-    out_features, in_features = weight_shape(data, layout)
-    decoded = data.new_empty((out_features, in_features), dtype=dtype)
-    arch = architecture(data.device)
+    device, (out_features, in_features) = weight.data.device, weight.shape
+    decoded = torch.empty(weight.shape, dtype=dtype, device=device)
+    arch = architecture(device)
     launch(
-        data.device,
+        device,
         ("decoded_ptr",),
         nf4_dequantize,
-        weight=weight_arguments(data, scales, layout, arch),
+        weight=weight_arguments(weight, arch),
         c=vector(c),
         decoded=decoded,
         N=out_features,

@@ -32,35 +32,35 @@ def read(path: Path, architecture: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    whole = isinstance(found, dict) and {"points", "rows", "paths"} <= found.keys()
-    if not whole or not isinstance(found["points"], list):
+    whole = isinstance(table, dict) and {"points", "rows", "paths"} <= table.keys()
+    if not whole or not isinstance(table["points"], list):
         raise ValueError(f"{path} is damaged: expected an object with points, rows and paths")
-    if found.get("architecture") != architecture:
-        raise ValueError(f"{path}: expected architecture {architecture}, got {found.get('architecture')!r}")
+    if table.get("architecture") != architecture:
+        raise ValueError(f"{path}: expected architecture {architecture}, got {table.get('architecture')!r}")
     try:
-        check_rows(found["rows"], rows(machine_of(architecture)))
-        check_paths(found["paths"], architecture)
+        check_rows(table["rows"], rows(machine_of(architecture)))
+        check_paths(table["paths"], architecture)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return found
+    return table
 
 
 def use(model: str, architecture: str) -> None:
     """Puts the rows kept for a GPU model before the shipped ones; warns where they can't be used."""
     try:
-        found = read(table_file(model), architecture)
+        table = read(table_file(model), architecture)
     except ValueError as error:
         warnings.warn(f"lorafam uses its shipped launch table, without what was tuned: {error}", stacklevel=2)
         return
-    if found is None:
+    if table is None:
         return
     holder = _in_use.setdefault(architecture, model)
     if holder != model:
         message = f"the launch table tuned for {model} isn't used: {holder}'s is, in this process, for {architecture}"
         warnings.warn(message, stacklevel=2)
         return
-    prefer(architecture, found["rows"])
-    prefer_paths(architecture, found["paths"])
+    prefer(architecture, table["rows"])
+    prefer_paths(architecture, table["paths"])

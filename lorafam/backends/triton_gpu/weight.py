@@ -9,7 +9,7 @@ import torch
 
 from ...kernels.formats import FORMATS
 from ...kernels.launch_table import DENSE, ELEMENTS, NVIDIA, PACKED, machine_of
-from ...ops.by_storage import Layout, is_dense
+from ...ops.by_storage import Layout, Storage
 from .memory import kept_memory
 
 Tensor = torch.Tensor
@@ -17,15 +17,14 @@ Tensor = torch.Tensor
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def weight_arguments(
-    data: Tensor, scales: list[Tensor], layout: list[int], architecture: str, packed_for: torch.dtype | None = None
-) -> dict[str, Any]:
+def weight_arguments(weight: Storage, architecture: str, packed_for: torch.dtype | None = None) -> dict[str, Any]:
     """Pointers, strides and constexprs of W.
 
     `packed_for` is the dtype (bf16 or fp16) of an operand that rounded levels may be multiplied with: taken up where
     every row has whole blocks.
     """
-    if is_dense(layout):
+    data, scales, layout = weight
+    if weight.is_dense:
         return {
             "w_ptr": data,
             "levels_ptr": None,

@@ -26,7 +26,7 @@ def test_same_bits_from_any_start(quant_type: str, double: bool, block_size: int
         flat = expected.view(-1)
         for start in {0, 1, 2, 31, 63, flat.numel() // 2} & set(range(flat.numel())):
             out = torch.full((flat.numel() - start,), torch.nan)
-            decode(describe(*storage), start, flat.numel(), out)
+            decode(describe(storage), start, flat.numel(), out)
             assert torch.equal(out, flat[start:])
 
 
@@ -42,7 +42,7 @@ def test_panels_cover_the_weight(panel_bytes: int, monkeypatch: pytest.MonkeyPat
     storage = quantize_nf4(torch.randn(70, 130)).storage()
     expected = eager.dequantize_4bit(*storage, torch.float32)
     end_before = 0
-    for first, end, rows in panels(*storage):
+    for first, end, rows in panels(storage):
         assert first == end_before
         assert torch.equal(rows, expected[first:end])
         end_before = end

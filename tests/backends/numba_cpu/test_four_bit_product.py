@@ -51,7 +51,7 @@ def forward_case(
         c, bias = (torch.rand(N) + 0.5, torch.randn(N)) if extras else (None, None)
         if not extras:
             P = B_hat = None
-        ours = four_bit_product.forward(x, *storage, P, B_hat, c, bias)
+        ours = four_bit_product.forward(x, storage, P, B_hat, c, bias)
         # the weight in the tokens' dtype, as PEFT has it
         theirs = (x @ weight.to(dtype).T).float()
         if extras:
@@ -82,7 +82,7 @@ def backward_case(
         grad = (torch.randn(N, M) + 0.5).to(dtype).T
         c, Q, A = torch.rand(N) + 0.5, torch.randn(M, rank), torch.randn(rank, K) * 0.1
         begun = torch.randn(M, K) if start else None
-        ours = four_bit_product.backward(grad, *storage, c, Q, A, begun)
+        ours = four_bit_product.backward(grad, storage, c, Q, A, begun)
         theirs = (((grad * c).to(dtype) @ weight.to(dtype)).float() + Q @ A).to(dtype)
         exact = (grad.double() * c.double()) @ weight.double() + Q.double() @ A.double()
         if begun is not None:
@@ -157,9 +157,9 @@ def test_long_sums(way: Processor) -> None:
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_no_tokens(dtype: torch.dtype) -> None:
     storage = quantize_nf4(torch.randn(64, 128)).storage()
-    y = four_bit_product.forward(torch.randn(0, 128).to(dtype), *storage, None, None, None, None)
+    y = four_bit_product.forward(torch.randn(0, 128).to(dtype), storage, None, None, None, None)
     assert (y.shape, y.dtype) == ((0, 64), dtype)
-    dx = four_bit_product.backward(torch.randn(0, 64).to(dtype), *storage, None, None, None, None)
+    dx = four_bit_product.backward(torch.randn(0, 64).to(dtype), storage, None, None, None, None)
     assert (dx.shape, dx.dtype) == ((0, 128), dtype)
 
 
@@ -168,9 +168,9 @@ def test_fp64(M: int) -> None:
     storage = quantize_nf4(torch.randn(70, 130)).storage()
     weight = eager.dequantize_4bit(*storage, torch.float64)
     x, grad, c = torch.randn(M, 130).double(), torch.randn(M, 70).double(), torch.rand(70).double()
-    y = four_bit_product.forward(x, *storage, None, None, c, None)
+    y = four_bit_product.forward(x, storage, None, None, c, None)
     torch.testing.assert_close(y, x @ weight.T * c)
-    dx = four_bit_product.backward(grad, *storage, c, None, None, x)
+    dx = four_bit_product.backward(grad, storage, c, None, None, x)
     torch.testing.assert_close(dx, (grad * c) @ weight + x)
 
 
@@ -184,8 +184,8 @@ def test_same_bits_for_any_number_of_threads(way: Processor) -> None:
             torch.set_num_threads(threads)
             found.append(
                 (
-                    four_bit_product.forward(x, *storage, None, None, None, None),
-                    four_bit_product.backward(grad, *storage, None, None, None, None),
+                    four_bit_product.forward(x, storage, None, None, None, None),
+                    four_bit_product.backward(grad, storage, None, None, None, None),
                 )
             )
         torch.set_num_threads(before)
@@ -195,9 +195,9 @@ def test_same_bits_for_any_number_of_threads(way: Processor) -> None:
 
 def test_which_kernel_runs(way: Processor) -> None:
     """Few tokens are decoded in registers where rows are whole blocks."""
-    assert few_tokens.suits(describe(*quantize_nf4(torch.randn(64, 128)).storage()), way)
-    assert not few_tokens.suits(describe(*quantize_nf4(torch.randn(64, 96)).storage()), way)
-    assert not few_tokens.suits(describe(*quantize_nf4(torch.randn(3, 128)).storage()), way)
+    assert few_tokens.suits(describe(quantize_nf4(torch.randn(64, 128)).storage()), way)
+    assert not few_tokens.suits(describe(quantize_nf4(torch.randn(64, 96)).storage()), way)
+    assert not few_tokens.suits(describe(quantize_nf4(torch.randn(3, 128)).storage()), way)
 
 
 def test_nan_and_infinity_stay(way: Processor) -> None:
@@ -206,7 +206,7 @@ def test_nan_and_infinity_stay(way: Processor) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(M, 128).to(dtype)
             x[0, 3] = torch.nan
-            y = four_bit_product.forward(x, *storage, None, None, None, None)
+            y = four_bit_product.forward(x, storage, None, None, None, None)
             assert y[0].isnan().all()
             assert y[1:].isfinite().all()
 
@@ -223,6 +223,6 @@ def test_what_is_planned_runs(way: Processor, monkeypatch: pytest.MonkeyPatch) -
         for tokens in (1, 8, 9):
             for dtype in (torch.float32, torch.bfloat16, torch.float64):
                 planned.append(four_bit_product.plan(storage, tokens, dtype).path)
-                four_bit_product.forward(torch.zeros(tokens, columns, dtype=dtype), *storage, None, None, None, None)
+                four_bit_product.forward(torch.zeros(tokens, columns, dtype=dtype), storage, None, None, None, None)
     assert ran == planned
     assert set(ran) == {"registers", "tiles", "panels"}

@@ -12,9 +12,10 @@ import torch
 
 from lorafam.autograd.scaled_factor import scaled
 from lorafam.backends import numba_cpu
-from lorafam.backends.numba_cpu import dense_choice, dense_few_tokens, team, together
+from lorafam.backends.numba_cpu import dense_choice, dense_few_tokens, parallel, together
 from lorafam.backends.numba_cpu.processor import Processor
 from lorafam.functional import lora_linear
+from lorafam.ops.adapted import Adapted, Needs
 from lorafam.ops.by_storage import Storage, dense_storage
 from lorafam.weights import quantize_nf4
 
@@ -59,7 +60,7 @@ def _together(
     weight: Storage, t: dict[str, Any], scale: Any, dora: bool, seed: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
     c, bias = (t["c"], t["bias"]) if dora else (None, None)
-    y, P = together.forward(t["x"], t["A"], t["B"], scale, c, bias, *weight, seed, DROPPED)
+    y, P = together.forward(t["x"], Adapted(t["A"], t["B"], scale, c, bias, weight), seed, DROPPED)
     return [y, P, *_backward_together(weight, t, scale, dora, seed, y, P)]
 
 
@@ -73,24 +74,10 @@ def _backward_together(
     P: torch.Tensor,
 ) -> list[torch.Tensor]:
     c, bias = (t["c"], t["bias"]) if dora else (None, None)
-    found = together.backward(
-        t["g"],
-        t["x"],
-        P,
-        t["A"],
-        t["B"],
-        scale,
-        c,
-        y if dora else None,
-        bias,
-        *weight,
-        seed=seed,
-        dropout_p=DROPPED,
-        needs_x=True,
-        needs_sums=dora,
-        scales_db=True,
-    )
-    return [value for value in found if value is not None]
+    adapted = Adapted(t["A"], t["B"], scale, c, bias, weight)
+    needs = Needs(x=True, A=True, B=True, scale=False, bias=dora)
+    gradients = together.backward(t["g"], t["x"], P, adapted, y if dora else None, seed, DROPPED, needs)
+    return [value for value in gradients if value is not None]
 
 
 def _same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
@@ -134,16 +121,15 @@ def test_a_dense_weight(M: int, dora: bool, dtype: torch.dtype, choice: str, mon
     for number, seed in enumerate((None, None, SEED, SEED, None)):
         t = _tensors(M, 130, 192, 8, dtype, number)
         c, bias = (t["c"], t["bias"]) if dora else (None, None)
-        forward = together.suits_forward(t["x"], weight.data, [], t["A"], t["B"], 2.0, c, bias)
+        adapted = Adapted(t["A"], t["B"], 2.0, c, bias, weight)
+        forward = together.suits_forward(t["x"], adapted)
         few = dense_few_tokens.suits(weight.data, dtype, M)
         few_back = dense_few_tokens.suits(weight.data, dtype, M, backward=True)
         assert forward == (few or choice == "own")
-        assert together.suits(t["x"], weight.data, [], t["A"], t["B"], 2.0, c, bias)
+        assert together.suits(t["x"], adapted)
         theirs = _by_ops(weight, t, 2.0, dora, seed)
         if forward:
-            assert _same(
-                list(together.forward(t["x"], t["A"], t["B"], 2.0, c, bias, *weight, seed, DROPPED)), theirs[:2]
-            )
+            assert _same(list(together.forward(t["x"], adapted, seed, DROPPED)), theirs[:2])
         ours = _backward_together(weight, t, 2.0, dora, seed, theirs[0], theirs[1])
         if seed is None and choice == "platform" and not few_back:
             # Q in the place of dx, which the op forms of it
@@ -218,16 +204,16 @@ def test_two_python_threads_at_once() -> None:
 
 
 def test_kernels_without_openmp_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "usable_openmp", lambda: None)
-    monkeypatch.setattr(team, "_local", team._Local())
+    monkeypatch.setattr(parallel, "usable_openmp", lambda: None)
+    monkeypatch.setattr(parallel, "_local", parallel._Local())
     weight, tensors = _weight(64, 128), _tensors(20, 64, 128, 8, torch.float32, 0)
     assert _same(_together(weight, tensors, 2.0, False), _by_ops(weight, tensors, 2.0, False))
 
 
 def test_a_region_that_fails_runs_nothing_and_is_closed() -> None:
     def fail() -> None:
-        with team.region():
-            team.run(0, (), 1)
+        with parallel.region():
+            parallel.run(0, (), 1)
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
@@ -237,5 +223,5 @@ def test_a_region_that_fails_runs_nothing_and_is_closed() -> None:
 
 
 def test_a_region_in_a_region_is_refused() -> None:
-    with team.region(), pytest.raises(RuntimeError, match="expected none to be open"):
-        team.region().__enter__()
+    with parallel.region(), pytest.raises(RuntimeError, match="expected none to be open"):
+        parallel.region().__enter__()

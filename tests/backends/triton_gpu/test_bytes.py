@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from tests.conftest import INTERPRETING, need_ptxsim
 
 if not INTERPRETING:
-    from lorafam.inspect.shipped import calls
+    from lorafam.inspect.every_kernel import calls
     from lorafam.inspect.traffic import SECTOR_BYTES, Counted, count
 
 pytestmark = [pytest.mark.simulated, pytest.mark.skipif(INTERPRETING, reason="of compiled code only")]
@@ -96,7 +96,7 @@ def product(request: pytest.FixtureRequest, architecture: str, tokens: int) -> C
 
 def sizes(product: Counted) -> tuple[int, int, int, int, int]:
     """M, K, tiles of M, tiles of N, programs that share a tile."""
-    from lorafam.inspect.shipped import configuration
+    from lorafam.inspect.every_kernel import configuration
 
     config = configuration(product.launch.kernel)
     tokens, columns = product.launch.arguments["x_ptr"].shape

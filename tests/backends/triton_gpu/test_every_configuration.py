@@ -52,7 +52,7 @@ def test_every_configuration_passes_the_check_of_a_new_gpu(kernels: str) -> None
 
     from lorafam.backends.triton_gpu.launch import recorded
     from lorafam.backends.triton_gpu.weight import how_read
-    from lorafam.inspect.shipped import configuration
+    from lorafam.inspect.every_kernel import configuration
 
     def read(config: dict[str, Any]) -> str:
         return PACKED if config.get("ONE_BLOCK") else how_read(config)

@@ -191,7 +191,7 @@ def test_without_an_eager_call_before_a_graph_has_counts_in_its_own_memory(gpu: 
 def test_weights_are_decoded_into_memory_of_their_own(gpu: FakeGpu) -> None:
     """Else a thread would multiply with the weight that another decoded meanwhile."""
     x, codes, scales, layout = arguments()[:4]
-    first, second = (decoded_weight(codes, scales, layout, None, x.dtype) for _ in range(2))
+    first, second = (decoded_weight(Storage(codes, scales, layout), None, x.dtype) for _ in range(2))
     assert first.data_ptr() != second.data_ptr()
     assert [address(launch.arguments["decoded_ptr"]) for launch in gpu.launches] == [
         first.data_ptr(),

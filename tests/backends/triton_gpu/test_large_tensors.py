@@ -83,7 +83,7 @@ class Weight(NamedTuple):
     """A weight [rows, columns] whose last END rows `w` are written; what describes it to an op, and its parameters."""
 
     w: Tensor
-    storage: tuple[Tensor, list[Tensor], list[int]]
+    storage: Storage
     written: dict[str, tuple[int, Tensor]]
 
     def put(self, memory: FarMemory, member: str = "") -> None:
@@ -111,7 +111,7 @@ def weight(kind: str, rows: int, columns: int) -> Weight:
         levels,
         torch.zeros(1),
     ]
-    storage = (far(-(-rows * columns // 2), dtype=torch.uint8), scales, [rows, columns, 64, 0, 256])
+    storage = Storage(far(-(-rows * columns // 2), dtype=torch.uint8), scales, [rows, columns, 64, 0, 256])
     first_nested = first_block // 256
     written = {
         "w{}_ptr": (first // 2, (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8)),
@@ -230,7 +230,7 @@ def test_lora_linear_over_a_large_weight(kind: str, N: int, K: int, architecture
 def test_lora_linear_group() -> None:
 
     W, x = [weight("4-bit", MANY_CODES, FEW) for _ in range(3)], integers(TOKENS, FEW)
-    group = joined([Storage(*one.storage) for one in W])
+    group = joined([one.storage for one in W])
     P = torch.zeros(TOKENS, RANK)
     B_hat = [far(MANY_CODES, RANK, dtype=torch.float32) for _ in range(3)]
     bias = [far(MANY_CODES, dtype=torch.float32) for _ in range(3)]
@@ -255,7 +255,7 @@ def test_lora_linear_grad_over_a_large_weight(kind: str, N: int, K: int) -> None
     """The last of the programs that share N: what it leaves for the others' last to add."""
 
     W, G = weight(kind, N, K), far(TOKENS, N)
-    arguments = weight_arguments(*W.storage, "sm_80")
+    arguments = weight_arguments(W.storage, "sm_80")
     read = how_columns_are_read(arguments, K)
     config = launch_config("lora_linear_grad", "sm_80", "bfloat16", TOKENS, read, N=N, K=K)
     share = 4 * config["BLOCK_N"]
@@ -438,7 +438,7 @@ def test_nf4_dequantize() -> None:
     W = weight("4-bit", MANY_CODES, FEW)
     found = launched_alone(
         nf4_dequantize,
-        weight=weight_arguments(*W.storage, "sm_80"),
+        weight=weight_arguments(W.storage, "sm_80"),
         c=None,
         decoded=far(MANY_CODES, FEW),
         N=MANY_CODES,

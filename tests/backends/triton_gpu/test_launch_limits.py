@@ -19,8 +19,8 @@ from lorafam.kernels.kernel_call import KernelCall
 
 from lorafam.backends import triton_gpu
 from lorafam.backends.triton_gpu import launch, launch_limits
+from lorafam.inspect.every_kernel import four_bit
 from lorafam.inspect.machine_code import machine_code
-from lorafam.inspect.shipped import four_bit
 
 # what nvdisasm counts besides: one KiB that the system has of each program
 OF_THE_SYSTEM = {"sm_80": 0, "sm_90": 1024}

@@ -18,7 +18,7 @@ from tests.tolerances import assert_as_good_as_eager
 if not INTERPRETING:
     from lorafam.backends.triton_gpu import split
     from lorafam.backends.triton_gpu.lora_linear import lora_linear
-    from lorafam.inspect.shipped import configuration
+    from lorafam.inspect.every_kernel import configuration
     from lorafam.inspect.traffic import count
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="of compiled code only: the interpreter has no table")

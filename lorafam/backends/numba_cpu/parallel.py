@@ -32,7 +32,7 @@ _CALLS = 1024
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-class _Kernel(NamedTuple):
+class _Queued(NamedTuple):
     """What `run` was asked for."""
 
     entry: int
@@ -48,7 +48,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[str, torch.Tensor] = {}
         # of an open region: its kernels, and what they use that nobody else may hold
-        self.kernels: list[_Kernel] | None = None
+        self.kernels: list[_Queued] | None = None
         self.held: list[torch.Tensor] = []
         # calls that were made before, until a buffer grows
         self.calls: dict[Hashable, _Call] = {}
@@ -83,7 +83,7 @@ def run(entry: int, arguments: Sequence[int], parts: int, scratch_bytes: int = 0
     """
     if parts <= 0:
         return
-    kernel = _Kernel(entry, arguments, parts, scratch_bytes, meets)
+    kernel = _Queued(entry, arguments, parts, scratch_bytes, meets)
     if _local.kernels is not None:
         _local.kernels.append(kernel)
         return
@@ -163,7 +163,7 @@ class _Call:
 
     def __init__(
         self,
-        kernels: Sequence[_Kernel],
+        kernels: Sequence[_Queued],
         tensors: Sequence[torch.Tensor | None] = (),
         held: Sequence[torch.Tensor] = (),
     ) -> None:
@@ -220,7 +220,7 @@ class _Call:
 
 def _places(memory: Sequence[int], tensors: Sequence[torch.Tensor | None]) -> list[tuple[int, list[tuple[int, int]]]]:
     """By tensor, where an address within it stands, and how far into the tensor it points."""
-    found = []
+    by_argument = []
     for index, tensor in enumerate(tensors):
         if tensor is None or not tensor.numel():
             continue
@@ -228,11 +228,11 @@ def _places(memory: Sequence[int], tensors: Sequence[torch.Tensor | None]) -> li
         end = start + tensor.numel() * tensor.element_size()
         places = [(place, value - start) for place, value in enumerate(memory) if start <= value < end]
         if places:
-            found.append((index, places))
-    return found
+            by_argument.append((index, places))
+    return by_argument
 
 
-def _start(kernel: _Kernel) -> None:
+def _start(kernel: _Queued) -> None:
     """A kernel alone, without what a `_Call` prepares for the next time."""
     entry, arguments, parts, scratch_bytes, _ = kernel
     threads = min(torch.get_num_threads(), parts)

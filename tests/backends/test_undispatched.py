@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafam import functional as F
-from lorafam.backends import direct
-from lorafam.backends.direct import call
+from lorafam.backends import undispatched
+from lorafam.backends.undispatched import call
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -21,8 +21,8 @@ Call = tuple[str, tuple[Any, ...]]
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ops that didn't go through the dispatcher."""
     names: list[str] = []
-    run = direct.run
-    monkeypatch.setattr(direct, "run", lambda op, *args: (names.append(op.name), run(op, *args))[1])
+    run = undispatched.run
+    monkeypatch.setattr(undispatched, "run", lambda op, *args: (names.append(op.name), run(op, *args))[1])
     return names
 
 

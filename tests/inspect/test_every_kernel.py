@@ -15,7 +15,7 @@ from lorafam.kernels.kernel_call import KernelCall
 
 from lorafam.backends import triton_gpu
 from lorafam.backends.triton_gpu.launch import launch
-from lorafam.inspect import shipped
+from lorafam.inspect import every_kernel
 from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="of compiled code only")
@@ -42,25 +42,25 @@ def does_not_compile() -> None:
     launch(torch.device("cpu"), ("x_ptr",), lambda: call)
 
 
-def calls(**sizes: int) -> Iterator[shipped.Call]:
+def calls(**sizes: int) -> Iterator[every_kernel.Call]:
     x = torch.zeros(8, 64, dtype=torch.float16)
     for op, run in (
         ("first", does_not_compile),
         ("first", does_not_compile),
         ("dropout", lambda: triton_gpu.dropout(x, torch.tensor(1), 0.1)),
     ):
-        yield shipped.Call(op, torch.float16, run)
+        yield every_kernel.Call(op, torch.float16, run)
 
 
 def test_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "calls", calls)
-    failed, right = shipped._dump_one(tmp_path, "sm_80")
+    monkeypatch.setattr(every_kernel, "calls", calls)
+    failed, right = every_kernel._dump_one(tmp_path, "sm_80")
     assert failed.keys() == {"op", "target", "dtype", "error"}
     assert (failed["op"], failed["target"], failed["dtype"]) == ("first", "sm_80", "float16")
     assert (right["kernel"], right["op"]) == ("dropout_kernel", "dropout")
     assert (tmp_path / right["ptx"].removeprefix(f"{tmp_path.name}/")).is_file()
-    assert shipped.compiled([failed, right]) == [right]
-    assert shipped.failures([failed, right]) == [f"first for sm_80, float16: {failed['error']}"]
+    assert every_kernel.compiled([failed, right]) == [right]
+    assert every_kernel.failures([failed, right]) == [f"first for sm_80, float16: {failed['error']}"]
     assert failed["error"].endswith("no int8")
 
 
@@ -68,10 +68,10 @@ def test_code_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     def unreadable(kernel: Any) -> None:
         raise ValueError("a turn is 1.5 turns of the source\nas above")
 
-    monkeypatch.setattr(shipped, "calls", calls)
-    monkeypatch.setattr(shipped, "machine_code", unreadable)
-    rows = shipped._dump_one(tmp_path, "sm_80")
-    assert shipped.compiled(rows) == []
+    monkeypatch.setattr(every_kernel, "calls", calls)
+    monkeypatch.setattr(every_kernel, "machine_code", unreadable)
+    rows = every_kernel._dump_one(tmp_path, "sm_80")
+    assert every_kernel.compiled(rows) == []
     assert rows[1]["error"] == "dropout_kernel: ValueError: a turn is 1.5 turns of the source"
 
 
@@ -80,7 +80,7 @@ def test_the_doctor_names_them_and_exits_with_1(tmp_path: Path, monkeypatch: pyt
 
     from lorafam.cli.main import app
 
-    monkeypatch.setattr(shipped, "dump_kernels", lambda folder: ROWS)
+    monkeypatch.setattr(every_kernel, "dump_kernels", lambda folder: ROWS)
     result = CliRunner().invoke(app, ["doctor", "--dump-kernels", str(tmp_path)])
     assert result.exit_code == 1
     assert result.stdout.startswith("1 kernels for 1 architectures")
@@ -88,7 +88,7 @@ def test_the_doctor_names_them_and_exits_with_1(tmp_path: Path, monkeypatch: pyt
         "row_norm for sm_90, float32: ValueError: no",
         "lorafam doctor: --dump-kernels: 1 didn't compile",
     ]
-    monkeypatch.setattr(shipped, "dump_kernels", lambda folder: ROWS[:1])
+    monkeypatch.setattr(every_kernel, "dump_kernels", lambda folder: ROWS[:1])
     assert CliRunner().invoke(app, ["doctor", "--dump-kernels", str(tmp_path)]).exit_code == 0
 
 

@@ -42,16 +42,17 @@ def together(*args: Any) -> ModuleType | None:
 
 
 def _are_plain(args: Sequence[Any]) -> bool:
-    """Whether all are values or CPU tensors of torch's own kinds whose bytes are their values."""
-    for arg in args:
-        kind = type(arg)
-        if kind in _TENSORS:
-            # torch's dispatcher gives a lazily negated view its sign
-            if not arg.is_cpu or arg.is_neg():
-                return False
-        elif kind in (list, tuple):
-            if not _are_plain(arg):
-                return False
-        elif kind not in _VALUES:
-            return False
+    """Whether all are values or CPU tensors of torch's own kinds whose bytes are their values, in lists and tuples."""
+    several = [args]
+    for own in several:
+        for arg in own:
+            kind = type(arg)
+            if kind in _TENSORS:
+                # torch's dispatcher gives a lazily negated view its sign
+                if not arg.is_cpu or arg.is_neg():
+                    return False
+            elif kind not in _VALUES:
+                if not issubclass(kind, list | tuple):
+                    return False
+                several.append(arg)
     return True

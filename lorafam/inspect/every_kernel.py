@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from subprocess import SubprocessError
@@ -23,7 +23,8 @@ from ..backends.triton_gpu.lora_linear import FEW
 from ..backends.triton_gpu.staged import product
 from ..files import write_json
 from ..kernels.paths import CUBLAS, TRITON
-from ..ops.by_storage import NESTED_BLOCK_SIZE, Storage, joined
+from ..ops.by_storage import NESTED_BLOCK_SIZE, Storage, dense_storage
+from ..ops.samples import OPTIONAL, Sample
 from .instructions import global_accesses, per_weight
 from .machine_code import disassembly, machine_code
 
@@ -54,72 +55,63 @@ def calls(N: int = N, K: int = K) -> Iterator[Call]:
 
     W is [N, K]: of any size for that, as long as N is a multiple of 16 and K of the block.
     """
-    from ..backends.triton_gpu import (
-        adalora_importance,
-        adalora_penalty,
-        adalora_penalty_grad,
-        adalora_scores,
-        dequantize_4bit,
-        dropout,
-        lora_factors_grad,
-        lora_linear,
-        lora_linear_grad,
-        lora_linear_group,
-        lora_project,
-        quantize_4bit,
-        quantize_absmax,
-        row_norm,
-        squared_row_norm,
-    )
-
-    seed, p = torch.tensor(1), 0.1
-    A, B_hat, vector = torch.zeros(RANK, K), torch.zeros(N, RANK), torch.ones(N)
+    dense = {dtype: dense_storage(torch.zeros(N, K, dtype=dtype)) for dtype in DTYPES}
     for dtype in DTYPES:
-        weights = [(torch.zeros(N, K, dtype=dtype), [], []), four_bit(N, K)]
-
-        def call(op: Any, *arguments: Any, dtype: torch.dtype = dtype) -> Call:
-            return Call(op.__name__, dtype, lambda: op(*arguments))
-
+        weights = [dense[dtype], four_bit(N, K)]
         for tokens in TOKENS:
-            x, grad_y = torch.zeros(tokens, K, dtype=dtype), torch.zeros(tokens, N, dtype=dtype)
-            P = torch.zeros(tokens, RANK)
             for weight in weights:
-                yield call(lora_linear, x, *weight, P, B_hat, vector, vector)
-                yield call(lora_linear, x, *weight, P, B_hat, None, None)
-                yield call(lora_linear_grad, grad_y, *weight, vector, P, A, seed, p)
-                yield call(lora_linear_grad, grad_y, *weight, None, P, A, None, 0.0)
+                yield _call("lora_linear", weight, dtype, tokens)
+                yield _call("lora_linear", weight, dtype, tokens, ("update",))
+                yield _call("lora_linear_grad", weight, dtype, tokens)
+                yield _call("lora_linear_grad", weight, dtype, tokens, ("update",))
             if tokens <= FEW and dtype != torch.float32:
-                for members, bias in ((3, None), (2, vector)):
-                    group = joined([four_bit(N, K) for _ in range(members)])
-                    yield call(lora_linear_group, x, *group, [P] * members, [B_hat] * members, [bias] * members)
-            tail = torch.zeros(tokens, K_TAIL, dtype=dtype)
-            yield call(lora_linear, tail, *four_bit(N, K_TAIL), P, B_hat, None, None)
+                for biased in ((False,) * 3, (True,) * 2):
+                    yield _call("lora_linear_group", weights[1], dtype, tokens, biased=biased)
+            yield _call("lora_linear", four_bit(N, K_TAIL), dtype, tokens, ("update",))
         for by in (CUBLAS, TRITON) if dtype != torch.float32 else ():
             yield Call("staged", dtype, functools.partial(_staged, dtype, by))
-        yield call(lora_project, x, A, seed, p)
-        yield call(lora_project, x, A, None, 0.0)
-        yield call(lora_factors_grad, grad_y, x, P, B_hat, vector, grad_y, vector, vector, seed, p, True)
-        yield call(lora_factors_grad, grad_y, x, P, B_hat, None, None, None, None, None, 0.0, False)
-        yield call(dropout, x, seed, p)
-        yield call(dequantize_4bit, *weights[1], dtype)
-        yield call(quantize_4bit, weights[0][0], 64, "nf4")
+        for op in ("lora_project", "lora_factors_grad"):
+            yield _call(op, weights[0], dtype, TOKENS[-1])
+            yield _call(op, weights[0], dtype, TOKENS[-1], ())
+        yield _call("dropout", weights[0], dtype, TOKENS[-1])
+        yield _call("dequantize_4bit", weights[1], dtype)
+        yield _call("quantize_4bit", weights[0], dtype)
         for weight in weights:
-            yield call(row_norm, *weight, A, B_hat, vector)
-            yield call(squared_row_norm, *weight)
-    factors = [A, B_hat]
-    yield Call("quantize_absmax", torch.float32, lambda: quantize_absmax(torch.ones(N), torch.arange(256.0)))
-    yield Call(
-        "adalora_importance",
-        torch.float32,
-        lambda: adalora_importance(factors, factors, [A.clone(), B_hat.clone()], [A.clone(), B_hat.clone()], 0.9, 0.9),
-    )
-    yield Call("adalora_scores", torch.float32, lambda: adalora_scores(factors, factors, [0, 1]))
-    yield Call("adalora_penalty", torch.float32, lambda: adalora_penalty(factors, [0, 1]))
-    yield Call(
-        "adalora_penalty_grad",
-        torch.float32,
-        lambda: adalora_penalty_grad(factors, [0, 1], torch.ones(2), torch.ones(2 * RANK * RANK), torch.ones(2)),
-    )
+            yield _call("row_norm", weight, dtype)
+            yield _call("squared_row_norm", weight, dtype)
+    for op in ("quantize_absmax", "adalora_importance", "adalora_scores", "adalora_penalty", "adalora_penalty_grad"):
+        yield _call(op, dense[torch.float32], torch.float32)
+
+
+class _ZeroTensors:
+    """Tensors for calls that are compiled: their values don't matter."""
+
+    seed = torch.tensor(1)
+
+    def random(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def levels(self) -> Tensor:
+        return torch.arange(256.0)
+
+    def factors(self) -> tuple[list[Tensor], list[int]]:
+        return [torch.zeros(RANK, K), torch.zeros(N, RANK)], [0, 1]
+
+    def penalties(self, factors: list[Tensor], rank_dims: list[int]) -> tuple[Tensor, ...]:
+        return torch.ones(len(factors)), torch.ones(len(factors) * RANK * RANK)
+
+
+def _call(
+    op: str, weight: Storage, dtype: torch.dtype, tokens: int = 1, given: Collection[str] = OPTIONAL, **more: Any
+) -> Call:
+    from ..backends import triton_gpu
+
+    def run() -> object:
+        return getattr(triton_gpu, op)(
+            *Sample(_ZeroTensors(), weight, dtype, tokens, RANK, given, **more).arguments(op)
+        )
+
+    return Call(op, dtype, run)
 
 
 def _staged(dtype: torch.dtype, by: str) -> None:

@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 PLAIN = "traced, vectorised or differentiated forward: plain operations are wanted"
 
 
-class Way(NamedTuple):
+class LayerPlan(NamedTuple):
     """The path; the active adapters it computes; the base's weight, where the path needs none of the base's code;
     whether the base is to run alone.
     """
@@ -36,9 +36,9 @@ class Way(NamedTuple):
     alone: bool = False
 
 
-def way(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None) -> Way:
-    """The way of a LoRA or AdaLoRA linear layer of PEFT's; for tokens x, if they are given; of the adapters `named`, or
-    of the active ones.
+def layer_plan(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None) -> LayerPlan:
+    """The plan of a LoRA or AdaLoRA linear layer of PEFT's; for tokens x, if they are given; of the adapters `named`,
+    or of the active ones.
     """
     modules = layer._modules
     downs = modules["lora_A"]
@@ -47,36 +47,36 @@ def way(layer: Any, x: Tensor | None = None, named: Sequence[str] | None = None)
     if alone is not None:
         return alone
     if transformed():
-        return Way(PEFT, PLAIN)
+        return LayerPlan(PEFT, PLAIN)
     kinds = {type(layer.lora_variant[name]).__name__ for name in names if name in layer.lora_variant}
     dora = kinds == {"DoraLinearVariant"}
     if kinds and not dora:
-        return Way(PEFT, f"{', '.join(sorted(kinds))}: computed by PEFT alone")
+        return LayerPlan(PEFT, f"{', '.join(sorted(kinds))}: computed by PEFT alone")
     if len(names) > 1 and (dora or "lora_E" in modules):
-        return Way(PEFT, f"{len(names)} active adapters that aren't plain LoRA")
+        return LayerPlan(PEFT, f"{len(names)} active adapters that aren't plain LoRA")
     for name in names:
         problem = _factors(layer, name, dora)
         if problem:
-            return Way(PEFT, problem)
+            return LayerPlan(PEFT, problem)
     dropped = [name for name in names if drops(modules["lora_dropout"][name])]
     if dropped and len(names) > 1:
-        return Way(PEFT, "several active adapters with a dropout mask each")
+        return LayerPlan(PEFT, "several active adapters with a dropout mask each")
     return with_base(layer, names, dora, bool(dropped), x, _device(layer, names[0]))
 
 
-def rows_way(layer: Any, x: Tensor, adapter_names: Sequence[str]) -> Way:
-    """The way of a batch x whose rows name their adapter: fused in one product, or PEFT's."""
+def rows_plan(layer: Any, x: Tensor, adapter_names: Sequence[str]) -> LayerPlan:
+    """The plan of a batch x whose rows name their adapter: fused in one product, or PEFT's."""
     used = tuple(dict.fromkeys(name for name in adapter_names if name in layer._modules["lora_A"]))
     if x.ndim < 2 or len(x) != len(adapter_names) or "lora_E" in layer._modules:
-        return Way(PEFT, "adapters a row: not for this layer or this batch")
-    found = way(layer, x, used)
-    if found.path != FUSED or found.dora:
-        return Way(PEFT, f"adapters a row: {found.reason}", alone=found.alone)
+        return LayerPlan(PEFT, "adapters a row: not for this layer or this batch")
+    plan = layer_plan(layer, x, used)
+    if plan.path != FUSED or plan.dora:
+        return LayerPlan(PEFT, f"adapters a row: {plan.reason}", alone=plan.alone)
     if any(drops(layer._modules["lora_dropout"][name]) for name in used):
-        return Way(PEFT, "adapters a row, with dropout")
+        return LayerPlan(PEFT, "adapters a row, with dropout")
     if any(layer._modules["lora_B"][name].bias is not None for name in used):
-        return Way(PEFT, "adapters a row, with a bias each")
-    return found
+        return LayerPlan(PEFT, "adapters a row, with a bias each")
+    return plan
 
 
 def transformed() -> bool:
@@ -86,13 +86,13 @@ def transformed() -> bool:
     return torch.jit.is_tracing() or is_transformed()
 
 
-def without_adapter(layer: Any, names: tuple[str, ...]) -> Way | None:
-    """The way of a layer whose base runs alone."""
+def without_adapter(layer: Any, names: tuple[str, ...]) -> LayerPlan | None:
+    """The plan of a layer whose base runs alone."""
     if layer._disable_adapters:
-        return Way(PEFT, "the adapters are disabled: the base layer runs alone", alone=True)
+        return LayerPlan(PEFT, "the adapters are disabled: the base layer runs alone", alone=True)
     if layer.merged_adapters:
-        return Way(PEFT, f"{', '.join(layer.merged_adapters)} is merged: the base layer runs alone", alone=True)
-    return None if names else Way(PEFT, "no active adapter here: the base layer runs alone", alone=True)
+        return LayerPlan(PEFT, f"{', '.join(layer.merged_adapters)} is merged: the base layer runs alone", alone=True)
+    return None if names else LayerPlan(PEFT, "no active adapter here: the base layer runs alone", alone=True)
 
 
 def _factors(layer: Any, name: str, dora: bool) -> str:
@@ -137,38 +137,38 @@ def drops(dropout: nn.Module) -> bool:
 
 def with_base(
     layer: Any, names: tuple[str, ...], dora: bool, dropped: bool, x: Tensor | None, device: torch.device
-) -> Way:
-    """The way of adapters that can be computed, on `device`: by what their base is."""
+) -> LayerPlan:
+    """The plan of adapters that can be computed, on `device`: by what their base is."""
     base = layer._modules["base_layer"]
     if any(map(is_sharded, (x, *base._parameters.values()))):
-        return Way(PEFT, "the base weight or the input is a DTensor")
+        return LayerPlan(PEFT, "the base weight or the input is a DTensor")
     try:
         weight, reason = base_weight(base)
     except ValueError as error:
-        return Way(PEFT, str(error))
+        return LayerPlan(PEFT, str(error))
     if isinstance(weight, Tensor):
         if weight.ndim != 2:
-            return Way(PEFT, "the base weight is gathered when its layer runs")
+            return LayerPlan(PEFT, "the base weight is gathered when its layer runs")
         if type(weight) not in (nn.Parameter, Tensor):
             weight, reason = None, f"the base weight is a {type(weight).__name__}"
         elif weight.dtype not in FLOAT_DTYPES:
             reason, weight = f"the base weight is {weight.dtype}", None
     if weight is not None and device != weight.device:
-        return Way(PEFT, f"the base weight is on {weight.device}, the adapter elsewhere")
+        return LayerPlan(PEFT, f"the base weight is on {weight.device}, the adapter elsewhere")
     if weight is not None and x is not None:
         if x.device != weight.device or x.dtype not in FLOAT_DTYPES:
-            return Way(PEFT, f"the input is {x.dtype} on {x.device}")
+            return LayerPlan(PEFT, f"the input is {x.dtype} on {x.device}")
         if x.shape[-1:] != weight.shape[1:]:
-            return Way(PEFT, f"the input is {list(x.shape)}, the base weight {list(weight.shape)}")
+            return LayerPlan(PEFT, f"the input is {list(x.shape)}, the base weight {list(weight.shape)}")
         if isinstance(weight, Tensor) and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            return Way(PEFT, f"the input is {x.dtype}, the base weight {weight.dtype}")
+            return LayerPlan(PEFT, f"the input is {x.dtype}, the base weight {weight.dtype}")
         if isinstance(weight, NF4Weight) and _narrows(base, x):
             weight, reason = None, f"the base multiplies in {base.compute_dtype}, the adapter in {x.dtype}"
     if weight is not None:
-        return Way(FUSED, reason, names, weight, dora)
+        return LayerPlan(FUSED, reason, names, weight, dora)
     if dora and dropped:
-        return Way(PEFT, f"DoRA with dropout needs two products with the weight; {reason}")
-    return Way(LOW_RANK, reason, names, None, dora)
+        return LayerPlan(PEFT, f"DoRA with dropout needs two products with the weight; {reason}")
+    return LayerPlan(LOW_RANK, reason, names, None, dora)
 
 
 def _narrows(base: nn.Module, x: Tensor) -> bool:

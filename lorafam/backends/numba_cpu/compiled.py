@@ -14,7 +14,7 @@ from typing import Any
 
 from numba import njit, types
 
-from ...compat.numba import AnnouncedCFunc
+from ...compat.numba import AnnouncedCFunc, keep_code
 from ..fork_lock import ForkLock
 
 _Maker = Callable[..., Callable[[int], None]]
@@ -86,12 +86,12 @@ def kernel(function: Callable[..., Any]) -> Any:
     """A function over arrays, compiled on first use and kept on disk; runs without the interpreter's lock, in IEEE
     arithmetic.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+    dispatcher = njit(nogil=True, error_model="numpy")(function)
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError as error:
+        return keep_code(dispatcher)
+    except (OSError, RuntimeError) as error:
         _warn(error)
-        return njit(**options)(function)
+        return dispatcher
 
 
 def _warn(error: Exception) -> None:
@@ -99,6 +99,6 @@ def _warn(error: Exception) -> None:
         _told.add("cache")
         warnings.warn(
             f"lorafam compiles its CPU kernels anew in each process, they can't be kept: {error}. "
-            "NUMBA_CACHE_DIR names a folder that can be written.",
+            "NUMBA_CACHE_DIR names a folder that you, and you alone, can write to.",
             stacklevel=3,
         )

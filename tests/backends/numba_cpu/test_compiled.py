@@ -93,3 +93,34 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     folder.chmod(0o500)
     run(folder, HOME=str(tmp_path / "nobody"), XDG_CACHE_HOME=str(tmp_path / "nobody"))
     folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("ending", "damage"), [(".nbi", "empty"), (".nbi", "a folder"), (".nbc", "cut"), (".nbc", "other bytes")]
+)
+def test_damaged_files_are_told_and_compiled_again(damage: str, ending: str, tmp_path: Path) -> None:
+    run(tmp_path)
+    files = sorted(tmp_path.rglob(f"*{ending}"))
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        file.unlink()
+        if damage == "a folder":
+            file.mkdir()
+        else:
+            file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "other bytes": b"\xff" * 99}[damage])
+    said = run(tmp_path)
+    assert SAYS in said
+    assert "can't be" in said
+    if damage != "a folder":
+        assert SAYS not in run(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_a_folder_that_everybody_can_write_to_isn_t_read(tmp_path: Path) -> None:
+    run(tmp_path)
+    for folder in {file.parent for file in tmp_path.rglob("*.nbi")}:
+        folder.chmod(0o777)
+    said = run(tmp_path)
+    assert "every user could have written to" in said
+    assert SAYS in said

@@ -89,6 +89,9 @@ def install() -> Driver:
     for module in (directions, grouped_lora_linear):
         module.together = lambda *args: None
     launch._without_gpu = lambda call, outputs: launch._on_gpu(call)
+    # what products that are stubs would say of the CPU's kernels isn't to be kept
+    self_check: Any = importlib.import_module("lorafam.backends.numba_cpu.self_check")
+    self_check._found = lambda kind: None
     _stub_bitsandbytes()
     _stub_products()
     return driver

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class FolderInUseError(Exception):
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Makes the folder, and keeps others out of it that ask the same way; a process that dies leaves it free. Not on
-    Windows, which has no such locks.
+    Windows, which has no such locks; a file system without them is told of.
 
     Raises FolderInUseError, OSError.
     """
@@ -36,18 +37,24 @@ def working_in(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / LOCK
-    with path.open("w") as lock:
+    # a link there isn't followed
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FolderInUseError(str(folder)) from None
+        except OSError as error:
+            warnings.warn(f"{folder} can't be kept from other processes: {error.strerror}", stacklevel=4)
         # who had it may have removed the file that was opened
-        if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+        if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):
             raise FolderInUseError(str(folder))
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -122,6 +124,24 @@ def test_two_runs_are_not_in_one_folder(tmp_path: Path) -> None:
                 opened(other)
     assert opened(resumed) == (None, ())
     assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_link_in_the_lock_s_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK).symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"^output: .* can't be written"):
+        opened(config(tmp_path / "out"))
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=r"can't be kept from other processes: No locks available"):
+        assert opened(config(tmp_path)) == (None, ())
 
 
 def test_a_run_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def table(by_target: dict[str, dict[Variant, list[Counted]]]) -> list[str]:
     return lines
 
 
-def _cell(found: Sequence[Counted]) -> str:
-    if not found:
+def _cell(counted: Sequence[Counted]) -> str:
+    if not counted:
         return ""
     memory, fetched = (
-        max(moved_bytes(one, place) / least_bytes(one) for one in found) for place in ("distinct", "fetched")
+        max(moved_bytes(one, place) / least_bytes(one) for one in counted) for place in ("distinct", "fetched")
     )
-    return f"{memory:.2f}, {fetched:.2f}, {max(one.traffic.conflicts for one in found):.1%}"
+    return f"{memory:.2f}, {fetched:.2f}, {max(one.traffic.conflicts for one in counted):.1%}"

@@ -31,7 +31,7 @@ def page(rows: Sequence[Row], results: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *(f"{index}. {note}" for index, note in enumerate(notes, 1))]).rstrip() + "\n"
 
 
-def _cell(row: Row, column: str, found: dict[str, Any], notes: list[str]) -> str:
+def _cell(row: Row, column: str, ran: dict[str, Any], notes: list[str]) -> str:
     def noted(text: str, note: str) -> str:
         if note not in notes:
             notes.append(note)
@@ -39,9 +39,9 @@ def _cell(row: Row, column: str, found: dict[str, Any], notes: list[str]) -> str
 
     if column not in row.runs:
         return noted("not run", row.left_out)
-    if "error" in found:
-        return noted("not run", found["error"])
-    outcome = found.get("columns", {}).get(column)
+    if "error" in ran:
+        return noted("not run", ran["error"])
+    outcome = ran.get("columns", {}).get(column)
     if outcome is None:
         return noted("not run", "not tried yet")
     if "error" in outcome:

@@ -96,7 +96,7 @@ def weight(kind: str, rows: int, columns: int) -> Weight:
     w = integers(END, columns, each=EACH)
     first = (rows - END) * columns
     if kind == "dense":
-        return Weight(w, (far(rows, columns), [], []), {"w_ptr": (first, w)})
+        return Weight(w, Storage(far(rows, columns), [], []), {"w_ptr": (first, w)})
     # blocks lie across rows where 64 doesn't divide those
     first_block, blocks = first // 64, -(-rows * columns // 64)
     absmax = 1 + torch.arange(first_block, blocks) % 2

@@ -59,7 +59,7 @@ def _rows(kernels: Path | None) -> Rows:
 def generated(rows: Rows) -> dict[str, list[str]]:
     """The page's sections."""
     launches = {target: moved.launches(target) for target in moved.TARGETS}
-    dequantize = {target: _wavefronts_of_dequantize(modelled) for target, modelled in launches.items()}
+    dequantize = {target: _wavefronts_of_dequantize(own) for target, own in launches.items()}
     modelled = models(rows, dequantize)
     return {
         "formulas": formulas.table(),
